@@ -1,0 +1,257 @@
+//! The words of LVS as types: virtual service, destination, scheduler, forwarding method.
+//!
+//! Everything here is plain data in host byte order. What the kernel's IPVS would refuse is
+//! refused by the table, not by these types; what cannot be said in IPVS cannot be built.
+
+use std::net::IpAddr;
+
+/// The transport protocols that a virtual service can balance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP, IP protocol 6.
+    Tcp,
+    /// UDP, IP protocol 17.
+    Udp,
+    /// SCTP, IP protocol 132.
+    Sctp,
+}
+
+impl Protocol {
+    /// Returns the IP protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+/// The address family of a mark service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Returns the family of `address`.
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// What identifies a virtual service, as in IPVS: the mark alone, else protocol, address, port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ServiceId {
+    /// Packets to this address and port. Port 0 stands for every port.
+    Address {
+        /// Transport protocol.
+        protocol: Protocol,
+        /// Virtual address.
+        address: IpAddr,
+        /// Virtual port.
+        port: u16,
+    },
+    /// Packets of this family that carry this firewall mark.
+    Mark {
+        /// Address family.
+        family: Family,
+        /// The mark, never 0.
+        mark: u32,
+    },
+}
+
+impl ServiceId {
+    /// Returns the address family of the service.
+    pub fn family(self) -> Family {
+        match self {
+            Self::Address { address, .. } => Family::of(address),
+            Self::Mark { family, .. } => family,
+        }
+    }
+}
+
+/// Client persistence of a virtual service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Persistence {
+    /// Seconds that a template lives after its last new connection, 1 to 2,678,400.
+    pub timeout_s: u32,
+    /// Mask by which client addresses are grouped.
+    pub netmask: Netmask,
+}
+
+/// Mask by which persistence groups clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Netmask {
+    /// Any 32 bits, contiguous or not, most significant address byte first.
+    V4([u8; 4]),
+    /// Prefix length, 1 to 128.
+    V6(u8),
+}
+
+/// The configuration of a virtual service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// What identifies it.
+    pub id: ServiceId,
+    /// Scheduler name as the user typed it, at most 15 bytes; `none` schedules nothing.
+    pub scheduler: String,
+    /// Scheduler flags 1 to 3 as bits 0 to 2 (`-b`).
+    pub scheduler_flags: u8,
+    /// One-packet scheduling (`-o`).
+    pub one_packet: bool,
+    /// Persistence (`-p`, `-M`), if any.
+    pub persistence: Option<Persistence>,
+    /// Name of the persistence engine (`--pe`), if any.
+    pub persistence_engine: Option<String>,
+}
+
+/// How a packet reaches a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ForwardingMethod {
+    /// Network address translation (`-m`).
+    Masquerade,
+    /// Direct routing: only the frame's addresses change (`-g`).
+    DirectRoute,
+    /// Encapsulation (`-i`).
+    Tunnel(Tunnel),
+}
+
+/// The encapsulation of a tunnelled destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tunnel {
+    /// IP in IP.
+    Ipip,
+    /// Generic UDP encapsulation.
+    Gue {
+        /// UDP port of the decapsulator.
+        port: u16,
+        /// How the outer datagram is protected.
+        checksum: TunnelChecksum,
+    },
+    /// GRE; remote checksum offload is not defined for it.
+    Gre {
+        /// Whether the GRE header carries a checksum.
+        checksum: bool,
+    },
+}
+
+/// Checksum option of a GUE tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TunnelChecksum {
+    /// None.
+    None,
+    /// Outer UDP checksum.
+    Outer,
+    /// Remote checksum offload.
+    Remote,
+}
+
+/// What identifies a destination within its virtual service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DestinationId {
+    /// Address of the real server.
+    pub address: IpAddr,
+    /// Port of the real server.
+    pub port: u16,
+}
+
+/// The configuration of a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// What identifies it within its service.
+    pub id: DestinationId,
+    /// How packets reach it.
+    pub method: ForwardingMethod,
+    /// Share of new connections, 0 to 2,147,483,647; 0 quiesces.
+    pub weight: u32,
+    /// Number of connections at which it takes no more; 0 for no limit (`-x`).
+    pub upper_threshold: u32,
+    /// Number of connections below which it takes new ones again; 0 for 75 % of the upper (`-y`).
+    pub lower_threshold: u32,
+}
+
+/// Counters as IPVS keeps them. Bytes are lengths of IP packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Connections scheduled.
+    pub connections: u64,
+    /// Packets from clients.
+    pub in_packets: u64,
+    /// Packets to clients that passed the director.
+    pub out_packets: u64,
+    /// Bytes from clients.
+    pub in_bytes: u64,
+    /// Bytes to clients that passed the director.
+    pub out_bytes: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.in_packets += other.in_packets;
+        self.out_packets += other.out_packets;
+        self.in_bytes += other.in_bytes;
+        self.out_bytes += other.out_bytes;
+    }
+}
+
+/// A virtual service as it is: configuration, counters, destinations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// Configuration.
+    pub service: Service,
+    /// Totals, including what removed destinations had carried.
+    pub traffic: Traffic,
+    /// Destinations, newest first as the kernel keeps them.
+    pub destinations: Vec<DestinationEntry>,
+}
+
+/// A destination as it is: configuration, connection counts, counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DestinationEntry {
+    /// Configuration.
+    pub destination: Destination,
+    /// Connections in an active state (`ActiveConn`).
+    pub active: u32,
+    /// All other connections (`InActConn`).
+    pub inactive: u32,
+    /// Persistence templates (`PersistConn`).
+    pub persistent: u32,
+    /// Totals.
+    pub traffic: Traffic,
+}
+
+/// The time-outs that `ipvsadm --set` changes, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Established TCP connections.
+    pub tcp_s: u32,
+    /// TCP connections after a FIN.
+    pub tcp_fin_s: u32,
+    /// UDP flows.
+    pub udp_s: u32,
+}
+
+/// One tracked connection, as `ipvsadm -L -c` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// State by its name in IPVS, such as `ESTABLISHED`.
+    pub state: &'static str,
+    /// Whole seconds until it expires.
+    pub expires_s: u32,
+    /// Client address and port.
+    pub client: std::net::SocketAddr,
+    /// Virtual address and port.
+    pub virtual_address: std::net::SocketAddr,
+    /// Address and port of the destination.
+    pub destination: std::net::SocketAddr,
+}

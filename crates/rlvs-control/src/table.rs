@@ -1,0 +1,87 @@
+//! The virtual-server table as its front ends see it.
+//!
+//! `ipvsadm` and `keepalived` read and edit through [`Table`] and do not know which table it is:
+//! ours in BPF maps, the kernel's IPVS, or the plain one in memory that tests use. Each call is
+//! one edit: it happens whole or not at all.
+
+use crate::model::{
+    Connection, Destination, DestinationId, Service, ServiceEntry, ServiceId, Timeouts,
+};
+
+/// Why a table refused an edit or a question.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `-A` of a service that is there (the kernel's EEXIST).
+    #[error("the virtual service exists already")]
+    ServiceExists,
+    /// The service named is not there (ESRCH).
+    #[error("no such virtual service")]
+    NoService,
+    /// `-a` of a destination that is there (EEXIST).
+    #[error("the destination exists already")]
+    DestinationExists,
+    /// The destination named is not there (ENOENT).
+    #[error("no such destination")]
+    NoDestination,
+    /// No scheduler or persistence engine of that name (ENOENT).
+    #[error("no scheduler or persistence engine is named `{0}`")]
+    UnknownScheduler(String),
+    /// The kernel's IPVS has it, this table does not yet carry it out.
+    #[error("{0} is not carried out yet by this data plane")]
+    NotYet(String),
+    /// A value that IPVS refuses (EINVAL), such as a multicast real server.
+    #[error("{0}")]
+    Invalid(String),
+    /// A number out of range (ERANGE).
+    #[error("{0}")]
+    Range(String),
+    /// A fixed limit of the table is reached.
+    #[error("the table holds at most {limit} {what}")]
+    Full {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many fit.
+        limit: usize,
+    },
+    /// The operating system refused; the text names the operation and its object.
+    #[error("{0}")]
+    System(String),
+}
+
+/// A virtual-server table: the kernel's IPVS or ours.
+pub trait Table {
+    /// Adds a virtual service without destinations.
+    fn add_service(&mut self, service: &Service) -> Result<(), Error>;
+    /// Replaces every attribute of a service except its identity.
+    fn edit_service(&mut self, service: &Service) -> Result<(), Error>;
+    /// Removes a service and its destinations.
+    fn delete_service(&mut self, id: ServiceId) -> Result<(), Error>;
+    /// Adds a destination at the head of the service's list.
+    fn add_destination(&mut self, service: ServiceId, to: &Destination) -> Result<(), Error>;
+    /// Replaces every attribute of a destination except its identity.
+    fn edit_destination(&mut self, service: ServiceId, to: &Destination) -> Result<(), Error>;
+    /// Removes a destination.
+    fn delete_destination(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error>;
+    /// Removes every service.
+    fn flush(&mut self) -> Result<(), Error>;
+    /// Lists every service with its destinations, in the table's own order.
+    fn services(&mut self) -> Result<Vec<ServiceEntry>, Error>;
+    /// Returns one service with its destinations.
+    ///
+    /// # Errors
+    /// [`Error::NoService`] if it is not there.
+    fn service(&mut self, id: ServiceId) -> Result<ServiceEntry, Error> {
+        self.services()?.into_iter().find(|entry| entry.service.id == id).ok_or(Error::NoService)
+    }
+    /// Lists every tracked connection, in no particular order.
+    fn connections(&mut self) -> Result<Vec<Connection>, Error>;
+    /// Returns the time-outs that `--set` changes.
+    fn timeouts(&mut self) -> Result<Timeouts, Error>;
+    /// Sets time-outs; a value of 0 keeps what is there.
+    fn set_timeouts(&mut self, timeouts: Timeouts) -> Result<(), Error>;
+    /// Makes the counters of one service, or of all, start again from 0.
+    fn zero(&mut self, service: Option<ServiceId>) -> Result<(), Error>;
+    /// Returns the size that the first line of a listing shows.
+    fn connection_table_size(&mut self) -> Result<u32, Error>;
+}

@@ -1,0 +1,2 @@
+//! The rlvs binary.
+fn main() {}
