@@ -41,6 +41,8 @@ pub(super) fn build(workspace: &Path, toolchain: &Toolchain) -> Result<PathBuf> 
     let package = workspace.join("crates/rlvs-ebpf");
     let target = package.join("target");
     let linker_folder = toolchain.linker.parent().context("bpf-linker is in no folder")?;
+    // The names of the folders to forget are known once the packages are unpacked.
+    run::run(run::cargo()?.current_dir(&package).args(["fetch", "--quiet", "--locked"]))?;
     let mut cargo = run::cargo()?;
     cargo.current_dir(&package);
     cargo.args(["build", "--release", "--locked", "-Zbuild-std=core", "--target", TARGET]);
@@ -93,7 +95,9 @@ fn folders_to_forget(
         (core, "/rust-source"),
     ];
     let registry = cargo_home()?.join("registry/src");
-    for entry in registry.read_dir().with_context(|| format!("reading {}", registry.display()))? {
+    // Not there if the user has told cargo to take packages from a folder.
+    let Ok(entries) = registry.read_dir() else { return Ok(folders) };
+    for entry in entries {
         let entry = entry.with_context(|| format!("reading {}", registry.display()))?;
         folders.push((entry.path(), "/registry-source"));
     }
