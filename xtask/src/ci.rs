@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 
 use crate::{ebpf, run, test};
 
@@ -47,17 +47,17 @@ fn check_format() -> Result<()> {
 }
 
 fn check_dependencies() -> Result<()> {
-    const HOW: &str = "scripts/cargo-deny installs it";
     let tool = match run::find_on_path("cargo-deny") {
         Some(tool) => tool,
         None => run::cache()?.join("tools/bin/cargo-deny"),
     };
-    let config = run::workspace()?.join("deny.toml");
+    ensure!(tool.is_file(), "cargo-deny is not there: scripts/cargo-deny installs it");
+    let workspace = run::workspace()?;
     for manifest in ["Cargo.toml", "crates/rlvs-ebpf/Cargo.toml"] {
         let mut deny = Command::new(&tool);
-        deny.arg("--manifest-path").arg(run::workspace()?.join(manifest));
-        deny.args(["check", "--config"]).arg(&config).args(["bans", "licenses", "sources"]);
-        run::run(&mut deny).context(HOW)?;
+        deny.arg("--manifest-path").arg(workspace.join(manifest));
+        deny.arg("--config").arg(workspace.join("deny.toml"));
+        run::run(deny.args(["check", "bans", "licenses", "sources"]))?;
     }
     Ok(())
 }
