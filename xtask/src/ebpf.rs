@@ -39,6 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// Builds the objects into the source tree, with the record of how.
 fn build() -> Result<()> {
     let folder = committed()?;
+    recipe::follow_manifest(&run::workspace()?)?;
     let record = build_into(&folder)?;
     record.write(&folder)?;
     eprintln!("wrote {}:\n{}", folder.display(), record.text().trim_end());

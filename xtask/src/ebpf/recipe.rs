@@ -10,6 +10,7 @@ use super::toolchain::Toolchain;
 use super::wrapper;
 use crate::run;
 
+const PACKAGE: &str = "crates/rlvs-ebpf";
 pub(super) const TARGET: &str = "bpfel-unknown-none";
 
 /// The flags of the compiler, but for the folders to forget.
@@ -36,9 +37,14 @@ const FOREIGN_SETTINGS: [&str; 8] = [
     "CARGO_CFG_BPF_TARGET_ARCH",
 ];
 
+/// Brings Cargo.lock up to date with Cargo.toml, by the rules of the compiler of the workspace.
+pub(super) fn follow_manifest(workspace: &Path) -> Result<()> {
+    run::run(run::cargo()?.current_dir(workspace.join(PACKAGE)).args(["fetch", "--quiet"]))
+}
+
 /// Builds the package and returns the folder with its programs.
 pub(super) fn build(workspace: &Path, toolchain: &Toolchain) -> Result<PathBuf> {
-    let package = workspace.join("crates/rlvs-ebpf");
+    let package = workspace.join(PACKAGE);
     let target = package.join("target");
     let linker_folder = toolchain.linker.parent().context("bpf-linker is in no folder")?;
     // The names of the folders to forget are known once the packages are unpacked.
