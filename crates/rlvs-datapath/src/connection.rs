@@ -11,7 +11,7 @@
 
 use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, Settings, Word};
 use crate::hash::{self, Places};
-use crate::ip::{Ip, Slot};
+use crate::ip::{Ip, Packet, Slot};
 use crate::state::{self, Seen, State};
 use crate::tables::{TIME_BITS, TIME_MASK, Tables, Time};
 
@@ -125,10 +125,22 @@ impl<A: Ip> Key<A> {
         Self { client, port, owner, places: hash::places(hash, A::mask(settings)) }
     }
 
-    /// Returns the hash of the key.
+    /// Returns the key of the request half that a packet from a client belongs to.
     #[inline(always)]
-    pub fn hash(&self) -> u64 {
-        self.places.hash
+    pub fn of_request(settings: &Settings, packet: &Packet<A>, service: u32) -> Self {
+        Self::new(settings, packet.source, packet.source_port, service)
+    }
+
+    /// Returns the key of the reply half that a packet from a NAT destination belongs to.
+    #[inline(always)]
+    pub fn of_reply(settings: &Settings, packet: &Packet<A>, endpoint: u32) -> Self {
+        Self::new(settings, packet.target, packet.target_port, endpoint)
+    }
+
+    /// Returns a number that is the same for every packet of the flow.
+    #[inline(always)]
+    pub fn flow(&self) -> u64 {
+        u64::from(self.places.first) << 32 | u64::from(self.places.second)
     }
 
     #[inline(always)]
@@ -193,25 +205,37 @@ impl<'a, T: Tables> Context<'a, T> {
 
     #[inline(always)]
     fn find<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
+        match self.find_at(key, key.places.first) {
+            Some(found) => Some(found),
+            None => self.find_at(key, key.places.second),
+        }
+    }
+
+    #[inline(always)]
+    fn find_at<A: Ip>(&self, key: &Key<A>, place: u32) -> Option<Found<'a, A::Slot>> {
+        let slots = A::connections(self.tables, place)?;
         let word = key.word();
-        for slot in A::connections(self.tables, key.places.first)? {
-            if let Some(value) = key.value_in(self.tables, slot, word) {
-                return Some(Found { slot, value });
+        let mut index = A::SLOTS;
+        let mut value = Value(0);
+        for (at, slot) in slots.iter().enumerate() {
+            if let Some(seen) = key.value_in(self.tables, slot, word) {
+                (index, value) = (at, seen);
+                break;
             }
         }
-        for slot in A::connections(self.tables, key.places.second)? {
-            if let Some(value) = key.value_in(self.tables, slot, word) {
-                return Some(Found { slot, value });
-            }
+        if index == A::SLOTS {
+            return None;
         }
-        None
+        let slot = slots.get(self.tables.opaque(index) & (A::SLOTS - 1))?;
+        Some(Found { slot, value })
     }
 
     /// Finds a half of a connection that has not expired; an expired one is removed.
     #[inline(always)]
     pub fn find_live<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
         let found = self.find(key)?;
-        if self.is_young(found.value) || !self.retire(key, &found) { Some(found) } else { None }
+        let Found { slot, value } = found;
+        if self.is_young(value) || !self.retire::<A>(slot, value) { Some(found) } else { None }
     }
 
     /// Returns whether this half's own time has not run out.
@@ -232,23 +256,31 @@ impl<'a, T: Tables> Context<'a, T> {
         Some(Key::new(self.settings, key.client, key.port, owner))
     }
 
-    /// Removes a connection whose half `found` has run out, unless its other half is younger.
+    /// Removes a connection one of whose halves has run out, unless its other half is younger.
     /// Returns whether it is gone.
     #[inline(never)]
-    pub fn retire<A: Ip>(&self, key: &Key<A>, found: &Found<'_, A::Slot>) -> bool {
-        let Some(other_key) = self.other(key, found.value) else {
-            return self.remove_counted(found);
+    pub fn retire<A: Ip>(&self, slot: &A::Slot, value: Value) -> bool {
+        let found = Found { slot, value };
+        let word = self.tables.read(slot.key());
+        if word == 0 {
+            return false;
+        }
+        let (high, low) = slot.address(self.tables, word);
+        let (port, owner) = (Value::port(word), value.owner(word));
+        let key = Key::new(self.settings, A::from_words(high, low), port, owner);
+        let Some(other_key) = self.other(&key, value) else {
+            return self.remove_counted(&found);
         };
         let Some(other) = self.find_other(&other_key) else {
-            return self.remove_counted(found);
+            return self.remove_counted(&found);
         };
-        if other.value.destination() != found.value.destination() {
-            return self.remove_counted(found);
+        if other.value.destination() != value.destination() {
+            return self.remove_counted(&found);
         }
         if self.is_young(other.value) {
             return false;
         }
-        let (request, reply) = if found.value.is_reply() { (&other, found) } else { (found, &other) };
+        let (request, reply) = if value.is_reply() { (&other, &found) } else { (&found, &other) };
         let removed = self.remove_counted(request);
         if removed {
             self.remove(reply);
@@ -259,7 +291,7 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Removes one half, and its connection from the counts if it is the request half. Returns
     /// whether this call did it.
     #[inline(always)]
-    fn remove_counted<S: Slot>(&self, found: &Found<'_, S>) -> bool {
+    pub fn remove_counted<S: Slot>(&self, found: &Found<'_, S>) -> bool {
         let removed = self.remove(found);
         if removed
             && !found.value.is_reply()
@@ -281,52 +313,66 @@ impl<'a, T: Tables> Context<'a, T> {
         self.tables.swap(found.slot.value(), DYING, 0)
     }
 
-    /// Puts a half into a free slot. The caller holds the lock of the key and has not found it.
+    /// Puts a half into a free slot: in its first place, so that one cache line serves its packets,
+    /// unless that is all but full and the second has more room. The caller holds the lock of the
+    /// key and has not found it.
     #[inline(never)]
     pub fn insert<A: Ip>(&self, key: &Key<A>, value: Value) -> Option<&'a A::Slot> {
-        let Places { first, second, .. } = key.places;
-        let free_first = self.free::<A>(first);
-        let (best, rest) = if free_first > A::SPARE || free_first >= self.free::<A>(second) {
-            (first, second)
+        let Places { first, second } = key.places;
+        let in_first = self.vacancy::<A>(first);
+        let place = if in_first < A::SLOTS * 3 / 4 || in_first <= self.vacancy::<A>(second) {
+            first
         } else {
-            (second, first)
+            second
         };
-        match self.claim(key, value, best) {
+        match self.claim(key, value, place) {
             Some(slot) => Some(slot),
-            None => self.claim(key, value, rest),
+            None => self.claim(key, value, place ^ first ^ second),
         }
     }
 
+    /// Returns the index of the first free slot at a place, or the number of slots.
     #[inline(always)]
-    fn free<A: Ip>(&self, place: u32) -> u32 {
-        let mut free = 0;
+    fn vacancy<A: Ip>(&self, place: u32) -> usize {
+        let mut index = A::SLOTS;
         if let Some(slots) = A::connections(self.tables, place) {
-            for slot in slots {
-                free += u32::from(self.tables.read(slot.value()) == 0);
+            for (at, slot) in slots.iter().enumerate() {
+                if self.tables.read(slot.value()) == 0 {
+                    index = at;
+                    break;
+                }
             }
         }
-        free
+        self.tables.opaque(index)
     }
 
     /// Returns whether neither place of a key has a free slot.
-    #[inline(never)]
+    #[inline(always)]
     pub fn is_full<A: Ip>(&self, key: &Key<A>) -> bool {
-        self.free::<A>(key.places.first) + self.free::<A>(key.places.second) == 0
+        self.vacancy::<A>(key.places.first) >= A::SLOTS
+            && self.vacancy::<A>(key.places.second) >= A::SLOTS
     }
 
     #[inline(always)]
     fn claim<A: Ip>(&self, key: &Key<A>, value: Value, place: u32) -> Option<&'a A::Slot> {
-        for slot in A::connections(self.tables, place)? {
+        let slots = A::connections(self.tables, place)?;
+        let mut index = A::SLOTS;
+        for (at, slot) in slots.iter().enumerate() {
             let vacant: &Word = slot.value();
             if self.tables.read(vacant) == 0 && self.tables.swap(vacant, 0, value.0) {
-                let (high, low) = key.client.words();
-                slot.set_address(self.tables, high, low);
-                self.tables.swap(slot.key(), 0, key.word());
-                self.occupy::<A>(place);
-                return Some(slot);
+                index = at;
+                break;
             }
         }
-        None
+        if index == A::SLOTS {
+            return None;
+        }
+        let slot = slots.get(self.tables.opaque(index) & (A::SLOTS - 1))?;
+        let (high, low) = key.client.words();
+        slot.set_address(self.tables, high, low);
+        self.tables.swap(slot.key(), 0, key.word());
+        self.occupy::<A>(place);
+        Some(slot)
     }
 
     /// Tells the sweep that there is something in this place's group.
@@ -355,8 +401,8 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Takes the lock of a key; `kind` 0 for request halves, 1 for reply halves, taken in that
     /// order. `None` if another CPU does not let go.
     #[inline(always)]
-    pub fn lock<A>(&self, key: &Key<A>, kind: u32) -> Option<Lock<'a>> {
-        let index = kind * LOCKS + ((key.places.hash >> 16) as u32 & (LOCKS - 1));
+    pub fn lock<A: Ip>(&self, key: &Key<A>, kind: u32) -> Option<Lock<'a>> {
+        let index = kind * LOCKS + (key.places.first & (LOCKS - 1));
         let word = self.tables.lock(index)?;
         for _ in 0..SPINS {
             if self.tables.read(word) == 0 && self.tables.swap(word, 0, 1) {
@@ -376,35 +422,33 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     pub fn track_request<A: Ip>(
         &self,
-        key: &Key<A>,
+        packet: &Packet<A>,
+        service: u32,
         found: &Found<'_, A::Slot>,
-        protocol: u8,
-        flags: u8,
     ) {
-        let value = found.value;
-        let state = state::next(value.state(), seen(value), protocol, flags);
-        if value.time() == self.now.0 && value.state() == state {
-            return;
+        let Found { slot, value } = *found;
+        let state = state::next(value.state(), seen(value), packet.protocol, packet.flags);
+        if value.state() != state {
+            self.change_by_request(packet, service, slot, value);
+        } else if value.time() != self.now.0 {
+            self.tables.swap(slot.value(), value.0, value.with(self.now, state).0);
         }
-        if value.state() == state {
-            self.tables.swap(found.slot.value(), value.0, value.with(self.now, state).0);
-            return;
-        }
-        self.change_by_request(key, found, protocol, flags);
     }
 
     #[inline(never)]
     fn change_by_request<A: Ip>(
         &self,
-        key: &Key<A>,
-        found: &Found<'_, A::Slot>,
-        protocol: u8,
-        flags: u8,
+        packet: &Packet<A>,
+        service: u32,
+        slot: &A::Slot,
+        value: Value,
     ) -> bool {
-        let Some(state) = self.advance(found, seen(found.value), protocol, flags, true) else {
+        let Packet { protocol, flags, .. } = *packet;
+        let found = Found { slot, value };
+        let Some(state) = self.advance(&found, seen(value), protocol, flags, true) else {
             return false;
         };
-        self.mirror(key, found.value, state);
+        self.mirror(&Key::of_request(self.settings, packet, service), value, state);
         true
     }
 
@@ -412,40 +456,37 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     pub fn track_reply<A: Ip>(
         &self,
-        key: &Key<A>,
+        packet: &Packet<A>,
+        endpoint: u32,
         found: &Found<'_, A::Slot>,
-        protocol: u8,
-        flags: u8,
     ) {
-        let value = found.value;
-        let state = state::next(value.state(), Seen::Reply, protocol, flags);
-        if value.time() == self.now.0 && value.state() == state {
-            return;
+        let Found { slot, value } = *found;
+        let state = state::next(value.state(), Seen::Reply, packet.protocol, packet.flags);
+        if value.state() != state {
+            self.change_by_reply(packet, endpoint, slot, value);
+        } else if value.time() != self.now.0 {
+            self.tables.swap(slot.value(), value.0, value.with(self.now, state).0);
         }
-        if value.state() == state {
-            self.tables.swap(found.slot.value(), value.0, value.with(self.now, state).0);
-            return;
-        }
-        self.change_by_reply(key, found, protocol, flags);
     }
 
     #[inline(never)]
     fn change_by_reply<A: Ip>(
         &self,
-        key: &Key<A>,
-        found: &Found<'_, A::Slot>,
-        protocol: u8,
-        flags: u8,
+        packet: &Packet<A>,
+        endpoint: u32,
+        slot: &A::Slot,
+        value: Value,
     ) -> bool {
-        let value = found.value;
+        let Packet { protocol, flags, .. } = *packet;
         let mut state = state::next(value.state(), Seen::Reply, protocol, flags);
-        if let Some(request_key) = self.other(key, value)
+        let key = Key::of_reply(self.settings, packet, endpoint);
+        if let Some(request_key) = self.other(&key, value)
             && let Some(request) = self.find_other(&request_key)
             && let Some(agreed) = self.advance(&request, Seen::Reply, protocol, flags, false)
         {
             state = agreed;
         }
-        self.tables.swap(found.slot.value(), value.0, value.with(self.now, state).0)
+        self.tables.swap(slot.value(), value.0, value.with(self.now, state).0)
     }
 
     /// Moves a request half to the state that follows, and its connection between the counts.
@@ -517,7 +558,7 @@ pub struct Lock<'a>(&'a Word);
 /// same connection at the same instant.
 const TRIES: u32 = 4;
 /// How often a lock is looked at: longer than any holder works.
-const SPINS: u32 = 512;
+const SPINS: u32 = 64;
 
 #[inline(always)]
 fn seen(value: Value) -> Seen {

@@ -3,6 +3,8 @@
 //! What is handed around by value is aligned to 8 bytes: the BPF stack takes aligned accesses only,
 //! and the compiler, which may access packets unaligned, does not know that.
 
+use core::cell::Cell;
+
 use rlvs_wire::checksum;
 
 use crate::abi::Hop;
@@ -77,8 +79,8 @@ pub struct Query {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(align(8))]
 pub enum Answer {
-    /// The way, complete but for the time.
-    Hop(Hop),
+    /// There is a way.
+    Hop,
     /// A route, but its neighbour's MAC address is not known; a frame that can have it resolved
     /// remembers the neighbour.
     Unresolved,
@@ -118,8 +120,8 @@ pub trait Frame {
     fn segment(&self, length: u32) -> u32 {
         length
     }
-    /// Asks the routing table.
-    fn query(&mut self, query: &Query) -> Answer;
+    /// Asks the routing table; a way goes into `hop`, complete but for the time.
+    fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer;
 
     /// Lets the transport checksum at `at` follow an address and a port that changed; `N` is the
     /// length of the headers with it. A UDP checksum of 0 stays 0, a computed 0 becomes 0xffff.

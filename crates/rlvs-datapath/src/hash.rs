@@ -5,13 +5,12 @@
 
 /// The two places of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Places {
     /// The bucket that is tried first.
     pub first: u32,
     /// The other one.
     pub second: u32,
-    /// Bits that neither place uses up.
-    pub hash: u64,
 }
 
 /// Hashes a word with what else belongs to the key.
@@ -29,5 +28,5 @@ pub const fn places(hash: u64, mask: u32) -> Places {
     let first = (hash >> 32) as u32 & mask;
     let second = hash as u32 & mask;
     let second = if second == first { first ^ 1 } else { second };
-    Places { first, second, hash }
+    Places { first, second }
 }

@@ -1,6 +1,8 @@
 //! Next hops: where frames go, from the routing table, kept for a second.
 
-use crate::abi::{Destination, Hop, ROUTES};
+use core::cell::Cell;
+
+use crate::abi::{Destination, Hop, ROUTES, Row};
 use crate::connection::Context;
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::hash;
@@ -17,25 +19,27 @@ pub enum Way {
     Resolve,
 }
 
+// What an out-of-line question returns.
+const HOP: u32 = 0;
+const RESOLVE: u32 = 1;
+const UNRESOLVED: u32 = 2;
+const UNREACHABLE: u32 = 3;
+
 impl<'a, T: Tables> Context<'a, T> {
     /// Returns the way to a destination.
     #[inline(always)]
     pub fn way_to_destination<A: Ip, F: Frame>(
         &self,
         frame: &mut F,
-        row: &crate::abi::Row,
+        row: &Row,
         destination: &Destination,
     ) -> Result<Way, Verdict> {
         let hop = row.hop.get();
         if self.is_fresh(&hop) {
             return Ok(Way::Hop(hop));
         }
-        let query = Query { family: A::FAMILY.into(), target: destination.address };
-        let way = self.ask(frame, &query)?;
-        if let Way::Hop(hop) = way {
-            row.hop.set(hop);
-        }
-        Ok(way)
+        let [high, low] = words(&destination.address);
+        self.found(&row.hop, self.ask::<A, F>(frame, high, low, &row.hop))
     }
 
     /// Returns the way to a client.
@@ -51,13 +55,13 @@ impl<'a, T: Tables> Context<'a, T> {
         if self.is_fresh(&hop) && route.low.get() == low && route.high.get() == high {
             return Ok(Way::Hop(hop));
         }
-        let way = self.ask(frame, &Query { family: A::FAMILY.into(), target: client.octets() })?;
-        if let Way::Hop(hop) = way {
+        let [target_high, target_low] = words(&client.octets());
+        let result = self.ask::<A, F>(frame, target_high, target_low, &route.hop);
+        if result == HOP {
             route.high.set(high);
             route.low.set(low);
-            route.hop.set(hop);
         }
-        Ok(way)
+        self.found(&route.hop, result)
     }
 
     #[inline(always)]
@@ -65,18 +69,40 @@ impl<'a, T: Tables> Context<'a, T> {
         hop.interface != 0 && self.now.since(hop.checked) < self.settings.second
     }
 
-    #[inline(always)]
-    fn ask<F: Frame>(&self, frame: &mut F, query: &Query) -> Result<Way, Verdict> {
-        match frame.query(query) {
-            Answer::Hop(mut hop) => {
+    /// Asks the routing table for an address, given as it stands in memory, and keeps the answer.
+    #[inline(never)]
+    fn ask<A: Ip, F: Frame>(&self, frame: &mut F, high: u64, low: u64, kept: &Cell<Hop>) -> u32 {
+        let target = (u128::from(low) << 64 | u128::from(high)).to_le_bytes();
+        let query = Query { family: A::FAMILY.into(), target };
+        match frame.query(&query, kept) {
+            Answer::Hop => {
+                let mut hop = kept.get();
                 hop.checked = self.now.0;
-                Ok(Way::Hop(hop))
+                kept.set(hop);
+                HOP
             }
-            Answer::Unresolved if F::RESOLVES => Ok(Way::Resolve),
-            Answer::Unresolved => Err(Verdict::Pass(Reason::Unresolved)),
-            Answer::NotForwarded | Answer::Unreachable => Err(Verdict::Drop(Reason::Unreachable)),
+            Answer::Unresolved if F::RESOLVES => RESOLVE,
+            Answer::Unresolved => UNRESOLVED,
+            Answer::NotForwarded | Answer::Unreachable => UNREACHABLE,
         }
     }
+
+    #[inline(always)]
+    fn found(&self, kept: &Cell<Hop>, result: u32) -> Result<Way, Verdict> {
+        match result {
+            HOP => Ok(Way::Hop(kept.get())),
+            RESOLVE => Ok(Way::Resolve),
+            UNRESOLVED => Err(Verdict::Pass(Reason::Unresolved)),
+            _ => Err(Verdict::Drop(Reason::Unreachable)),
+        }
+    }
+}
+
+/// Reads an address as two words without changing the order of its bytes.
+#[inline(always)]
+fn words(address: &[u8; 16]) -> [u64; 2] {
+    let at = |at| u64::from_le_bytes(rlvs_wire::bytes_at(address, at));
+    [at(0), at(8)]
 }
 
 /// Writes the Ethernet addresses for a way and returns the verdict that sends the frame there.

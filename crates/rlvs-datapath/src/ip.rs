@@ -82,8 +82,8 @@ pub trait Ip: Copy + Eq {
     fn mask(settings: &Settings) -> u32;
     /// Number of endpoint places minus one.
     const ENDPOINT_MASK: u32;
-    /// Free slots that a first place keeps before the second is considered.
-    const SPARE: u32;
+    /// Slots in a pair of connection buckets, a power of two.
+    const SLOTS: usize;
 
     /// Hashes the address with 32 more bits of a key.
     fn hash(self, keys: &[u64; 3], more: u64) -> u64;
@@ -255,7 +255,7 @@ impl Ip for V4 {
         settings.connections4_mask
     }
     const ENDPOINT_MASK: u32 = crate::abi::ENDPOINT4_BUCKETS - 1;
-    const SPARE: u32 = 2;
+    const SLOTS: usize = crate::abi::SLOTS4;
 
     #[inline(always)]
     fn hash(self, keys: &[u64; 3], more: u64) -> u64 {
@@ -337,7 +337,7 @@ impl Ip for V6 {
         settings.connections6_mask
     }
     const ENDPOINT_MASK: u32 = crate::abi::ENDPOINT6_BUCKETS - 1;
-    const SPARE: u32 = 1;
+    const SLOTS: usize = crate::abi::SLOTS6;
 
     #[inline(always)]
     fn hash(self, keys: &[u64; 3], more: u64) -> u64 {

@@ -89,15 +89,15 @@ fn request<A: Ip, F: Frame, T: Tables>(
     if packet.ttl <= 1 {
         return complain(context, frame, packet, Complaint::TimeExceeded, Reason::Expired);
     }
-    let key = Key::new(context.settings, packet.source, packet.source_port, service);
+    let key = Key::of_request(context.settings, packet, service);
     let found = match context.find_live(&key) {
         Some(found) => found,
         None if !state::starts(packet.protocol, packet.flags) => {
-            return astray(context, frame, packet, &key);
+            return astray(context, frame, packet, service);
         }
-        None => match context.open(frame, packet, &key) {
+        None => match context.open(frame, packet, service) {
             Ok(found) => found,
-            Err(Reason::Stateless) => return astray(context, frame, packet, &key),
+            Err(Reason::Stateless) => return astray(context, frame, packet, service),
             Err(
                 reason @ (Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken),
             ) => return complain(context, frame, packet, Complaint::PortUnreachable, reason),
@@ -116,7 +116,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    context.track_request(&key, &found, packet.protocol, packet.flags);
+    context.track_request(packet, service, &found);
     forward(frame, packet, destination, row, &way)
 }
 
@@ -156,7 +156,7 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     packet: &Packet<A>,
     endpoint: u32,
 ) -> Verdict {
-    let key = Key::new(context.settings, packet.target, packet.target_port, endpoint);
+    let key = Key::of_reply(context.settings, packet, endpoint);
     let Some(found) = context.find_live(&key) else {
         return Verdict::Pass(Reason::NoConnection);
     };
@@ -178,7 +178,7 @@ fn answer<A: Ip, F: Frame, T: Tables>(
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    context.track_reply(&key, &found, packet.protocol, packet.flags);
+    context.track_reply(packet, endpoint, &found);
     if does_not_fit(frame, packet.length, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
@@ -203,9 +203,9 @@ fn astray<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
-    key: &Key<A>,
+    service: u32,
 ) -> Verdict {
-    Verdict::unpack(astray_out_of_line(context, frame, packet, key))
+    Verdict::unpack(astray_out_of_line(context, frame, packet, service))
 }
 
 #[inline(never)]
@@ -213,38 +213,25 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
-    key: &Key<A>,
+    service: u32,
 ) -> u64 {
-    follow_hash(context, frame, packet, key).pack()
-}
-
-#[inline(always)]
-fn follow_hash<A: Ip, F: Frame, T: Tables>(
-    context: &Context<'_, T>,
-    frame: &mut F,
-    packet: &Packet<A>,
-    key: &Key<A>,
-) -> Verdict {
-    if !context.is_full(key) {
-        return Verdict::Pass(Reason::NoConnection);
-    }
-    let Some((id, destination)) = context.pick_stateless(key) else {
-        return Verdict::Pass(Reason::NoConnection);
+    let key = Key::of_request(context.settings, packet, service);
+    let stateless = match context.pick_stateless(&key) {
+        Some(id) if context.is_full(&key) => context.destination(id),
+        _ => return Verdict::Pass(Reason::NoConnection).pack(),
     };
-    if destination.method == method::MASQUERADE {
-        return Verdict::Pass(Reason::NoConnection);
-    }
-    let row = match context.destination(id) {
-        Ok((_, row)) => row,
-        Err(reason) => return Verdict::Drop(reason),
+    let verdict = match stateless {
+        Ok((to, _)) if to.method == method::MASQUERADE => Verdict::Pass(Reason::NoConnection),
+        Ok((to, row)) => match context.way_to_destination::<A, F>(frame, row, to) {
+            Ok(way) => {
+                context.count(Reason::Stateless);
+                forward(frame, packet, to, row, &way)
+            }
+            Err(verdict) => verdict,
+        },
+        Err(reason) => Verdict::Drop(reason),
     };
-    match context.way_to_destination::<A, F>(frame, row, destination) {
-        Ok(way) => {
-            context.count(Reason::Stateless);
-            forward(frame, packet, destination, row, &way)
-        }
-        Err(verdict) => verdict,
-    }
+    verdict.pack()
 }
 
 #[inline(always)]

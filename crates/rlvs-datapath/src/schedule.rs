@@ -1,5 +1,7 @@
 //! New connections: which destination takes one, and how it gets into the table.
 
+use core::cell::Cell;
+
 use crate::abi::{Destination, destination_flag, method, service_flag, settings_flag};
 use crate::connection::{Context, Found, Key, Value};
 use crate::frame::{Answer, Frame, Query, Verdict};
@@ -38,10 +40,10 @@ impl<'a, T: Tables> Context<'a, T> {
         &self,
         frame: &mut F,
         packet: &Packet<A>,
-        key: &Key<A>,
+        service: u32,
     ) -> Result<Found<'a, A::Slot>, Reason> {
         let mut opened = Opened { slot: None, value: Value(0) };
-        match self.open_out_of_line(frame, packet, key, &mut opened) {
+        match self.open_out_of_line(frame, packet, service, &mut opened) {
             DONE => opened.found(),
             reason => Err(Reason::from_number(reason)),
         }
@@ -52,25 +54,26 @@ impl<'a, T: Tables> Context<'a, T> {
         &self,
         frame: &mut F,
         packet: &Packet<A>,
-        key: &Key<A>,
+        id: u32,
         opened: &mut Opened<'a, A::Slot>,
     ) -> u32 {
-        let Some(service) = self.tables.service(key.owner) else {
+        let Some(service) = self.tables.service(id) else {
             return Reason::Inconsistent as u32;
         };
         if service.flags & service_flag::LIVE == 0 {
             return Reason::NoService as u32;
         }
-        if !self.is_local(frame, packet.target, key.owner) {
+        if !self.is_local(frame, packet.target, id) {
             return Reason::NotLocal as u32;
         }
-        let Some(lock) = self.lock(key, 0) else { return Reason::Busy as u32 };
-        let result = match self.find_other(key) {
-            Some(found) if self.is_young(found.value) || !self.retire(key, &found) => {
-                *opened = Opened { slot: Some(found.slot), value: found.value };
+        let key = Key::of_request(self.settings, packet, id);
+        let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
+        let result = match self.find_other(&key) {
+            Some(Found { slot, value }) if self.is_young(value) || !self.retire::<A>(slot, value) => {
+                *opened = Opened { slot: Some(slot), value };
                 DONE
             }
-            _ => self.schedule(packet, key, opened),
+            _ => self.schedule(packet, &key, opened),
         };
         self.unlock(lock);
         result
@@ -109,7 +112,7 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Makes the entries of a connection to one destination and counts it.
-    #[inline(never)]
+    #[inline(always)]
     fn connect<A: Ip>(
         &self,
         packet: &Packet<A>,
@@ -159,8 +162,8 @@ impl<'a, T: Tables> Context<'a, T> {
         value: Value,
         opened: &mut Opened<'a, A::Slot>,
     ) -> u32 {
-        if let Some(taken) = self.find_other(reply_key)
-            && !self.clear_orphan(key, reply_key, &taken)
+        if let Some(Found { slot, value }) = self.find_other(reply_key)
+            && !self.clear_orphan::<A>(key, slot, value)
         {
             return NEXT | Reason::ReplyTaken as u32;
         }
@@ -177,38 +180,34 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Removes a reply half if its connection has ended. Returns whether the place is free.
-    #[inline(always)]
-    fn clear_orphan<A: Ip>(
-        &self,
-        key: &Key<A>,
-        reply_key: &Key<A>,
-        taken: &Found<'_, A::Slot>,
-    ) -> bool {
-        let Some(owner) = self.tables.destination(taken.value.destination()) else {
-            return self.remove(taken);
-        };
-        if owner.service == key.owner {
-            return self.remove(taken);
+    #[inline(never)]
+    fn clear_orphan<A: Ip>(&self, key: &Key<A>, slot: &A::Slot, value: Value) -> bool {
+        let reply = Found { slot, value };
+        let id = value.destination();
+        let service = self.tables.destination(id).map_or(0, |destination| destination.service);
+        if service == 0 || service == key.owner {
+            return self.remove(&reply);
         }
-        let request_key = Key::new(self.settings, key.client, key.port, owner.service);
+        let request_key = Key::new(self.settings, key.client, key.port, service);
         match self.find_other(&request_key) {
-            Some(request) if request.value.destination() == taken.value.destination() => {
-                !self.is_young(taken.value) && self.retire(reply_key, taken)
+            Some(request) if request.value.destination() == id => {
+                let over = !self.is_young(value) && !self.is_young(request.value);
+                over && self.remove_counted(&request) && self.remove(&reply)
             }
-            _ => self.remove(taken),
+            _ => self.remove(&reply),
         }
     }
 
     /// Picks a destination by the flow's hash alone, for when the table has no room: the same for
     /// every packet of the flow while the ring stays.
     #[inline(always)]
-    pub fn pick_stateless<A: Ip>(&self, key: &Key<A>) -> Option<(u32, &'a Destination)> {
+    pub fn pick_stateless<A: Ip>(&self, key: &Key<A>) -> Option<u32> {
         let schedule = self.tables.schedule(key.owner)?;
         let ring = self.tables.read(&schedule.ring);
-        let index = (key.hash() >> 8).checked_rem(ring & 0xffff_ffff)?;
+        let index = key.flow().checked_rem(ring & 0xffff_ffff)?;
         let id = self.tables.ring(((ring >> 32) + index) as u32)?;
         let destination = self.tables.destination(id)?;
-        if takes_connections(destination) { Some((id, destination)) } else { None }
+        if takes_connections(destination) { Some(id) } else { None }
     }
 
     /// Returns whether the virtual address is one of this host's, as the kernel's IPVS demands by
@@ -226,7 +225,7 @@ impl<'a, T: Tables> Context<'a, T> {
             return seen & LOCAL != 0;
         }
         let query = Query { family: A::FAMILY.into(), target: target.octets() };
-        let local = matches!(frame.query(&query), Answer::NotForwarded);
+        let local = matches!(frame.query(&query, &Cell::default()), Answer::NotForwarded);
         let word = u64::from(self.now.0) << 32 | KNOWN | u64::from(local);
         self.tables.write(&schedule.local, word);
         local

@@ -7,7 +7,7 @@
 //! set it.
 
 use crate::abi::{GROUP, OCCUPANCY_WORDS, SweepCursor};
-use crate::connection::{Context, Found, Key, Value};
+use crate::connection::{Context, Value};
 use crate::ip::{Ip, Slot, V4, V6};
 use crate::tables::{Tables, bump};
 
@@ -105,24 +105,12 @@ impl<'a, T: Tables> Context<'a, T> {
             if value.0 == 0 {
                 continue;
             }
-            if value.is_live() && !self.is_young(value) && self.sweep_slot::<A>(slot, value) {
+            if value.is_live() && !self.is_young(value) && self.retire::<A>(slot, value) {
                 removed += 1;
             } else {
                 left = true;
             }
         }
         Swept { removed, left }
-    }
-
-    #[inline(always)]
-    fn sweep_slot<A: Ip>(&self, slot: &A::Slot, value: Value) -> bool {
-        let word = self.tables.read(slot.key());
-        if word == 0 {
-            return false;
-        }
-        let (high, low) = slot.address(self.tables, word);
-        let client = A::from_words(high, low);
-        let key = Key::new(self.settings, client, Value::port(word), value.owner(word));
-        self.retire(&key, &Found { slot, value })
     }
 }

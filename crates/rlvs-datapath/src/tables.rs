@@ -54,6 +54,12 @@ pub trait Tables {
     fn write(&self, word: &Word, value: u64);
     /// Replaces `old` by `new` if that is what is there; a full memory barrier.
     fn swap(&self, word: &Word, old: u64, new: u64) -> bool;
+    /// Returns `value`. A body whose verifier follows every value it knows through the rest of the
+    /// program hides it here, so that paths which differ in nothing else become one.
+    #[inline(always)]
+    fn opaque(&self, value: usize) -> usize {
+        value
+    }
     /// Adds with wrap-around and returns what was there; a full memory barrier.
     fn add(&self, word: &Word, value: u64) -> u64;
 }

@@ -1,5 +1,6 @@
 //! Frames as XDP and TC have them.
 
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::mem::{size_of, zeroed};
 
@@ -68,9 +69,8 @@ impl Frame for XdpFrame {
         Some(())
     }
     #[inline(always)]
-    fn query(&mut self, query: &Query) -> Answer {
-        let mut way = WAY;
-        answer(ask(self.ctx.cast(), query, &mut way), &way)
+    fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
+        ask(self.ctx.cast(), query, hop, None)
     }
 }
 
@@ -84,7 +84,7 @@ pub struct TcFrame {
 impl TcFrame {
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Self {
-        Self { skb, neighbour: WAY.neighbour }
+        Self { skb, neighbour: Neighbour { address: [0; 16], interface: 0, family: 0 } }
     }
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
@@ -146,11 +146,8 @@ impl Frame for TcFrame {
         if unsafe { (*self.skb).gso_size } > 0 { 0 } else { length }
     }
     #[inline(always)]
-    fn query(&mut self, query: &Query) -> Answer {
-        let mut way = WAY;
-        let result = ask(self.skb.cast(), query, &mut way);
-        self.neighbour = way.neighbour;
-        answer(result, &way)
+    fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
+        ask(self.skb.cast(), query, hop, Some(&mut self.neighbour))
     }
     /// The helper knows whether the checksum is complete or yet to be finished by hardware.
     #[inline(always)]
@@ -178,34 +175,18 @@ impl Frame for TcFrame {
 #[repr(C, align(8))]
 struct Aligned<T>(T);
 
-/// What the routing table said, one or the other.
-struct Way {
-    hop: Hop,
-    neighbour: Neighbour,
-}
+const SUCCESS: i64 = 0;
+const NOT_FORWARDED: i64 = 4;
+const NO_NEIGHBOUR: i64 = 7;
 
-const WAY: Way = Way {
-    hop: Hop { interface: 0, checked: 0, head: 0, tail: 0, mtu: 0 },
-    neighbour: Neighbour { address: [0; 16], interface: 0, family: 0 },
-};
-
-const SUCCESS: u32 = 0;
-const NOT_FORWARDED: u32 = 4;
-const NO_NEIGHBOUR: u32 = 7;
-
+/// Asks the routing table.
 #[inline(always)]
-fn answer(result: u32, way: &Way) -> Answer {
-    match result {
-        SUCCESS => Answer::Hop(way.hop),
-        NO_NEIGHBOUR => Answer::Unresolved,
-        NOT_FORWARDED => Answer::NotForwarded,
-        _ => Answer::Unreachable,
-    }
-}
-
-/// Asks the routing table. Kept out of line: it needs 64 bytes of stack and is rarely reached.
-#[inline(never)]
-fn ask(ctx: *mut c_void, query: &Query, way: &mut Way) -> u32 {
+fn ask(
+    ctx: *mut c_void,
+    query: &Query,
+    hop: &Cell<Hop>,
+    unresolved: Option<&mut Neighbour>,
+) -> Answer {
     // SAFETY: a plain C structure for which zero is a value.
     let mut aligned: Aligned<bpf_fib_lookup> = unsafe { zeroed() };
     let params = &mut aligned.0;
@@ -216,18 +197,25 @@ fn ask(ctx: *mut c_void, query: &Query, way: &mut Way) -> u32 {
     // SAFETY: valid context and parameters of the size given; every variant of the unions is plain
     // integers.
     unsafe {
-        let result = fib_lookup(ctx, params, size_of::<bpf_fib_lookup>() as i32, 0) as u32;
-        if result == SUCCESS {
-            let mtu = params.__bindgen_anon_1.mtu_result as u32;
-            way.hop = Hop::new(params.ifindex, mac(&params.dmac), mac(&params.smac), mtu);
-        } else if result == NO_NEIGHBOUR {
-            way.neighbour = Neighbour {
-                address: bytes(params.__bindgen_anon_4.ipv6_dst),
-                interface: params.ifindex,
-                family: if params.family == AF_INET { 4 } else { 6 },
-            };
+        match fib_lookup(ctx, params, size_of::<bpf_fib_lookup>() as i32, 0) {
+            SUCCESS => {
+                let mtu = params.__bindgen_anon_1.mtu_result as u32;
+                hop.set(Hop::new(params.ifindex, mac(&params.dmac), mac(&params.smac), mtu));
+                Answer::Hop
+            }
+            NO_NEIGHBOUR => {
+                if let Some(neighbour) = unresolved {
+                    *neighbour = Neighbour {
+                        address: bytes(params.__bindgen_anon_4.ipv6_dst),
+                        interface: params.ifindex,
+                        family: if params.family == AF_INET { 4 } else { 6 },
+                    };
+                }
+                Answer::Unresolved
+            }
+            NOT_FORWARDED => Answer::NotForwarded,
+            _ => Answer::Unreachable,
         }
-        result
     }
 }
 
