@@ -1,7 +1,7 @@
 //! Child processes that do not outlive their purpose, and waiting for them without spinning.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -32,33 +32,94 @@ pub fn die_with_parent(command: &mut Command, signal: Signal) {
     }
 }
 
+/// A hold on a process that is not mistaken for another when its number is given out again.
+#[derive(Debug)]
+pub struct Handle {
+    pidfd: OwnedFd,
+}
+
+impl Handle {
+    /// Takes hold of a running process.
+    ///
+    /// # Errors
+    /// No such process.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let Ok(descriptor) = i32::try_from(result) else {
+            return Err(io::Error::from_raw_os_error(libc::EOVERFLOW));
+        };
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just returned this descriptor, so it is open and nobody else's.
+        Ok(Self { pidfd: unsafe { OwnedFd::from_raw_fd(descriptor) } })
+    }
+
+    /// Sends the process a signal.
+    ///
+    /// # Errors
+    /// It has ended, or it is not ours to signal.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let information = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: a null siginfo is allowed and means what kill(2) would send.
+        let status = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                signal as libc::c_int,
+                information,
+                0,
+            )
+        };
+        if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Waits until the process has ended or the time is up, and tells whether it has ended.
+    ///
+    /// # Errors
+    /// The kernel refused to wait.
+    pub fn wait_for(&self, at_most: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + at_most;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so that the wait does not end before the deadline.
+            let timeout =
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            let mut readable = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut readable, timeout) {
+                Ok(0) | Err(Errno::EINTR) if Instant::now() < deadline => {}
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::EINTR) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Asks the process to end, and makes it if it has not after the time.
+    ///
+    /// # Errors
+    /// It is not ours to signal.
+    pub fn end(&self, grace: Duration) -> io::Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        if !self.wait_for(grace)? {
+            self.signal(Signal::SIGKILL)?;
+            self.wait_for(grace)?;
+        }
+        Ok(())
+    }
+}
+
 /// Waits until the child has ended or the time is up, and returns its status if it has ended.
 ///
 /// # Errors
 /// The child cannot be waited for.
 pub fn wait_for(child: &mut Child, at_most: Duration) -> io::Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + at_most;
     if let Some(status) = child.try_wait()? {
         return Ok(Some(status));
     }
-    let handle = open_pidfd(child.id())?;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        // Rounded up, so that the last wait does not end before the deadline.
-        let timeout_ms =
-            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        let mut readable = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut readable, timeout_ms) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if Instant::now() >= deadline {
-            return Ok(None);
-        }
-    }
+    Handle::open(child.id())?.wait_for(at_most)?;
+    child.try_wait()
 }
 
 /// A child that is asked to end, then made to, when this is dropped.
@@ -105,28 +166,12 @@ impl Drop for Guard {
             return;
         }
         // Not yet waited for, so the process id is still this child's.
-        if let Ok(pid) = i32::try_from(child.id()) {
-            // A refusal is dealt with below: the child is then killed.
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).ok();
+        if let Ok(handle) = Handle::open(child.id()) {
+            handle.end(GRACE).ok();
         }
-        if !matches!(wait_for(child, GRACE), Ok(Some(_))) {
-            child.kill().ok();
-            child.wait().ok();
-        }
+        // Reaps it; if it could not be ended, there is nothing else to be done.
+        child.try_wait().ok();
     }
-}
-
-fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let Ok(descriptor) = i32::try_from(result) else {
-        return Err(io::Error::from_raw_os_error(libc::EOVERFLOW));
-    };
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just returned this descriptor, so it is open and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 #[cfg(test)]

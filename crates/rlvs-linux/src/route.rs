@@ -4,7 +4,7 @@
 //! it is wanted; nothing is cached.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
@@ -12,6 +12,7 @@ use netlink_packet_route::address::{
 };
 use netlink_packet_route::link::{
     InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    LinkXdp,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
@@ -25,6 +26,10 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::netlink;
 use crate::netns::{self, Namespace};
+
+// linux/if_link.h; libc does not have them.
+const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1 << 0;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// Why a question or a change failed, with what it was about.
 #[derive(Debug, thiserror::Error)]
@@ -305,6 +310,18 @@ impl Rtnetlink {
         let attributes = vec![LinkAttribute::Controller(controller)];
         let message = RouteNetlinkMessage::SetLink(link_message(index, attributes));
         self.change(message, 0, || format!("making interface {index} a port of {controller}"))
+    }
+
+    /// Attaches an XDP program in native mode to an interface that has none.
+    ///
+    /// # Errors
+    /// The driver has no native XDP, or another program is there.
+    pub fn set_native_xdp(&mut self, index: u32, program: &OwnedFd) -> Result<(), Error> {
+        let flags = XDP_FLAGS_UPDATE_IF_NOEXIST | XDP_FLAGS_DRV_MODE;
+        let xdp = vec![LinkXdp::Fd(program.as_raw_fd()), LinkXdp::Flags(flags)];
+        let attributes = vec![LinkAttribute::Xdp(xdp)];
+        let message = RouteNetlinkMessage::SetLink(link_message(index, attributes));
+        self.change(message, 0, || format!("attaching an XDP program to interface {index}"))
     }
 
     /// Gives an interface an address, usable at once: an IPv6 address without duplicate detection.
@@ -667,6 +684,16 @@ mod tests {
         assert!(fixture.ip("-d link show br0").contains("mcast_snooping 0"));
         assert_eq!(fixture.rtnetlink.link("one").unwrap().controller, Some(bridge));
         assert_eq!(fixture.rtnetlink.link("br0").unwrap().kind.as_deref(), Some("bridge"));
+    }
+
+    #[test]
+    fn a_program_that_passes_is_attached_in_native_mode_once() {
+        let mut fixture = Fixture::new("xdp");
+        let index = fixture.index("one");
+        crate::xdp_pass::attach_pass(&mut fixture.rtnetlink, index).unwrap();
+        let text = fixture.ip("-d link show one");
+        assert!(text.contains("prog/xdp id"), "{text}");
+        assert!(crate::xdp_pass::attach_pass(&mut fixture.rtnetlink, index).is_err());
     }
 
     #[test]
