@@ -67,6 +67,11 @@ impl Claim {
         Ok(Self { id, directory, _lock: lock, kept: false })
     }
 
+    /// Returns the id, by which a sweep finds the lab.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Returns the name of the namespace that plays `role`.
     pub fn namespace_name(&self, role: &str) -> String {
         format!("{PREFIX}{}-{role}", self.id)
@@ -116,23 +121,29 @@ impl Drop for Claim {
 
 /// Which labs a sweep removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sweep {
+pub enum Sweep<'a> {
     /// What crashed labs have left.
     Crashed,
     /// That, and the labs that were left standing on purpose.
-    Kept,
+    All,
+    /// The lab of this id, whether it crashed or was left standing.
+    Only(&'a str),
 }
 
 /// Removes labs whose process is gone, and returns their ids.
 ///
 /// # Errors
 /// A lab could not be removed; those before it are gone.
-pub fn sweep(which: Sweep) -> anyhow::Result<Vec<String>> {
+pub fn sweep(which: Sweep<'_>) -> anyhow::Result<Vec<String>> {
     let _guard = lock_all()?;
     let mut removed = Vec::new();
     for id in ids()? {
         let directory = Path::new(DIRECTORY).join(&id);
-        let spared = which == Sweep::Crashed && directory.join(KEPT).exists();
+        let spared = match which {
+            Sweep::Crashed => directory.join(KEPT).exists(),
+            Sweep::All => false,
+            Sweep::Only(wanted) => wanted != id,
+        };
         if spared || is_owned(&id, &directory)? {
             continue;
         }

@@ -14,6 +14,8 @@ use rlvs_control::model::Protocol;
 const STEP_TIME_MAX: Duration = Duration::from_secs(3);
 /// Largest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+/// After how many failed requests the rest is not tried; each may take seconds.
+const FAILURES_MAX: usize = 4;
 /// What precedes a server's name on its page.
 const GREETING: &str = "Hello from ";
 
@@ -26,7 +28,7 @@ pub struct Answers {
     pub failures: Vec<String>,
 }
 
-/// Asks `requests` times, and stops early when `interrupted` is set.
+/// Asks `requests` times, and stops early when `interrupted` is set or too much has failed.
 pub fn ask_often(
     protocol: Protocol,
     target: SocketAddr,
@@ -41,6 +43,10 @@ pub fn ask_often(
         match ask(protocol, target) {
             Ok(name) => *answers.counts.entry(name).or_default() += 1,
             Err(error) => answers.failures.push(format!("request {number}: {error}")),
+        }
+        if answers.failures.len() >= FAILURES_MAX && number < requests {
+            answers.failures.push(format!("given up after request {number} of {requests}"));
+            break;
         }
     }
     answers

@@ -1,9 +1,9 @@
 //! The how-to's network in network namespaces.
 //!
 //! ```text
-//!  client .10 ---+--- br0 192.168.1.0/24, fd00:1::/64 ---+--- director .100, VIP .200
+//!  client .10 ---+--- br0 192.168.1.0/24, fd00:1::/64 ---+--- director .100, VIPs .200-.207
 //!                |                                       |        |
-//!  rs1 .101, rs2 .102, VIP on lo (direct routing) -------+       br1 10.0.1.0/24, fd00:2::/64
+//!  rs1 .101, rs2 .102, VIPs on lo (direct routing) ------+       br1 10.0.1.0/24, fd00:2::/64
 //!        |                                                        |
 //!        +--- 10.0.1.101, .102 (NAT): answers go back by the director, 10.0.1.1
 //! ```
@@ -66,8 +66,20 @@ pub const CLIENT: Addresses = outside(10, 0x10);
 pub const DIRECTOR: Addresses = outside(100, 0x100);
 /// The director on the side of the real servers that NAT reaches.
 pub const DIRECTOR_INSIDE: Addresses = inside(1, 0x1);
-/// The virtual address.
-pub const VIP: Addresses = outside(200, 0x200);
+/// The virtual addresses. A table remembers a removed server as long as it has connections, also
+/// for the next service at the same address: whoever wants to begin at 0 takes another one.
+pub const VIPS: [Addresses; 8] = [
+    outside(200, 0x200),
+    outside(201, 0x201),
+    outside(202, 0x202),
+    outside(203, 0x203),
+    outside(204, 0x204),
+    outside(205, 0x205),
+    outside(206, 0x206),
+    outside(207, 0x207),
+];
+/// The how-to's virtual address.
+pub const VIP: Addresses = VIPS[0];
 /// Port of the web servers.
 pub const HTTP_PORT: u16 = 80;
 /// Port on which the real servers answer over UDP.
@@ -164,6 +176,11 @@ impl Lab {
     pub fn new(options: &Options) -> anyhow::Result<Self> {
         // From here on, dropping the claim removes whatever has been built.
         let claim = Claim::new()?;
+        let id = claim.id().to_owned();
+        Self::build(claim, options).with_context(|| format!("lab {id}"))
+    }
+
+    fn build(claim: Claim, options: &Options) -> anyhow::Result<Self> {
         let make = |role: &str| Namespace::create(&claim.namespace_name(role));
         let mut lab = Self {
             servers: Vec::new(),
@@ -176,7 +193,7 @@ impl Lab {
             switch: make("sw")?,
             claim,
         };
-        lab.build(options.wiring).context("building the lab's network")?;
+        lab.connect(options.wiring).context("building the network")?;
         for (server, namespace) in REAL_SERVERS.iter().zip(&lab.real_servers) {
             let started = webserver::start(server, namespace, lab.claim.directory(), options)
                 .with_context(|| format!("starting {}", server.title))?;
@@ -187,6 +204,11 @@ impl Lab {
         }
         lab.await_servers()?;
         Ok(lab)
+    }
+
+    /// Returns the id, by which `rlvs lab --clean` finds a lab that was left standing.
+    pub fn id(&self) -> &str {
+        self.claim.id()
     }
 
     /// Returns the client's namespace.
@@ -224,7 +246,7 @@ impl Lab {
         Ok(())
     }
 
-    fn build(&self, wiring: Wiring) -> anyhow::Result<()> {
+    fn connect(&self, wiring: Wiring) -> anyhow::Result<()> {
         prepare_parameters(&self.switch, &[("net/ipv6/conf/default/disable_ipv6", "1")])?;
         let mut switch = Rtnetlink::open_in(&self.switch)?;
         for bridge in [OUTSIDE_BRIDGE, INSIDE_BRIDGE] {
@@ -244,14 +266,14 @@ impl Lab {
         let director =
             [Port::outside("director", DIRECTOR), Port::inside("director", DIRECTOR_INSIDE)];
         wire(&mut switch, &self.director, &director)?;
-        hold_vip(&self.director, OUTSIDE_INTERFACE)?;
+        hold_vips(&self.director, OUTSIDE_INTERFACE)?;
         for (server, namespace) in REAL_SERVERS.iter().zip(&self.real_servers) {
             let ports = [
                 Port::outside(server.role, server.outside),
                 Port::inside(server.role, server.inside),
             ];
             wire(&mut switch, namespace, &ports)?;
-            hold_vip(namespace, "lo")?;
+            hold_vips(namespace, "lo")?;
             answer_through_director(namespace, server)?;
         }
         match wiring {
@@ -365,10 +387,10 @@ fn wire(switch: &mut Rtnetlink, host: &Namespace, ports: &[Port]) -> anyhow::Res
     Ok(())
 }
 
-fn hold_vip(host: &Namespace, interface: &str) -> anyhow::Result<()> {
+fn hold_vips(host: &Namespace, interface: &str) -> anyhow::Result<()> {
     let mut rtnetlink = Rtnetlink::open_in(host)?;
     let index = rtnetlink.link(interface)?.index;
-    for address in VIP.both() {
+    for address in VIPS.into_iter().flat_map(Addresses::both) {
         rtnetlink.add_address(index, Prefix { address, bits: host_bits(address) })?;
     }
     Ok(())

@@ -14,7 +14,7 @@ use rlvs_linux::netns::Namespace;
 use rlvs_linux::process::{self, Guard};
 
 use super::client;
-use super::topology::{Addresses, HTTP_PORT, Options, RealServer, UDP_PORT, VIP, WebServer};
+use super::topology::{Addresses, HTTP_PORT, Options, RealServer, UDP_PORT, VIPS, WebServer};
 
 /// How long a server may take until it answers.
 const START_TIME_MAX: Duration = Duration::from_secs(10);
@@ -38,10 +38,9 @@ pub(super) fn start(
     let mut ours = Command::new(&options.program);
     ours.args(["lab-server", "--name", server.title]);
     // One socket for each address, so that the answer comes from the one that was asked.
-    for addresses in [server.outside, server.inside, VIP] {
-        for address in addresses.both() {
-            ours.args(["--udp", &SocketAddr::new(address, UDP_PORT).to_string()]);
-        }
+    let held = [server.outside, server.inside].into_iter().chain(VIPS);
+    for address in held.flat_map(Addresses::both) {
+        ours.args(["--udp", &SocketAddr::new(address, UDP_PORT).to_string()]);
     }
     let nginx = match options.web_server {
         WebServer::Installed => find_program("nginx"),
