@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{
     InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -329,7 +329,38 @@ impl Rtnetlink {
     /// # Errors
     /// The address is there, or the interface is gone.
     pub fn add_address(&mut self, index: u32, prefix: Prefix) -> Result<(), Error> {
+        self.put_address(index, prefix, Vec::new())
+    }
+
+    /// Gives an interface a virtual address: one that the kernel does not choose as the source of
+    /// this host's own connections.
+    ///
+    /// Linux prefers an IPv6 address of prefix 128 over that of the network, so that a real server
+    /// which holds the same address would answer itself; deprecated, it is left out. keepalived
+    /// does the same.
+    ///
+    /// # Errors
+    /// The address is there, or the interface is gone.
+    pub fn add_virtual_address(&mut self, index: u32, prefix: Prefix) -> Result<(), Error> {
+        let mut lifetime = CacheInfo::default();
+        lifetime.ifa_preferred = 0;
+        lifetime.ifa_valid = u32::MAX;
+        let attributes = match prefix.address {
+            // An IPv4 address is only chosen for a destination within its prefix.
+            IpAddr::V4(_) => Vec::new(),
+            IpAddr::V6(_) => vec![AddressAttribute::CacheInfo(lifetime)],
+        };
+        self.put_address(index, prefix, attributes)
+    }
+
+    fn put_address(
+        &mut self,
+        index: u32,
+        prefix: Prefix,
+        attributes: Vec<AddressAttribute>,
+    ) -> Result<(), Error> {
         let mut message = address_message(index, prefix);
+        message.attributes.extend(attributes);
         if prefix.address.is_ipv6() {
             message.header.flags = AddressHeaderFlags::Nodad;
         }
@@ -658,6 +689,19 @@ mod tests {
         assert!(!text.contains("tentative 2001"), "{text}");
         fixture.rtnetlink.delete_address(index, prefix("192.0.2.1/24")).unwrap();
         assert!(!fixture.ip("addr show one").contains("192.0.2.1"));
+    }
+
+    #[test]
+    fn a_virtual_address_is_not_chosen_as_a_source() {
+        let mut fixture = Fixture::new("virtual");
+        let index = fixture.index("one");
+        fixture.rtnetlink.add_address(index, prefix("2001:db8::100/64")).unwrap();
+        fixture.rtnetlink.add_address(index, prefix("192.0.2.100/24")).unwrap();
+        fixture.rtnetlink.add_virtual_address(index, prefix("2001:db8::200/128")).unwrap();
+        fixture.rtnetlink.add_virtual_address(index, prefix("192.0.2.200/32")).unwrap();
+        fixture.rtnetlink.set_up(index, true).unwrap();
+        assert!(fixture.ip("route get 2001:db8::201").contains("src 2001:db8::100"));
+        assert!(fixture.ip("route get 192.0.2.201").contains("src 192.0.2.100"));
     }
 
     #[test]

@@ -57,11 +57,18 @@ pub fn ask_often(
 /// # Errors
 /// No answer in time, or one that is not a real server's.
 pub fn ask(protocol: Protocol, target: SocketAddr) -> io::Result<String> {
-    match protocol {
+    let answer = match protocol {
         Protocol::Tcp => ask_http(target),
         Protocol::Udp => ask_udp(target),
         Protocol::Sctp => Err(io::Error::from(io::ErrorKind::Unsupported)),
-    }
+    };
+    answer.map_err(|error| match error.kind() {
+        // What the kernel calls a read that ran out of time.
+        io::ErrorKind::WouldBlock => {
+            io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {STEP_TIME_MAX:?}"))
+        }
+        _ => error,
+    })
 }
 
 fn ask_http(target: SocketAddr) -> io::Result<String> {

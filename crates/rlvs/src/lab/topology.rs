@@ -391,7 +391,7 @@ fn hold_vips(host: &Namespace, interface: &str) -> anyhow::Result<()> {
     let mut rtnetlink = Rtnetlink::open_in(host)?;
     let index = rtnetlink.link(interface)?.index;
     for address in VIPS.into_iter().flat_map(Addresses::both) {
-        rtnetlink.add_address(index, Prefix { address, bits: host_bits(address) })?;
+        rtnetlink.add_virtual_address(index, Prefix { address, bits: host_bits(address) })?;
     }
     Ok(())
 }
