@@ -27,7 +27,7 @@ const HEADER_BYTES: usize = 16;
 #[non_exhaustive]
 pub enum Error {
     /// The kernel answered with an error.
-    #[error("{source}{}", .explanation.as_deref().map(|text| format!(": {text}")).unwrap_or_default())]
+    #[error("{}", .explanation.as_deref().unwrap_or("the kernel refused"))]
     Refused {
         /// The error number.
         source: io::Error,
