@@ -1,1 +1,55 @@
-fn main() {}
+//! The project's own tasks, run as `cargo xtask TASK`.
+//!
+//! Every task prints what it runs; none of them is needed to build or install rlvs.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod ci;
+mod ebpf;
+mod leftovers;
+mod run;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own tasks", disable_version_flag = true)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the eBPF objects from source into crates/rlvs-ebpf/object
+    Ebpf(ebpf::Arguments),
+    /// Run the whole test suite, as root
+    Test(test::Arguments),
+    /// Run every check and then the tests, as continuous integration does
+    Ci(ci::Arguments),
+    /// Measure the packet path
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    // While the eBPF objects are built, cargo calls this program in the compiler's place.
+    if let Some(code) = ebpf::wrapper::run() {
+        return code;
+    }
+    let done = match Arguments::parse().task {
+        Task::Ebpf(arguments) => ebpf::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Ci(arguments) => ci::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,26 @@
+//! What the load balancer does with a packet: one function, [`process`](process::process), for
+//! every body: XDP, TC and the host.
+//!
+//! A body supplies two things: a [`Frame`](frame::Frame), the packet with what can be asked of the
+//! interface it came from, and [`Tables`](tables::Tables), the maps laid out in [`abi`]. Nothing
+//! here allocates, loops without a constant bound, or keeps state of its own.
+//!
+//! Invariant: a packet that does not belong to a virtual service leaves as it came; whatever is not
+//! simply forwarded is counted under one [`Reason`](reason::Reason).
 #![no_std]
+#![forbid(unsafe_code)]
+
+pub mod abi;
+pub mod connection;
+pub mod endpoint;
+pub mod frame;
+pub mod hash;
+pub mod hop;
+pub mod ip;
+pub mod process;
+pub mod reason;
+pub mod refuse;
+pub mod schedule;
+pub mod state;
+pub mod sweep;
+pub mod tables;

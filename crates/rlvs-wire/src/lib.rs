@@ -1,1 +1,159 @@
+//! What the bytes of a packet mean: offsets, protocol numbers, checksums.
+//!
+//! Headers are plain byte arrays of a length known to the compiler, so that an access needs no
+//! run-time check and the same code serves BPF and the host. Everything is in network byte order
+//! on the wire; [`u16_at`] and its kin return host order. No access here can panic: an offset
+//! outside the array does not compile into a reachable branch, because every caller passes
+//! constants.
 #![no_std]
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+
+/// Ethernet header: destination (6), source (6), type (2).
+pub mod ethernet {
+    /// Offset of the destination address.
+    pub const DESTINATION: usize = 0;
+    /// Offset of the source address.
+    pub const SOURCE: usize = 6;
+    /// Offset of the type.
+    pub const TYPE: usize = 12;
+    /// Length of the header without tags.
+    pub const LENGTH: usize = 14;
+    /// Type of IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// Type of IPv6.
+    pub const IPV6: u16 = 0x86dd;
+}
+
+/// IPv4 header (RFC 791), offsets from its first byte.
+pub mod ipv4 {
+    /// Length without options.
+    pub const LENGTH: usize = 20;
+    /// Offset of the type of service.
+    pub const TOS: usize = 1;
+    /// Offset of the total length.
+    pub const TOTAL_LENGTH: usize = 2;
+    /// Offset of flags and fragment offset.
+    pub const FRAGMENT: usize = 6;
+    /// More-fragments flag and fragment offset within [`FRAGMENT`].
+    pub const FRAGMENT_MASK: u16 = 0x3fff;
+    /// Offset of the time to live.
+    pub const TTL: usize = 8;
+    /// Offset of the protocol.
+    pub const PROTOCOL: usize = 9;
+    /// Offset of the header checksum.
+    pub const CHECKSUM: usize = 10;
+    /// Offset of the source address.
+    pub const SOURCE: usize = 12;
+    /// Offset of the destination address.
+    pub const DESTINATION: usize = 16;
+}
+
+/// IPv6 header (RFC 8200), offsets from its first byte.
+pub mod ipv6 {
+    /// Length of the fixed header.
+    pub const LENGTH: usize = 40;
+    /// Offset of the payload length.
+    pub const PAYLOAD_LENGTH: usize = 4;
+    /// Offset of the next header.
+    pub const NEXT_HEADER: usize = 6;
+    /// Offset of the hop limit.
+    pub const HOP_LIMIT: usize = 7;
+    /// Offset of the source address.
+    pub const SOURCE: usize = 8;
+    /// Offset of the destination address.
+    pub const DESTINATION: usize = 24;
+    /// Next header: fragment.
+    pub const FRAGMENT: u8 = 44;
+}
+
+/// TCP header (RFC 9293), offsets from its first byte.
+pub mod tcp {
+    /// IP protocol number.
+    pub const PROTOCOL: u8 = 6;
+    /// Length without options.
+    pub const LENGTH: usize = 20;
+    /// Offset of the byte whose upper half is the data offset in 32-bit words.
+    pub const DATA_OFFSET: usize = 12;
+    /// Offset of the flags.
+    pub const FLAGS: usize = 13;
+    /// Offset of the checksum.
+    pub const CHECKSUM: usize = 16;
+    /// FIN.
+    pub const FIN: u8 = 0x01;
+    /// SYN.
+    pub const SYN: u8 = 0x02;
+    /// RST.
+    pub const RST: u8 = 0x04;
+    /// ACK.
+    pub const ACK: u8 = 0x10;
+}
+
+/// UDP header (RFC 768), offsets from its first byte.
+pub mod udp {
+    /// IP protocol number.
+    pub const PROTOCOL: u8 = 17;
+    /// Length of the header.
+    pub const LENGTH: usize = 8;
+    /// Offset of the length of header and data.
+    pub const DATAGRAM_LENGTH: usize = 4;
+    /// Offset of the checksum; 0 in IPv4 means that there is none.
+    pub const CHECKSUM: usize = 6;
+}
+
+/// ICMP (RFC 792) and ICMPv6 (RFC 4443) errors.
+pub mod icmp {
+    /// IP protocol number of ICMP.
+    pub const PROTOCOL: u8 = 1;
+    /// IP protocol number of ICMPv6.
+    pub const PROTOCOL_V6: u8 = 58;
+    /// Length of the header of an error.
+    pub const LENGTH: usize = 8;
+}
+
+/// Offset of the source port in TCP and UDP headers.
+pub const SOURCE_PORT: usize = 0;
+/// Offset of the destination port in TCP and UDP headers.
+pub const DESTINATION_PORT: usize = 2;
+
+/// Copies `M` bytes from a constant offset.
+#[inline(always)]
+pub fn bytes_at<const N: usize, const M: usize>(bytes: &[u8; N], at: usize) -> [u8; M] {
+    match bytes.get(at..).and_then(|tail| tail.first_chunk::<M>()) {
+        Some(chunk) => *chunk,
+        None => [0; M],
+    }
+}
+
+/// Writes `M` bytes at a constant offset.
+#[inline(always)]
+pub fn put_at<const N: usize, const M: usize>(bytes: &mut [u8; N], at: usize, value: [u8; M]) {
+    if let Some(chunk) = bytes.get_mut(at..).and_then(|tail| tail.first_chunk_mut::<M>()) {
+        *chunk = value;
+    }
+}
+
+/// Reads one byte at a constant offset.
+#[inline(always)]
+pub fn u8_at<const N: usize>(bytes: &[u8; N], at: usize) -> u8 {
+    u8::from_be_bytes(bytes_at(bytes, at))
+}
+
+/// Reads 16 bits at a constant offset.
+#[inline(always)]
+pub fn u16_at<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+    u16::from_be_bytes(bytes_at(bytes, at))
+}
+
+/// Reads 32 bits at a constant offset.
+#[inline(always)]
+pub fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    u32::from_be_bytes(bytes_at(bytes, at))
+}
+
+/// Reads 64 bits at a constant offset.
+#[inline(always)]
+pub fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+    u64::from_be_bytes(bytes_at(bytes, at))
+}

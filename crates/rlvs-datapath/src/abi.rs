@@ -1,0 +1,391 @@
+//! The layout of every map: what programs and control plane agree on.
+//!
+//! Integers are in host byte order; addresses and ports that go onto the wire are byte arrays in
+//! network order. `Cell` marks what programs write; everything else only the control plane writes,
+//! a record at a time. Words that several CPUs may change are 64 bits wide and change by
+//! compare-and-swap or atomic addition only (see [`Tables`](crate::tables::Tables)).
+//!
+//! Each map's name, element type and size stand here once.
+
+use core::cell::Cell;
+use core::mem::size_of;
+
+/// Version of this layout, part of the pins' path. A change of any type here changes it.
+pub const LAYOUT: u32 = 1;
+
+/// Identifiers of services and destinations that can be in use at once.
+pub const IDS: u32 = 65_536;
+/// Elements of the ring map, each a destination id.
+pub const RING_ELEMENTS: u32 = 1 << 20;
+/// Buckets of the IPv4 endpoint map; with two choices of four slots each it holds [`IDS`] services
+/// and as many reply endpoints at half its fill.
+pub const ENDPOINT4_BUCKETS: u32 = 1 << 16;
+/// Buckets of the IPv6 endpoint map.
+pub const ENDPOINT6_BUCKETS: u32 = 1 << 16;
+/// Slots of the client route cache of one CPU.
+pub const ROUTES: u32 = 1 << 12;
+/// Buckets of the interface map.
+pub const INTERFACE_BUCKETS: u32 = 1 << 8;
+/// Locks of one kind.
+pub const LOCKS: u32 = 1 << 12;
+/// Largest number of CPUs.
+pub const CPUS: u32 = 1 << 10;
+/// Pairs of connection buckets that one bit of the occupancy map stands for.
+pub const GROUP: u32 = 64;
+/// Words of the occupancy map for one connection table: a bit for each group of 2^26 pairs.
+pub const OCCUPANCY_WORDS: u32 = (1 << 26) / GROUP / 64;
+/// Default number of bucket pairs of the IPv4 connection table (8 connections fit in one).
+pub const CONNECTIONS4_DEFAULT: u32 = 1 << 18;
+/// Default number of bucket pairs of the IPv6 connection table (4 connections fit in one).
+pub const CONNECTIONS6_DEFAULT: u32 = 1 << 17;
+
+/// A 64-bit word that several CPUs change.
+pub type Word = Cell<u64>;
+
+/// The one element of the map `settings`: written by the control plane, read by every packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Always [`LAYOUT`].
+    pub layout: u32,
+    /// Rows for each id in the maps that have one row a CPU.
+    pub cpus: u32,
+    /// Pairs of IPv4 connection buckets minus one.
+    pub connections4_mask: u32,
+    /// Pairs of IPv6 connection buckets minus one.
+    pub connections6_mask: u32,
+    /// Secrets of the connection and endpoint hashes.
+    pub keys: [u64; 3],
+    /// Coarse time is `jiffies >> clock_shift`, at least 256 ms a unit.
+    pub clock_shift: u32,
+    /// Added to coarse time, so that tests choose the hour.
+    pub clock_offset: u32,
+    /// [`settings_flag`] bits.
+    pub flags: u32,
+    /// Coarse units in one second, rounded up.
+    pub second: u32,
+    /// Time-out of each connection state in coarse units, by [`State`](crate::state::State).
+    pub timeouts: [u32; 16],
+    /// Service ids below this have been in use.
+    pub services: u32,
+    /// Destination ids below this have been in use.
+    pub destinations: u32,
+}
+
+/// Bits of [`Settings::flags`].
+pub mod settings_flag {
+    /// Serve a VIP that is not an address of this host.
+    pub const ANY: u32 = 1;
+}
+
+/// What an endpoint is looked up for.
+pub mod endpoint_kind {
+    /// The virtual address and port of a service: requests.
+    pub const SERVICE: u64 = 1;
+    /// The address and port of a NAT destination: replies.
+    pub const REPLY: u64 = 2;
+}
+
+/// A slot that is found by a key and holds a value: an IPv4 connection or endpoint.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Slot4 {
+    /// The key; 0 while nothing is published here.
+    pub key: Word,
+    /// The value; 0 while the slot is free.
+    pub value: Word,
+}
+
+/// A slot whose key holds an IPv6 address besides.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Slot6 {
+    /// The key's first word; 0 while nothing is published here.
+    pub key: Word,
+    /// The value; 0 while the slot is free.
+    pub value: Word,
+    /// Upper half of the address.
+    pub high: Word,
+    /// Lower half of the address.
+    pub low: Word,
+}
+
+/// Slots in a pair of IPv4 connection buckets.
+pub const SLOTS4: usize = 8;
+/// Slots in a pair of IPv6 connection buckets, and in every endpoint bucket.
+pub const SLOTS6: usize = 4;
+
+/// Slots that are searched together.
+#[repr(C, align(64))]
+#[derive(Clone, Debug)]
+pub struct Bucket<S, const N: usize> {
+    /// The slots; free ones are taken from the front.
+    pub slots: [S; N],
+}
+
+impl<S: Default, const N: usize> Default for Bucket<S, N> {
+    fn default() -> Self {
+        Self { slots: core::array::from_fn(|_| S::default()) }
+    }
+}
+
+/// Two neighbouring cache lines of IPv4 connections.
+pub type Connections4 = Bucket<Slot4, SLOTS4>;
+/// Two neighbouring cache lines of IPv6 connections.
+pub type Connections6 = Bucket<Slot6, SLOTS6>;
+/// One cache line of IPv4 endpoints.
+pub type Endpoints4 = Bucket<Slot4, SLOTS6>;
+/// Two cache lines of IPv6 endpoints.
+pub type Endpoints6 = Bucket<Slot6, SLOTS6>;
+
+/// A virtual service, by service id. Service id 0 is never used.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Virtual address, an IPv4 one in the first four bytes.
+    pub address: [u8; 16],
+    /// Virtual port.
+    pub port: [u8; 2],
+    /// IP protocol.
+    pub protocol: u8,
+    /// 4 or 6; 0 while the id is free.
+    pub family: u8,
+    /// [`service_flag`] bits.
+    pub flags: u32,
+    /// [`scheduler`] number.
+    pub scheduler: u32,
+    /// First destination of the list, newest first; 0 for none.
+    pub head: u32,
+    /// Kept for persistence, marks and scheduler flags.
+    pub reserved: [u32; 8],
+}
+
+/// Bits of [`Service::flags`].
+pub mod service_flag {
+    /// The service takes new connections; without it, it is remembered for those it has.
+    pub const LIVE: u32 = 1;
+}
+
+/// Numbers of the schedulers.
+pub mod scheduler {
+    /// Round robin.
+    pub const RR: u32 = 1;
+    /// Weighted round robin.
+    pub const WRR: u32 = 2;
+}
+
+/// What programs change while a service schedules, and what the control plane needs to go on where
+/// they are. By service id.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Schedule {
+    /// Ring in force: first element in the upper half, number of elements in the lower; the control
+    /// plane replaces it in one store.
+    pub ring: Word,
+    /// Picks made; the next is `ring[position % length]`.
+    pub position: Word,
+    /// Whether the VIP is local: coarse time of the look-up in the upper half, 1 or 0 in the lower.
+    pub local: Word,
+    /// Position at which the ring in force began.
+    pub base: Word,
+    /// Destination picked before the ring began; 0 for none (rr).
+    pub last: Word,
+    /// Level at which the ring began (wrr).
+    pub level: Word,
+    /// Kept for other schedulers.
+    pub reserved: [Word; 2],
+}
+
+/// A destination, by destination id. Destination id 0 is never used.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Destination {
+    /// Address of the real server, an IPv4 one in the first four bytes.
+    pub address: [u8; 16],
+    /// Port of the real server.
+    pub port: [u8; 2],
+    /// [`method`] number.
+    pub method: u8,
+    /// [`destination_flag`] bits.
+    pub flags: u8,
+    /// Its service.
+    pub service: u32,
+    /// Endpoint id under which its replies are found; 0 unless the method is NAT.
+    pub reply: u32,
+    /// Weight; 0 quiesces.
+    pub weight: u32,
+    /// Delta of replacing the virtual address by [`address`](Self::address).
+    pub address_delta: u16,
+    /// Delta of replacing the virtual port by [`port`](Self::port).
+    pub port_delta: u16,
+    /// Next destination of the service's list; 0 for none.
+    pub next: u32,
+    /// Upper threshold; 0 for none.
+    pub upper: u32,
+    /// Lower threshold.
+    pub lower: u32,
+    /// Kept for tunnels.
+    pub reserved: [u32; 4],
+}
+
+/// Numbers of the forwarding methods, as the kernel numbers them.
+pub mod method {
+    /// Network address translation.
+    pub const MASQUERADE: u8 = 0;
+    /// Encapsulation.
+    pub const TUNNEL: u8 = 2;
+    /// Direct routing.
+    pub const DIRECT: u8 = 3;
+}
+
+/// Bits of [`Destination::flags`].
+pub mod destination_flag {
+    /// In its service's list; without it, it is remembered for its connections.
+    pub const AVAILABLE: u8 = 1;
+}
+
+/// Connections of a destination, by destination id.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Active connections in the lower half, inactive ones in the upper: one atomic addition moves
+    /// a connection from one to the other.
+    pub connections: Word,
+    /// Persistence templates.
+    pub persistent: Word,
+}
+
+/// Where frames for an address go: interface, and the Ethernet addresses as they stand in a frame.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// Interface to send by; 0 while nothing is known.
+    pub interface: u32,
+    /// Coarse time of the look-up.
+    pub checked: u32,
+    /// First eight bytes of the frame: the neighbour's address, two bytes of the interface's.
+    pub head: u64,
+    /// Next four bytes of the frame.
+    pub tail: u32,
+    /// Largest IP packet.
+    pub mtu: u32,
+}
+
+impl Hop {
+    /// Returns the hop to a neighbour.
+    #[inline(always)]
+    pub const fn new(interface: u32, neighbour: [u8; 6], own: [u8; 6], mtu: u32) -> Self {
+        let [a, b, c, d, e, f] = neighbour;
+        let [g, h, i, j, k, l] = own;
+        let head = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        Self { interface, checked: 0, head, tail: u32::from_ne_bytes([i, j, k, l]), mtu }
+    }
+
+    /// Returns the neighbour's MAC address.
+    pub const fn neighbour(&self) -> [u8; 6] {
+        let [a, b, c, d, e, f, _, _] = self.head.to_ne_bytes();
+        [a, b, c, d, e, f]
+    }
+}
+
+/// Traffic of a destination on one CPU, and that CPU's way to it: one cache line. Row
+/// `id * cpus + cpu`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Row {
+    /// Connections scheduled.
+    pub connections: Word,
+    /// Packets from clients.
+    pub in_packets: Word,
+    /// Packets to clients.
+    pub out_packets: Word,
+    /// Bytes of IP from clients.
+    pub in_bytes: Word,
+    /// Bytes of IP to clients.
+    pub out_bytes: Word,
+    /// Way to the destination.
+    pub hop: Cell<Hop>,
+}
+
+/// One CPU's way to a client. Row `cpu * ROUTES + hash(address)`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Route {
+    /// Upper half of an IPv6 address, else 0.
+    pub high: Word,
+    /// Lower half of an IPv6 address, or the IPv4 address.
+    pub low: Word,
+    /// The way.
+    pub hop: Cell<Hop>,
+    /// Makes a row a cache line.
+    pub reserved: [Word; 3],
+}
+
+/// Totals of a service that no destination row holds any more. By service id; control plane only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Connections, packets in, packets out, bytes in, bytes out of freed destinations.
+    pub retired: [u64; 5],
+    /// Kept for zero points.
+    pub reserved: [u64; 3],
+}
+
+/// An interface that programs hang on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Interface index; 0 while the slot is free.
+    pub index: u32,
+    /// [`interface_flag`] bits.
+    pub flags: u32,
+    /// MAC address in the lower 48 bits, first byte most significant.
+    pub mac: u64,
+}
+
+/// Bits of [`Interface::flags`].
+pub mod interface_flag {
+    /// XDP sees every frame before TC does and has counted what it passed.
+    pub const XDP: u32 = 1;
+}
+
+/// Interfaces whose index has the same lower bits.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interfaces {
+    /// The interfaces.
+    pub slots: [Interface; 4],
+}
+
+/// Counters of one CPU in the map `reasons`, one for each [`Reason`](crate::reason::Reason). Row
+/// `cpu * REASONS + reason`.
+pub const REASONS: u32 = 32;
+
+/// Where the sweep is. The BPF body puts its timer before it.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct SweepCursor {
+    /// Next word of the occupancy map.
+    pub word: Word,
+    /// Passes completed over the whole table.
+    pub passes: Word,
+    /// Entries removed.
+    pub removed: Word,
+}
+
+const _: () = {
+    assert!(size_of::<Settings>() == 128);
+    assert!(size_of::<Connections4>() == 128);
+    assert!(size_of::<Connections6>() == 128);
+    assert!(size_of::<Endpoints4>() == 64);
+    assert!(size_of::<Endpoints6>() == 128);
+    assert!(size_of::<Service>() == 64);
+    assert!(size_of::<Schedule>() == 64);
+    assert!(size_of::<Destination>() == 64);
+    assert!(size_of::<Counts>() == 16);
+    assert!(size_of::<Hop>() == 24);
+    assert!(size_of::<Row>() == 64);
+    assert!(size_of::<Route>() == 64);
+    assert!(size_of::<Totals>() == 64);
+    assert!(size_of::<Interfaces>() == 64);
+};

@@ -1,0 +1,532 @@
+//! The connection table: find, insert, keep, remove.
+//!
+//! A connection is a slot keyed by client address, client port and *owner*: the endpoint id of the
+//! service (requests) or of the NAT destination (replies). A NAT connection has both, a *pair*; its
+//! request half is the authority: it carries the counts and exists as long as the connection does.
+//!
+//! Life of a slot: claimed by swapping its value from 0, then its key is published; removed by
+//! swapping its value to [`DYING`], then key and value are cleared. A reader that sees the key
+//! before and after reading the value has the value of that key. Insertions of one key exclude each
+//! other by a lock; nothing else takes one.
+
+use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, Settings, Word};
+use crate::hash::{self, Places};
+use crate::ip::{Ip, Slot};
+use crate::state::{self, Seen, State};
+use crate::tables::{TIME_BITS, TIME_MASK, Tables, Time};
+
+/// Value of a slot that is being cleared.
+pub const DYING: u64 = 1 << 62;
+
+const LIVE: u64 = 1 << 63;
+const STATE_SHIFT: u32 = TIME_BITS;
+const REPLY: u64 = 1 << 29;
+const PAIRED: u64 = 1 << 30;
+const DESTINATION_SHIFT: u32 = 32;
+const DESTINATION_MASK: u64 = (1 << 22) - 1;
+const OWNER_SHIFT: u32 = 54;
+const OWNER_MASK: u64 = (1 << 6) - 1;
+
+/// What a slot says of its connection, in 64 bits: coarse time of the last packet (25), state (4),
+/// reply half, paired, destination id (22 from bit 32), upper bits of the owner (6), live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value(pub u64);
+
+impl Value {
+    /// Returns the value of a request half.
+    #[inline(always)]
+    pub fn new(now: Time, state: State, destination: u32, owner: u32, paired: bool) -> Self {
+        Self(
+            LIVE | u64::from(now.0)
+                | u64::from(state.0) << STATE_SHIFT
+                | if paired { PAIRED } else { 0 }
+                | (u64::from(destination) & DESTINATION_MASK) << DESTINATION_SHIFT
+                | (u64::from(owner) >> 16 & OWNER_MASK) << OWNER_SHIFT,
+        )
+    }
+    /// Returns the value of the reply half that belongs to a request half.
+    #[inline(always)]
+    pub fn reply(self, owner: u32) -> Self {
+        let rest = self.0 & !(OWNER_MASK << OWNER_SHIFT);
+        Self(rest | REPLY | (u64::from(owner) >> 16 & OWNER_MASK) << OWNER_SHIFT)
+    }
+    /// Returns whether a connection is there.
+    #[inline(always)]
+    pub fn is_live(self) -> bool {
+        self.0 & LIVE != 0
+    }
+    /// Returns whether this is a reply half.
+    #[inline(always)]
+    pub fn is_reply(self) -> bool {
+        self.0 & REPLY != 0
+    }
+    /// Returns whether the connection has two halves.
+    #[inline(always)]
+    pub fn is_paired(self) -> bool {
+        self.0 & PAIRED != 0
+    }
+    /// Returns the coarse time of its last packet.
+    #[inline(always)]
+    pub fn time(self) -> u32 {
+        self.0 as u32 & TIME_MASK
+    }
+    /// Returns its state.
+    #[inline(always)]
+    pub fn state(self) -> State {
+        State((self.0 >> STATE_SHIFT) as u32 & 15)
+    }
+    /// Returns its destination id.
+    #[inline(always)]
+    pub fn destination(self) -> u32 {
+        (self.0 >> DESTINATION_SHIFT & DESTINATION_MASK) as u32
+    }
+    /// Returns the value with another time and state.
+    #[inline(always)]
+    pub fn with(self, now: Time, state: State) -> Self {
+        const KEPT: u64 = !(TIME_MASK as u64 | 15 << STATE_SHIFT);
+        Self(self.0 & KEPT | u64::from(now.0) | u64::from(state.0) << STATE_SHIFT)
+    }
+    /// Returns the value with another state.
+    #[inline(always)]
+    fn with_state(self, state: State) -> Self {
+        Self(self.0 & !(15 << STATE_SHIFT) | u64::from(state.0) << STATE_SHIFT)
+    }
+    /// Returns the owner that a slot with this key word belongs to.
+    #[inline(always)]
+    pub fn owner(self, key: u64) -> u32 {
+        (self.0 >> OWNER_SHIFT & OWNER_MASK) as u32 * 0x1_0000 + (key as u32 & 0xffff)
+    }
+    /// Returns the client port that is in a key word.
+    #[inline(always)]
+    pub fn port(key: u64) -> u16 {
+        (key >> 16) as u16
+    }
+}
+
+/// The key of one half of a connection, with its places.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(8))]
+pub struct Key<A> {
+    /// Client address.
+    pub client: A,
+    /// Client port.
+    pub port: u16,
+    /// Endpoint id of the service or of the NAT destination.
+    pub owner: u32,
+    places: Places,
+}
+
+impl<A: Ip> Key<A> {
+    /// Computes where the half is kept.
+    #[inline(always)]
+    pub fn new(settings: &Settings, client: A, port: u16, owner: u32) -> Self {
+        let more = u64::from(owner) << 16 | u64::from(port);
+        let hash = client.hash(&settings.keys, more);
+        Self { client, port, owner, places: hash::places(hash, A::mask(settings)) }
+    }
+
+    /// Returns the hash of the key.
+    #[inline(always)]
+    pub fn hash(&self) -> u64 {
+        self.places.hash
+    }
+
+    #[inline(always)]
+    fn word(&self) -> u64 {
+        let low = self.client.words().1;
+        A::Slot::key_word(low, u32::from(self.port) << 16 | self.owner & 0xffff)
+    }
+
+    #[inline(always)]
+    fn value_in<T: Tables>(&self, tables: &T, slot: &A::Slot, word: u64) -> Option<Value> {
+        const OF_KEY: u64 = LIVE | OWNER_MASK << OWNER_SHIFT;
+        if tables.read(slot.key()) != word {
+            return None;
+        }
+        let (high, low) = self.client.words();
+        let value = tables.read(slot.value());
+        let wanted = LIVE | (u64::from(self.owner) >> 16 & OWNER_MASK) << OWNER_SHIFT;
+        let same = (value ^ wanted) & OF_KEY == 0
+            && slot.same_address(tables, high, low)
+            && tables.read(slot.key()) == word;
+        if same { Some(Value(value)) } else { None }
+    }
+}
+
+/// A connection that was found: its slot and what it said.
+#[derive(Debug)]
+pub struct Found<'a, S> {
+    /// The slot.
+    pub slot: &'a S,
+    /// Its value when it was read.
+    pub value: Value,
+}
+
+/// The tables with what a packet needs of them all along.
+#[derive(Clone, Copy)]
+pub struct Context<'a, T> {
+    /// The maps.
+    pub tables: &'a T,
+    /// The settings.
+    pub settings: &'a Settings,
+    /// The time.
+    pub now: Time,
+}
+
+impl<'a, T: Tables> Context<'a, T> {
+    /// Finds a half, expired or not. Out of line, for all but the packet's own half.
+    #[inline(always)]
+    pub fn find_other<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
+        let mut value = Value(0);
+        let slot = self.find_out_of_line(key, &mut value)?;
+        Some(Found { slot, value })
+    }
+
+    // BPF functions return one word that must not be a pointer to the stack, which the register of
+    // a function without a result may hold by accident: so each out-of-line one returns something.
+    #[inline(never)]
+    fn find_out_of_line<A: Ip>(&self, key: &Key<A>, value: &mut Value) -> Option<&'a A::Slot> {
+        let found = self.find(key)?;
+        *value = found.value;
+        Some(found.slot)
+    }
+
+    #[inline(always)]
+    fn find<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
+        let word = key.word();
+        for slot in A::connections(self.tables, key.places.first)? {
+            if let Some(value) = key.value_in(self.tables, slot, word) {
+                return Some(Found { slot, value });
+            }
+        }
+        for slot in A::connections(self.tables, key.places.second)? {
+            if let Some(value) = key.value_in(self.tables, slot, word) {
+                return Some(Found { slot, value });
+            }
+        }
+        None
+    }
+
+    /// Finds a half of a connection that has not expired; an expired one is removed.
+    #[inline(always)]
+    pub fn find_live<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
+        let found = self.find(key)?;
+        if self.is_young(found.value) || !self.retire(key, &found) { Some(found) } else { None }
+    }
+
+    /// Returns whether this half's own time has not run out.
+    #[inline(always)]
+    pub fn is_young(&self, value: Value) -> bool {
+        let timeout = self.settings.timeouts[value.state().0 as usize & 15];
+        self.now.since(value.time()) <= timeout
+    }
+
+    /// Returns the key of a half's other half, if it has one.
+    #[inline(always)]
+    fn other<A: Ip>(&self, key: &Key<A>, value: Value) -> Option<Key<A>> {
+        if !value.is_paired() {
+            return None;
+        }
+        let destination = self.tables.destination(value.destination())?;
+        let owner = if value.is_reply() { destination.service } else { destination.reply };
+        Some(Key::new(self.settings, key.client, key.port, owner))
+    }
+
+    /// Removes a connection whose half `found` has run out, unless its other half is younger.
+    /// Returns whether it is gone.
+    #[inline(never)]
+    pub fn retire<A: Ip>(&self, key: &Key<A>, found: &Found<'_, A::Slot>) -> bool {
+        let Some(other_key) = self.other(key, found.value) else {
+            return self.remove_counted(found);
+        };
+        let Some(other) = self.find_other(&other_key) else {
+            return self.remove_counted(found);
+        };
+        if other.value.destination() != found.value.destination() {
+            return self.remove_counted(found);
+        }
+        if self.is_young(other.value) {
+            return false;
+        }
+        let (request, reply) = if found.value.is_reply() { (&other, found) } else { (found, &other) };
+        let removed = self.remove_counted(request);
+        if removed {
+            self.remove(reply);
+        }
+        removed
+    }
+
+    /// Removes one half, and its connection from the counts if it is the request half. Returns
+    /// whether this call did it.
+    #[inline(always)]
+    fn remove_counted<S: Slot>(&self, found: &Found<'_, S>) -> bool {
+        let removed = self.remove(found);
+        if removed
+            && !found.value.is_reply()
+            && let Some(counts) = self.tables.counts(found.value.destination())
+        {
+            let one = if found.value.state().is_active() { 1 } else { 1 << 32 };
+            self.tables.add(&counts.connections, 0_u64.wrapping_sub(one));
+        }
+        removed
+    }
+
+    /// Clears a slot if it still says what was found.
+    #[inline(always)]
+    pub fn remove<S: Slot>(&self, found: &Found<'_, S>) -> bool {
+        if !self.tables.swap(found.slot.value(), found.value.0, DYING) {
+            return false;
+        }
+        self.tables.write(found.slot.key(), 0);
+        self.tables.swap(found.slot.value(), DYING, 0)
+    }
+
+    /// Puts a half into a free slot. The caller holds the lock of the key and has not found it.
+    #[inline(never)]
+    pub fn insert<A: Ip>(&self, key: &Key<A>, value: Value) -> Option<&'a A::Slot> {
+        let Places { first, second, .. } = key.places;
+        let free_first = self.free::<A>(first);
+        let (best, rest) = if free_first > A::SPARE || free_first >= self.free::<A>(second) {
+            (first, second)
+        } else {
+            (second, first)
+        };
+        match self.claim(key, value, best) {
+            Some(slot) => Some(slot),
+            None => self.claim(key, value, rest),
+        }
+    }
+
+    #[inline(always)]
+    fn free<A: Ip>(&self, place: u32) -> u32 {
+        let mut free = 0;
+        if let Some(slots) = A::connections(self.tables, place) {
+            for slot in slots {
+                free += u32::from(self.tables.read(slot.value()) == 0);
+            }
+        }
+        free
+    }
+
+    /// Returns whether neither place of a key has a free slot.
+    #[inline(never)]
+    pub fn is_full<A: Ip>(&self, key: &Key<A>) -> bool {
+        self.free::<A>(key.places.first) + self.free::<A>(key.places.second) == 0
+    }
+
+    #[inline(always)]
+    fn claim<A: Ip>(&self, key: &Key<A>, value: Value, place: u32) -> Option<&'a A::Slot> {
+        for slot in A::connections(self.tables, place)? {
+            let vacant: &Word = slot.value();
+            if self.tables.read(vacant) == 0 && self.tables.swap(vacant, 0, value.0) {
+                let (high, low) = key.client.words();
+                slot.set_address(self.tables, high, low);
+                self.tables.swap(slot.key(), 0, key.word());
+                self.occupy::<A>(place);
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// Tells the sweep that there is something in this place's group.
+    #[inline(always)]
+    fn occupy<A: Ip>(&self, place: u32) {
+        let (word, bit) = occupancy_of::<A>(place / GROUP);
+        if let Some(word) = self.tables.occupancy(word) {
+            let seen = self.tables.read(word);
+            if seen & bit == 0 && !self.tables.swap(word, seen, seen | bit) {
+                self.set_bit(word, bit);
+            }
+        }
+    }
+
+    /// Sets a bit of a word that other CPUs change too.
+    #[inline(always)]
+    pub fn set_bit(&self, word: &Word, bit: u64) {
+        for _ in 0..TRIES {
+            let seen = self.tables.read(word);
+            if seen & bit != 0 || self.tables.swap(word, seen, seen | bit) {
+                return;
+            }
+        }
+    }
+
+    /// Takes the lock of a key; `kind` 0 for request halves, 1 for reply halves, taken in that
+    /// order. `None` if another CPU does not let go.
+    #[inline(always)]
+    pub fn lock<A>(&self, key: &Key<A>, kind: u32) -> Option<Lock<'a>> {
+        let index = kind * LOCKS + ((key.places.hash >> 16) as u32 & (LOCKS - 1));
+        let word = self.tables.lock(index)?;
+        for _ in 0..SPINS {
+            if self.tables.read(word) == 0 && self.tables.swap(word, 0, 1) {
+                return Some(Lock(word));
+            }
+        }
+        None
+    }
+
+    /// Gives a lock back.
+    #[inline(always)]
+    pub fn unlock(&self, lock: Lock<'_>) {
+        self.tables.swap(lock.0, 1, 0);
+    }
+
+    /// Notes a request: its time, and what it does to the connection's state.
+    #[inline(always)]
+    pub fn track_request<A: Ip>(
+        &self,
+        key: &Key<A>,
+        found: &Found<'_, A::Slot>,
+        protocol: u8,
+        flags: u8,
+    ) {
+        let value = found.value;
+        let state = state::next(value.state(), seen(value), protocol, flags);
+        if value.time() == self.now.0 && value.state() == state {
+            return;
+        }
+        if value.state() == state {
+            self.tables.swap(found.slot.value(), value.0, value.with(self.now, state).0);
+            return;
+        }
+        self.change_by_request(key, found, protocol, flags);
+    }
+
+    #[inline(never)]
+    fn change_by_request<A: Ip>(
+        &self,
+        key: &Key<A>,
+        found: &Found<'_, A::Slot>,
+        protocol: u8,
+        flags: u8,
+    ) -> bool {
+        let Some(state) = self.advance(found, seen(found.value), protocol, flags, true) else {
+            return false;
+        };
+        self.mirror(key, found.value, state);
+        true
+    }
+
+    /// Notes a reply: its time, and what it does to the connection's state.
+    #[inline(always)]
+    pub fn track_reply<A: Ip>(
+        &self,
+        key: &Key<A>,
+        found: &Found<'_, A::Slot>,
+        protocol: u8,
+        flags: u8,
+    ) {
+        let value = found.value;
+        let state = state::next(value.state(), Seen::Reply, protocol, flags);
+        if value.time() == self.now.0 && value.state() == state {
+            return;
+        }
+        if value.state() == state {
+            self.tables.swap(found.slot.value(), value.0, value.with(self.now, state).0);
+            return;
+        }
+        self.change_by_reply(key, found, protocol, flags);
+    }
+
+    #[inline(never)]
+    fn change_by_reply<A: Ip>(
+        &self,
+        key: &Key<A>,
+        found: &Found<'_, A::Slot>,
+        protocol: u8,
+        flags: u8,
+    ) -> bool {
+        let value = found.value;
+        let mut state = state::next(value.state(), Seen::Reply, protocol, flags);
+        if let Some(request_key) = self.other(key, value)
+            && let Some(request) = self.find_other(&request_key)
+            && let Some(agreed) = self.advance(&request, Seen::Reply, protocol, flags, false)
+        {
+            state = agreed;
+        }
+        self.tables.swap(found.slot.value(), value.0, value.with(self.now, state).0)
+    }
+
+    /// Moves a request half to the state that follows, and its connection between the counts.
+    /// Returns the new state, or `None` if the half is gone.
+    #[inline(always)]
+    fn advance<S: Slot>(
+        &self,
+        found: &Found<'_, S>,
+        seen: Seen,
+        protocol: u8,
+        flags: u8,
+        touch: bool,
+    ) -> Option<State> {
+        let mut value = found.value;
+        for _ in 0..TRIES {
+            let state = state::next(value.state(), seen, protocol, flags);
+            let new = if touch { value.with(self.now, state) } else { value.with_state(state) };
+            if self.tables.swap(found.slot.value(), value.0, new.0) {
+                self.recount(value, state);
+                return Some(state);
+            }
+            let again = Value(self.tables.read(found.slot.value()));
+            if !again.is_live() || again.destination() != value.destination() {
+                return None;
+            }
+            value = again;
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn recount(&self, before: Value, after: State) {
+        const LEAVES: u64 = (1 << 32) - 1;
+        let change = match (before.state().is_active(), after.is_active()) {
+            (true, false) => LEAVES,
+            (false, true) => LEAVES.wrapping_neg(),
+            (true, true) | (false, false) => return,
+        };
+        if let Some(counts) = self.tables.counts(before.destination()) {
+            self.tables.add(&counts.connections, change);
+        }
+    }
+
+    /// Gives a request half's new state to its reply half.
+    #[inline(always)]
+    fn mirror<A: Ip>(&self, key: &Key<A>, value: Value, state: State) {
+        if let Some(reply_key) = self.other(key, value)
+            && let Some(mut reply) = self.find_other(&reply_key)
+        {
+            for _ in 0..TRIES {
+                let new = reply.value.with_state(state);
+                if self.tables.swap(reply.slot.value(), reply.value.0, new.0) {
+                    return;
+                }
+                reply.value = Value(self.tables.read(reply.slot.value()));
+                if !reply.value.is_live() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A lock that is held.
+#[must_use]
+pub struct Lock<'a>(&'a Word);
+
+/// How often a lost compare-and-swap is tried again: each loss is another CPU's success on the
+/// same connection at the same instant.
+const TRIES: u32 = 4;
+/// How often a lock is looked at: longer than any holder works.
+const SPINS: u32 = 512;
+
+#[inline(always)]
+fn seen(value: Value) -> Seen {
+    if value.is_paired() { Seen::Request } else { Seen::RequestOnly }
+}
+
+/// Returns the word and bit of the occupancy map for a group of this version's table.
+#[inline(always)]
+pub fn occupancy_of<A: Ip>(group: u32) -> (u32, u64) {
+    let base = if A::FAMILY == 4 { 0 } else { OCCUPANCY_WORDS };
+    (base + group / 64, 1 << (group % 64))
+}

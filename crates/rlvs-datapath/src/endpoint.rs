@@ -1,0 +1,47 @@
+//! Endpoints: from an address and port to the service or NAT destination that it belongs to.
+
+use crate::abi::Settings;
+use crate::hash::{self, Places};
+use crate::ip::{Ip, Slot};
+use crate::tables::Tables;
+
+/// The key of an endpoint: kind, protocol, address, port.
+#[derive(Clone, Copy, Debug)]
+pub struct Key<A> {
+    address: A,
+    /// The key's first word, as it stands in a slot.
+    pub word: u64,
+    /// Where it is kept.
+    pub places: Places,
+}
+
+impl<A: Ip> Key<A> {
+    /// Computes where the endpoint is kept; `kind` is an [`endpoint_kind`](crate::abi::endpoint_kind).
+    #[inline(always)]
+    pub fn new(settings: &Settings, kind: u64, address: A, port: u16, protocol: u8) -> Self {
+        let more = (kind as u32) << 24 | u32::from(protocol) << 16 | u32::from(port);
+        let hash = address.hash(&settings.keys, u64::from(more));
+        let word = A::Slot::key_word(address.words().1, more);
+        Self { address, word, places: hash::places(hash, A::ENDPOINT_MASK) }
+    }
+
+    #[inline(always)]
+    fn id_at<T: Tables>(&self, tables: &T, place: u32) -> Option<u32> {
+        let (high, low) = self.address.words();
+        for slot in A::endpoints(tables, place)? {
+            if tables.read(slot.key()) == self.word && slot.same_address(tables, high, low) {
+                return Some(tables.read(slot.value()) as u32);
+            }
+        }
+        None
+    }
+
+    /// Returns the id that the endpoint stands for.
+    #[inline(always)]
+    pub fn id<T: Tables>(&self, tables: &T) -> Option<u32> {
+        match self.id_at(tables, self.places.first) {
+            Some(id) => Some(id),
+            None => self.id_at(tables, self.places.second),
+        }
+    }
+}

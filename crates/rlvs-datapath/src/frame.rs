@@ -1,0 +1,146 @@
+//! A packet in its Ethernet frame, and what can be asked of the network around it.
+//!
+//! What is handed around by value is aligned to 8 bytes: the BPF stack takes aligned accesses only,
+//! and the compiler, which may access packets unaligned, does not know that.
+
+use rlvs_wire::checksum;
+
+use crate::abi::Hop;
+use crate::reason::Reason;
+
+/// What becomes of a packet. The body carries it out and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
+pub enum Verdict {
+    /// Goes on to TC or the stack as it came.
+    Pass(Reason),
+    /// Ends here.
+    Drop(Reason),
+    /// Leaves by this interface; its Ethernet header is complete.
+    Transmit {
+        /// Interface index.
+        interface: u32,
+    },
+    /// Leaves to the neighbour that the frame's last query named, once the kernel has resolved it.
+    Resolve,
+}
+
+impl Verdict {
+    /// Packs the verdict into one word, the only thing that an out-of-line BPF function returns
+    /// safely.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        match self {
+            Self::Pass(reason) => reason as u64,
+            Self::Drop(reason) => 1 << 32 | reason as u64,
+            Self::Transmit { interface } => 2 << 32 | interface as u64,
+            Self::Resolve => 3 << 32,
+        }
+    }
+
+    /// Unpacks a verdict.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Self {
+        let low = word as u32;
+        match word >> 32 {
+            0 => Self::Pass(Reason::from_number(low)),
+            1 => Self::Drop(Reason::from_number(low)),
+            2 => Self::Transmit { interface: low },
+            _ => Self::Resolve,
+        }
+    }
+}
+
+/// A neighbour by its IP address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Neighbour {
+    /// Address in network order, an IPv4 one in the first four bytes.
+    pub address: [u8; 16],
+    /// Interface index.
+    pub interface: u32,
+    /// 4 or 6.
+    pub family: u32,
+}
+
+/// A question to the routing table: how does the host itself reach this address?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Query {
+    /// Address in network order, an IPv4 one in the first four bytes.
+    pub target: [u8; 16],
+    /// 4 or 6.
+    pub family: u64,
+}
+
+/// What the routing table says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
+pub enum Answer {
+    /// The way, complete but for the time.
+    Hop(Hop),
+    /// A route, but its neighbour's MAC address is not known; a frame that can have it resolved
+    /// remembers the neighbour.
+    Unresolved,
+    /// The address is this host's own, or nothing leads there.
+    NotForwarded,
+    /// A route that forbids it.
+    Unreachable,
+}
+
+/// Checksum deltas of a translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
+pub struct Deltas {
+    /// Of the address, which the pseudo header holds.
+    pub address: u16,
+    /// Of the port.
+    pub port: u16,
+}
+
+/// A packet in its Ethernet frame.
+pub trait Frame {
+    /// Whether the body can hand a packet to the kernel to resolve its neighbour.
+    const RESOLVES: bool;
+
+    /// Returns the interface it came in by.
+    fn interface(&self) -> u32;
+    /// Returns its length in bytes from the Ethernet header on.
+    fn length(&self) -> usize;
+    /// Returns its first `N` bytes, or `None` if it is shorter.
+    fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]>;
+    /// Makes room for `by` bytes before the first and cuts the end off so that `length` remain.
+    /// The first bytes hold anything afterwards.
+    fn reframe(&mut self, by: usize, length: usize) -> Option<()>;
+    /// Returns the length of the IP packets that it leaves in, given the one it came in; less if
+    /// the kernel will cut it into segments.
+    #[inline(always)]
+    fn segment(&self, length: u32) -> u32 {
+        length
+    }
+    /// Asks the routing table.
+    fn query(&mut self, query: &Query) -> Answer;
+
+    /// Lets the transport checksum at `at` follow an address and a port that changed; `N` is the
+    /// length of the headers with it. A UDP checksum of 0 stays 0, a computed 0 becomes 0xffff.
+    #[inline(always)]
+    fn follow<const N: usize>(&mut self, at: usize, udp: bool, by: Deltas) -> Option<()> {
+        let head = self.head::<N>()?;
+        let old = rlvs_wire::u16_at(head, at);
+        if udp && old == 0 {
+            return Some(());
+        }
+        let new = checksum::update(old, u64::from(by.address) + u64::from(by.port));
+        let new = if udp && new == 0 { 0xffff } else { new };
+        rlvs_wire::put_at(head, at, new.to_be_bytes());
+        Some(())
+    }
+
+    /// Lowers the hop limit of an IPv6 packet by one.
+    #[inline(always)]
+    fn lower_hop_limit(&mut self) -> Option<()> {
+        let head = self.head::<22>()?;
+        head[21] = head[21].wrapping_sub(1);
+        Some(())
+    }
+}

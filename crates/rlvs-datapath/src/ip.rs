@@ -1,0 +1,425 @@
+//! IPv4 and IPv6 behind one trait, so that there is one forwarding path.
+
+use rlvs_wire::{
+    DESTINATION_PORT, SOURCE_PORT, checksum, ethernet, ipv4, ipv6, put_at, tcp, u8_at, u16_at,
+    u32_at, u64_at, udp,
+};
+
+use crate::abi::{Settings, Slot4, Slot6};
+use crate::frame::{Deltas, Frame};
+use crate::hash;
+use crate::reason::Reason;
+use crate::tables::Tables;
+
+/// A parsed TCP or UDP packet. Ports in host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
+pub struct Packet<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub target: A,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub target_port: u16,
+    /// IP protocol: TCP or UDP.
+    pub protocol: u8,
+    /// TCP flags; 0 for UDP.
+    pub flags: u8,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// Length of the IP packet.
+    pub length: u32,
+}
+
+/// Which end of a packet is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Source: replies.
+    Source,
+    /// Destination: requests.
+    Target,
+}
+
+/// What to put in place of an address and a port.
+#[derive(Clone, Copy, Debug)]
+pub struct Substitute<'a> {
+    /// Which end.
+    pub end: End,
+    /// Address, an IPv4 one in the first four bytes.
+    pub address: &'a [u8; 16],
+    /// Port.
+    pub port: [u8; 2],
+    /// What that does to checksums.
+    pub deltas: Deltas,
+}
+
+/// An IP address, and all that depends on its version.
+pub trait Ip: Copy + Eq {
+    /// 4 or 6.
+    const FAMILY: u8;
+    /// Slot in which its connections and endpoints are kept.
+    type Slot: Slot;
+
+    /// Parses the packet behind an Ethernet header of this version's type.
+    fn parse<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason>;
+    /// Lowers the time to live by one.
+    fn lower<F: Frame>(frame: &mut F) -> Option<()>;
+    /// Replaces one end, lowers the time to live, lets checksums follow.
+    fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()>;
+    /// Returns the address in network order.
+    fn octets(self) -> [u8; 16];
+    /// Returns the address as two words.
+    fn words(self) -> (u64, u64);
+    /// Returns the address back from its words.
+    fn from_words(high: u64, low: u64) -> Self;
+    /// Returns the connection slots at a place.
+    fn connections<T: Tables>(tables: &T, index: u32) -> Option<&[Self::Slot]>;
+    /// Returns the endpoint slots at a place.
+    fn endpoints<T: Tables>(tables: &T, index: u32) -> Option<&[Self::Slot]>;
+    /// Returns the number of connection places minus one.
+    fn mask(settings: &Settings) -> u32;
+    /// Number of endpoint places minus one.
+    const ENDPOINT_MASK: u32;
+    /// Free slots that a first place keeps before the second is considered.
+    const SPARE: u32;
+
+    /// Hashes the address with 32 more bits of a key.
+    fn hash(self, keys: &[u64; 3], more: u64) -> u64;
+}
+
+/// A slot of a connection or endpoint table.
+pub trait Slot {
+    /// Returns the key's first word.
+    fn key(&self) -> &crate::abi::Word;
+    /// Returns the value.
+    fn value(&self) -> &crate::abi::Word;
+    /// Returns whether the address words beside the key are these.
+    fn same_address<T: Tables>(&self, tables: &T, high: u64, low: u64) -> bool;
+    /// Stores the address words beside the key.
+    fn set_address<T: Tables>(&self, tables: &T, high: u64, low: u64);
+    /// Returns the address words, given the key's first word.
+    fn address<T: Tables>(&self, tables: &T, key: u64) -> (u64, u64);
+    /// Returns the key's first word for an address and 32 more bits.
+    fn key_word(low: u64, more: u32) -> u64;
+}
+
+impl Slot for Slot4 {
+    #[inline(always)]
+    fn key(&self) -> &crate::abi::Word {
+        &self.key
+    }
+    #[inline(always)]
+    fn value(&self) -> &crate::abi::Word {
+        &self.value
+    }
+    #[inline(always)]
+    fn same_address<T: Tables>(&self, _: &T, _: u64, _: u64) -> bool {
+        true
+    }
+    #[inline(always)]
+    fn set_address<T: Tables>(&self, _: &T, _: u64, _: u64) {}
+    #[inline(always)]
+    fn address<T: Tables>(&self, _: &T, key: u64) -> (u64, u64) {
+        (0, key >> 32)
+    }
+    #[inline(always)]
+    fn key_word(low: u64, more: u32) -> u64 {
+        low << 32 | more as u64
+    }
+}
+
+impl Slot for Slot6 {
+    #[inline(always)]
+    fn key(&self) -> &crate::abi::Word {
+        &self.key
+    }
+    #[inline(always)]
+    fn value(&self) -> &crate::abi::Word {
+        &self.value
+    }
+    #[inline(always)]
+    fn same_address<T: Tables>(&self, tables: &T, high: u64, low: u64) -> bool {
+        tables.read(&self.high) == high && tables.read(&self.low) == low
+    }
+    #[inline(always)]
+    fn set_address<T: Tables>(&self, tables: &T, high: u64, low: u64) {
+        tables.write(&self.high, high);
+        tables.write(&self.low, low);
+    }
+    #[inline(always)]
+    fn address<T: Tables>(&self, tables: &T, _: u64) -> (u64, u64) {
+        (tables.read(&self.high), tables.read(&self.low))
+    }
+    #[inline(always)]
+    fn key_word(_: u64, more: u32) -> u64 {
+        1 << 32 | more as u64
+    }
+}
+
+/// An IPv4 address in host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V4(pub u32);
+
+/// An IPv6 address as two words in host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V6(pub u64, pub u64);
+
+const IP: usize = ethernet::LENGTH;
+const L4_V4: usize = IP + ipv4::LENGTH;
+const L4_V6: usize = IP + ipv6::LENGTH;
+
+impl Ip for V4 {
+    const FAMILY: u8 = 4;
+    type Slot = Slot4;
+
+    #[inline(always)]
+    fn parse<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason> {
+        let room = frame.length();
+        let head = frame.head::<34>().ok_or(Reason::Malformed)?;
+        let first = u8_at(head, IP);
+        if first != 0x45 {
+            let options = first >> 4 == 4 && first & 15 > 5;
+            return Err(if options { Reason::Options } else { Reason::Malformed });
+        }
+        let total = u16_at(head, IP + ipv4::TOTAL_LENGTH);
+        if IP + usize::from(total) > room || checksum::fold(header_sum(head)) != 0xffff {
+            return Err(Reason::Malformed);
+        }
+        if u16_at(head, IP + ipv4::FRAGMENT) & ipv4::FRAGMENT_MASK != 0 {
+            return Err(Reason::Fragment);
+        }
+        let source = Self(u32_at(head, IP + ipv4::SOURCE));
+        let target = Self(u32_at(head, IP + ipv4::DESTINATION));
+        let ttl = u8_at(head, IP + ipv4::TTL);
+        let protocol = u8_at(head, IP + ipv4::PROTOCOL);
+        let payload = u32::from(total).wrapping_sub(ipv4::LENGTH as u32);
+        if source.0 == 0 || payload > u32::from(total) {
+            return Err(Reason::Malformed);
+        }
+        let ports = match protocol {
+            tcp::PROTOCOL => tcp_ports(frame.head::<54>(), L4_V4, payload)?,
+            udp::PROTOCOL => udp_ports(frame.head::<42>(), L4_V4, payload)?,
+            _ => return Err(Reason::OtherProtocol),
+        };
+        Ok(ports.packet(source, target, protocol, ttl, u32::from(total)))
+    }
+
+    #[inline(always)]
+    fn lower<F: Frame>(frame: &mut F) -> Option<()> {
+        lower_v4(frame.head::<34>()?, 0);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
+        let head = frame.head::<42>()?;
+        lower_v4(head, by.deltas.address);
+        let address = rlvs_wire::bytes_at::<16, 4>(by.address, 0);
+        let (address_at, port_at) = match by.end {
+            End::Source => (ipv4::SOURCE, SOURCE_PORT),
+            End::Target => (ipv4::DESTINATION, DESTINATION_PORT),
+        };
+        put_at(head, IP + address_at, address);
+        put_at(head, L4_V4 + port_at, by.port);
+        if protocol == tcp::PROTOCOL {
+            frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas)
+        } else {
+            frame.follow::<42>(L4_V4 + udp::CHECKSUM, true, by.deltas)
+        }
+    }
+
+    #[inline(always)]
+    fn octets(self) -> [u8; 16] {
+        (u128::from(self.0) << 96).to_be_bytes()
+    }
+    #[inline(always)]
+    fn words(self) -> (u64, u64) {
+        (0, u64::from(self.0))
+    }
+    #[inline(always)]
+    fn from_words(_: u64, low: u64) -> Self {
+        Self(low as u32)
+    }
+    #[inline(always)]
+    fn connections<T: Tables>(tables: &T, index: u32) -> Option<&[Slot4]> {
+        Some(&tables.connections4(index)?.slots)
+    }
+    #[inline(always)]
+    fn endpoints<T: Tables>(tables: &T, index: u32) -> Option<&[Slot4]> {
+        Some(&tables.endpoints4(index)?.slots)
+    }
+    #[inline(always)]
+    fn mask(settings: &Settings) -> u32 {
+        settings.connections4_mask
+    }
+    const ENDPOINT_MASK: u32 = crate::abi::ENDPOINT4_BUCKETS - 1;
+    const SPARE: u32 = 2;
+
+    #[inline(always)]
+    fn hash(self, keys: &[u64; 3], more: u64) -> u64 {
+        hash::mix(keys, u64::from(self.0) << 32 | more & 0xffff_ffff, more >> 32)
+    }
+}
+
+impl Ip for V6 {
+    const FAMILY: u8 = 6;
+    type Slot = Slot6;
+
+    #[inline(always)]
+    fn parse<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason> {
+        let room = frame.length();
+        let head = frame.head::<54>().ok_or(Reason::Malformed)?;
+        let payload = u32::from(u16_at(head, IP + ipv6::PAYLOAD_LENGTH));
+        if u8_at(head, IP) >> 4 != 6 || L4_V6 + payload as usize > room {
+            return Err(Reason::Malformed);
+        }
+        let source = Self(u64_at(head, IP + ipv6::SOURCE), u64_at(head, IP + ipv6::SOURCE + 8));
+        let target =
+            Self(u64_at(head, IP + ipv6::DESTINATION), u64_at(head, IP + ipv6::DESTINATION + 8));
+        let ttl = u8_at(head, IP + ipv6::HOP_LIMIT);
+        let protocol = u8_at(head, IP + ipv6::NEXT_HEADER);
+        let ports = match protocol {
+            tcp::PROTOCOL => tcp_ports(frame.head::<74>(), L4_V6, payload)?,
+            udp::PROTOCOL => udp_ports(frame.head::<62>(), L4_V6, payload)?,
+            ipv6::FRAGMENT => return Err(Reason::Fragment),
+            0 | 43 | 60 => return Err(Reason::Options),
+            _ => return Err(Reason::OtherProtocol),
+        };
+        Ok(ports.packet(source, target, protocol, ttl, payload + ipv6::LENGTH as u32))
+    }
+
+    #[inline(always)]
+    fn lower<F: Frame>(frame: &mut F) -> Option<()> {
+        frame.lower_hop_limit()
+    }
+
+    #[inline(always)]
+    fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
+        frame.lower_hop_limit()?;
+        let head = frame.head::<62>()?;
+        let (address_at, port_at) = match by.end {
+            End::Source => (ipv6::SOURCE, SOURCE_PORT),
+            End::Target => (ipv6::DESTINATION, DESTINATION_PORT),
+        };
+        put_at(head, IP + address_at, *by.address);
+        put_at(head, L4_V6 + port_at, by.port);
+        if protocol == tcp::PROTOCOL {
+            frame.follow::<74>(L4_V6 + tcp::CHECKSUM, false, by.deltas)
+        } else {
+            frame.follow::<62>(L4_V6 + udp::CHECKSUM, true, by.deltas)
+        }
+    }
+
+    #[inline(always)]
+    fn octets(self) -> [u8; 16] {
+        (u128::from(self.0) << 64 | u128::from(self.1)).to_be_bytes()
+    }
+    #[inline(always)]
+    fn words(self) -> (u64, u64) {
+        (self.0, self.1)
+    }
+    #[inline(always)]
+    fn from_words(high: u64, low: u64) -> Self {
+        Self(high, low)
+    }
+    #[inline(always)]
+    fn connections<T: Tables>(tables: &T, index: u32) -> Option<&[Slot6]> {
+        Some(&tables.connections6(index)?.slots)
+    }
+    #[inline(always)]
+    fn endpoints<T: Tables>(tables: &T, index: u32) -> Option<&[Slot6]> {
+        Some(&tables.endpoints6(index)?.slots)
+    }
+    #[inline(always)]
+    fn mask(settings: &Settings) -> u32 {
+        settings.connections6_mask
+    }
+    const ENDPOINT_MASK: u32 = crate::abi::ENDPOINT6_BUCKETS - 1;
+    const SPARE: u32 = 1;
+
+    #[inline(always)]
+    fn hash(self, keys: &[u64; 3], more: u64) -> u64 {
+        hash::mix(keys, hash::mix(keys, self.0, self.1), more)
+    }
+}
+
+/// Sums the words of an IPv4 header without options.
+#[inline(always)]
+fn header_sum(head: &[u8; 34]) -> u64 {
+    u64::from(u32_at(head, IP))
+        + u64::from(u32_at(head, IP + 4))
+        + u64::from(u32_at(head, IP + 8))
+        + u64::from(u32_at(head, IP + 12))
+        + u64::from(u32_at(head, IP + 16))
+}
+
+/// Lowers the time to live; the header checksum follows that and `delta`.
+#[inline(always)]
+fn lower_v4<const N: usize>(head: &mut [u8; N], delta: u16) {
+    const TTL_DELTA: u64 = 0xfeff; // the sum of -0x0100
+    let ttl = u8_at(head, IP + ipv4::TTL).wrapping_sub(1);
+    put_at(head, IP + ipv4::TTL, [ttl]);
+    let old = u16_at(head, IP + ipv4::CHECKSUM);
+    let new = checksum::update(old, TTL_DELTA + u64::from(delta));
+    put_at(head, IP + ipv4::CHECKSUM, new.to_be_bytes());
+}
+
+struct Ports {
+    source: u16,
+    target: u16,
+    flags: u8,
+}
+
+impl Ports {
+    #[inline(always)]
+    fn packet<A>(self, source: A, target: A, protocol: u8, ttl: u8, length: u32) -> Packet<A> {
+        Packet {
+            source,
+            target,
+            source_port: self.source,
+            target_port: self.target,
+            protocol,
+            flags: self.flags,
+            ttl,
+            length,
+        }
+    }
+}
+
+#[inline(always)]
+fn tcp_ports<const N: usize>(
+    head: Option<&mut [u8; N]>,
+    at: usize,
+    payload: u32,
+) -> Result<Ports, Reason> {
+    let head = head.ok_or(Reason::Malformed)?;
+    let header = u32::from(u8_at(head, at + tcp::DATA_OFFSET) >> 4) * 4;
+    if header < tcp::LENGTH as u32 || header > payload {
+        return Err(Reason::Malformed);
+    }
+    Ok(Ports {
+        source: u16_at(head, at + SOURCE_PORT),
+        target: u16_at(head, at + DESTINATION_PORT),
+        flags: u8_at(head, at + tcp::FLAGS),
+    })
+}
+
+#[inline(always)]
+fn udp_ports<const N: usize>(
+    head: Option<&mut [u8; N]>,
+    at: usize,
+    payload: u32,
+) -> Result<Ports, Reason> {
+    let head = head.ok_or(Reason::Malformed)?;
+    let length = u32::from(u16_at(head, at + udp::DATAGRAM_LENGTH));
+    if length < udp::LENGTH as u32 || length > payload {
+        return Err(Reason::Malformed);
+    }
+    Ok(Ports {
+        source: u16_at(head, at + SOURCE_PORT),
+        target: u16_at(head, at + DESTINATION_PORT),
+        flags: 0,
+    })
+}

@@ -1,0 +1,126 @@
+//! The one list of reasons why a packet was not simply forwarded.
+
+/// Why a packet was passed on untouched, answered or dropped.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// Passed: neither IPv4 nor IPv6, neither TCP nor UDP.
+    OtherProtocol = 0,
+    /// Passed: shorter than its headers, or they contradict each other.
+    Malformed = 1,
+    /// Passed: a fragment.
+    Fragment = 2,
+    /// Passed: IPv4 options or IPv6 extension headers.
+    Options = 3,
+    /// Passed: the frame is not addressed to the interface it came in by.
+    OtherHost = 4,
+    /// Passed: neither to a virtual service nor from a destination of one.
+    NoService = 5,
+    /// Passed: to a virtual service, no connection, and not the start of one.
+    NoConnection = 6,
+    /// Passed: the virtual address is not an address of this host.
+    NotLocal = 7,
+    /// Passed to TC or the stack: the neighbour is not resolved.
+    Unresolved = 8,
+    /// Answered with ICMP: no destination takes connections.
+    NoDestination = 9,
+    /// Answered with ICMP: the time to live is used up.
+    Expired = 10,
+    /// Answered with ICMP: the connection table has no room (NAT).
+    TableFull = 11,
+    /// Forwarded without an entry: the connection table has no room (direct routing).
+    Stateless = 12,
+    /// Answered with ICMP: this client's port is in use with every destination tried.
+    ReplyTaken = 13,
+    /// Dropped: the destination was removed.
+    Removed = 14,
+    /// Dropped: no route to the destination or client.
+    Unreachable = 15,
+    /// Dropped: longer than the next hop takes.
+    TooBig = 16,
+    /// Dropped: another CPU held the lock of this flow for too long.
+    Busy = 17,
+    /// Dropped: a map gave no element for an id that the tables name.
+    Inconsistent = 18,
+    /// Dropped: the frame could not be made longer or shorter.
+    NoRoom = 19,
+}
+
+impl Reason {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 20] = [
+        Self::OtherProtocol,
+        Self::Malformed,
+        Self::Fragment,
+        Self::Options,
+        Self::OtherHost,
+        Self::NoService,
+        Self::NoConnection,
+        Self::NotLocal,
+        Self::Unresolved,
+        Self::NoDestination,
+        Self::Expired,
+        Self::TableFull,
+        Self::Stateless,
+        Self::ReplyTaken,
+        Self::Removed,
+        Self::Unreachable,
+        Self::TooBig,
+        Self::Busy,
+        Self::Inconsistent,
+        Self::NoRoom,
+    ];
+
+    /// Returns the reason of a number; an unknown number is itself inconsistent.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::OtherProtocol,
+            1 => Self::Malformed,
+            2 => Self::Fragment,
+            3 => Self::Options,
+            4 => Self::OtherHost,
+            5 => Self::NoService,
+            6 => Self::NoConnection,
+            7 => Self::NotLocal,
+            8 => Self::Unresolved,
+            9 => Self::NoDestination,
+            10 => Self::Expired,
+            11 => Self::TableFull,
+            12 => Self::Stateless,
+            13 => Self::ReplyTaken,
+            14 => Self::Removed,
+            15 => Self::Unreachable,
+            16 => Self::TooBig,
+            17 => Self::Busy,
+            19 => Self::NoRoom,
+            _ => Self::Inconsistent,
+        }
+    }
+
+    /// Returns the name under which status, metrics and trace speak of it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OtherProtocol => "other_protocol",
+            Self::Malformed => "malformed",
+            Self::Fragment => "fragment",
+            Self::Options => "options",
+            Self::OtherHost => "other_host",
+            Self::NoService => "no_service",
+            Self::NoConnection => "no_connection",
+            Self::NotLocal => "not_local",
+            Self::Unresolved => "unresolved",
+            Self::NoDestination => "no_destination",
+            Self::Expired => "ttl_expired",
+            Self::TableFull => "table_full",
+            Self::Stateless => "stateless",
+            Self::ReplyTaken => "reply_taken",
+            Self::Removed => "removed",
+            Self::Unreachable => "unreachable",
+            Self::TooBig => "too_big",
+            Self::Busy => "busy",
+            Self::Inconsistent => "inconsistent",
+            Self::NoRoom => "no_room",
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! New connections: which destination takes one, and how it gets into the table.
+
+use crate::abi::{Destination, destination_flag, method, service_flag, settings_flag};
+use crate::connection::{Context, Found, Key, Value};
+use crate::frame::{Answer, Frame, Query, Verdict};
+use crate::ip::{Ip, Packet};
+use crate::reason::Reason;
+use crate::state::{self, Seen, State};
+use crate::tables::{Tables, bump};
+
+/// How many destinations are tried for one connection before it is refused.
+const ATTEMPTS: u32 = 4;
+
+/// What an out-of-line function returns when all went well; else it is a reason's number.
+const DONE: u32 = u32::MAX;
+/// Set in a result when another destination may do better.
+const NEXT: u32 = 1 << 30;
+
+/// Where an out-of-line function leaves the connection that it opened or found.
+struct Opened<'a, S> {
+    slot: Option<&'a S>,
+    value: Value,
+}
+
+impl<'a, S> Opened<'a, S> {
+    #[inline(always)]
+    fn found(self) -> Result<Found<'a, S>, Reason> {
+        let slot = self.slot.ok_or(Reason::Inconsistent)?;
+        Ok(Found { slot, value: self.value })
+    }
+}
+
+impl<'a, T: Tables> Context<'a, T> {
+    /// Opens a connection for a packet that may start one. The error is a reason to answer with
+    /// ICMP, to pass or to drop: [`crate::process`] knows which.
+    #[inline(always)]
+    pub fn open<A: Ip, F: Frame>(
+        &self,
+        frame: &mut F,
+        packet: &Packet<A>,
+        key: &Key<A>,
+    ) -> Result<Found<'a, A::Slot>, Reason> {
+        let mut opened = Opened { slot: None, value: Value(0) };
+        match self.open_out_of_line(frame, packet, key, &mut opened) {
+            DONE => opened.found(),
+            reason => Err(Reason::from_number(reason)),
+        }
+    }
+
+    #[inline(never)]
+    fn open_out_of_line<A: Ip, F: Frame>(
+        &self,
+        frame: &mut F,
+        packet: &Packet<A>,
+        key: &Key<A>,
+        opened: &mut Opened<'a, A::Slot>,
+    ) -> u32 {
+        let Some(service) = self.tables.service(key.owner) else {
+            return Reason::Inconsistent as u32;
+        };
+        if service.flags & service_flag::LIVE == 0 {
+            return Reason::NoService as u32;
+        }
+        if !self.is_local(frame, packet.target, key.owner) {
+            return Reason::NotLocal as u32;
+        }
+        let Some(lock) = self.lock(key, 0) else { return Reason::Busy as u32 };
+        let result = match self.find_other(key) {
+            Some(found) if self.is_young(found.value) || !self.retire(key, &found) => {
+                *opened = Opened { slot: Some(found.slot), value: found.value };
+                DONE
+            }
+            _ => self.schedule(packet, key, opened),
+        };
+        self.unlock(lock);
+        result
+    }
+
+    /// Tries destinations in the scheduler's order until one takes the connection.
+    #[inline(always)]
+    fn schedule<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        key: &Key<A>,
+        opened: &mut Opened<'a, A::Slot>,
+    ) -> u32 {
+        let mut reason = Reason::NoDestination as u32;
+        for _ in 0..ATTEMPTS {
+            let Some(id) = self.pick(key.owner) else { break };
+            match self.connect(packet, key, id, opened) {
+                next if next != DONE && next & NEXT != 0 => reason = next & !NEXT,
+                result => return result,
+            }
+        }
+        reason
+    }
+
+    /// Picks the next destination of a service's ring, as every ring scheduler does.
+    #[inline(always)]
+    fn pick(&self, service: u32) -> Option<u32> {
+        let schedule = self.tables.schedule(service)?;
+        let ring = self.tables.read(&schedule.ring);
+        let length = ring & 0xffff_ffff;
+        if length == 0 {
+            return None;
+        }
+        let position = self.tables.add(&schedule.position, 1);
+        self.tables.ring(((ring >> 32) + position.checked_rem(length)?) as u32)
+    }
+
+    /// Makes the entries of a connection to one destination and counts it.
+    #[inline(never)]
+    fn connect<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        key: &Key<A>,
+        id: u32,
+        opened: &mut Opened<'a, A::Slot>,
+    ) -> u32 {
+        let Some(destination) = self.tables.destination(id) else {
+            return Reason::Inconsistent as u32;
+        };
+        if !takes_connections(destination) {
+            return NEXT | Reason::NoDestination as u32;
+        }
+        let paired = destination.method == method::MASQUERADE;
+        let seen = if paired { Seen::Request } else { Seen::RequestOnly };
+        let state = state::next(State::NONE, seen, packet.protocol, packet.flags);
+        let value = Value::new(self.now, state, id, key.owner, paired);
+        if paired {
+            let reply_key = Key::new(self.settings, key.client, key.port, destination.reply);
+            let Some(lock) = self.lock(&reply_key, 1) else { return Reason::Busy as u32 };
+            let result = self.connect_pair(key, &reply_key, value, opened);
+            self.unlock(lock);
+            if result != DONE {
+                return result;
+            }
+        } else {
+            let Some(slot) = self.insert(key, value) else { return Reason::Stateless as u32 };
+            *opened = Opened { slot: Some(slot), value };
+        }
+        if let Some(counts) = self.tables.counts(id) {
+            let one = if state.is_active() { 1 } else { 1 << 32 };
+            self.tables.add(&counts.connections, one);
+        }
+        if let Some(row) = self.tables.row(self.row_index(id)) {
+            bump(&row.connections, 1);
+        }
+        DONE
+    }
+
+    /// Makes both halves of a NAT connection, or none. What is left of a connection whose request
+    /// half is gone makes way; a living one keeps its place. The caller holds both locks.
+    #[inline(always)]
+    fn connect_pair<A: Ip>(
+        &self,
+        key: &Key<A>,
+        reply_key: &Key<A>,
+        value: Value,
+        opened: &mut Opened<'a, A::Slot>,
+    ) -> u32 {
+        if let Some(taken) = self.find_other(reply_key)
+            && !self.clear_orphan(key, reply_key, &taken)
+        {
+            return NEXT | Reason::ReplyTaken as u32;
+        }
+        let reply_value = value.reply(reply_key.owner);
+        let Some(reply) = self.insert(reply_key, reply_value) else {
+            return Reason::TableFull as u32;
+        };
+        let Some(slot) = self.insert(key, value) else {
+            self.remove(&Found { slot: reply, value: reply_value });
+            return Reason::TableFull as u32;
+        };
+        *opened = Opened { slot: Some(slot), value };
+        DONE
+    }
+
+    /// Removes a reply half if its connection has ended. Returns whether the place is free.
+    #[inline(always)]
+    fn clear_orphan<A: Ip>(
+        &self,
+        key: &Key<A>,
+        reply_key: &Key<A>,
+        taken: &Found<'_, A::Slot>,
+    ) -> bool {
+        let Some(owner) = self.tables.destination(taken.value.destination()) else {
+            return self.remove(taken);
+        };
+        if owner.service == key.owner {
+            return self.remove(taken);
+        }
+        let request_key = Key::new(self.settings, key.client, key.port, owner.service);
+        match self.find_other(&request_key) {
+            Some(request) if request.value.destination() == taken.value.destination() => {
+                !self.is_young(taken.value) && self.retire(reply_key, taken)
+            }
+            _ => self.remove(taken),
+        }
+    }
+
+    /// Picks a destination by the flow's hash alone, for when the table has no room: the same for
+    /// every packet of the flow while the ring stays.
+    #[inline(always)]
+    pub fn pick_stateless<A: Ip>(&self, key: &Key<A>) -> Option<(u32, &'a Destination)> {
+        let schedule = self.tables.schedule(key.owner)?;
+        let ring = self.tables.read(&schedule.ring);
+        let index = (key.hash() >> 8).checked_rem(ring & 0xffff_ffff)?;
+        let id = self.tables.ring(((ring >> 32) + index) as u32)?;
+        let destination = self.tables.destination(id)?;
+        if takes_connections(destination) { Some((id, destination)) } else { None }
+    }
+
+    /// Returns whether the virtual address is one of this host's, as the kernel's IPVS demands by
+    /// sitting at LOCAL_IN. The routing table is asked at most once a second and service.
+    #[inline(always)]
+    fn is_local<A: Ip, F: Frame>(&self, frame: &mut F, target: A, service: u32) -> bool {
+        const KNOWN: u64 = 2;
+        const LOCAL: u64 = 1;
+        if self.settings.flags & settings_flag::ANY != 0 {
+            return true;
+        }
+        let Some(schedule) = self.tables.schedule(service) else { return false };
+        let seen = self.tables.read(&schedule.local);
+        if seen & KNOWN != 0 && self.now.since((seen >> 32) as u32) < self.settings.second {
+            return seen & LOCAL != 0;
+        }
+        let query = Query { family: A::FAMILY.into(), target: target.octets() };
+        let local = matches!(frame.query(&query), Answer::NotForwarded);
+        let word = u64::from(self.now.0) << 32 | KNOWN | u64::from(local);
+        self.tables.write(&schedule.local, word);
+        local
+    }
+
+    /// Returns the row of a destination for this CPU.
+    #[inline(always)]
+    pub fn row_index(&self, destination: u32) -> u32 {
+        destination * self.settings.cpus + self.tables.cpu()
+    }
+}
+
+/// Returns whether a destination takes new connections.
+#[inline(always)]
+fn takes_connections(destination: &Destination) -> bool {
+    destination.flags & destination_flag::AVAILABLE != 0 && destination.weight > 0
+}
+
+/// Returns the verdict for a packet that no destination takes and that is not answered.
+pub const fn quiet(reason: Reason) -> Verdict {
+    match reason {
+        Reason::NoService | Reason::NotLocal | Reason::NoConnection => Verdict::Pass(reason),
+        _ => Verdict::Drop(reason),
+    }
+}
+

@@ -1,0 +1,214 @@
+//! Connection states and their transitions, as `tcp_states[]` of the kernel's IPVS.
+
+use rlvs_wire::tcp;
+
+/// State numbers, as the kernel's, with the one of UDP behind those of TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State(pub u32);
+
+impl State {
+    /// No packet seen.
+    pub const NONE: Self = Self(0);
+    /// Handshake complete.
+    pub const ESTABLISHED: Self = Self(1);
+    /// SYN seen from the server.
+    pub const SYN_SENT: Self = Self(2);
+    /// SYN seen from the client.
+    pub const SYN_RECV: Self = Self(3);
+    /// FIN seen from the server, or any FIN where replies do not pass.
+    pub const FIN_WAIT: Self = Self(4);
+    /// FIN seen from both.
+    pub const TIME_WAIT: Self = Self(5);
+    /// Reset.
+    pub const CLOSE: Self = Self(6);
+    /// FIN seen from the client.
+    pub const CLOSE_WAIT: Self = Self(7);
+    /// Closing.
+    pub const LAST_ACK: Self = Self(8);
+    /// Waiting for a SYN.
+    pub const LISTEN: Self = Self(9);
+    /// Handshake seen, server yet to speak (secure_tcp).
+    pub const SYNACK: Self = Self(10);
+    /// The one state of UDP.
+    pub const UDP: Self = Self(11);
+
+    /// Names as `ipvsadm -L -c` prints them, by number.
+    pub const NAMES: [&'static str; 12] = [
+        "NONE",
+        "ESTABLISHED",
+        "SYN_SENT",
+        "SYN_RECV",
+        "FIN_WAIT",
+        "TIME_WAIT",
+        "CLOSE",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "LISTEN",
+        "SYNACK",
+        "UDP",
+    ];
+
+    /// Default time-outs in seconds, by number.
+    pub const TIMEOUTS_S: [u32; 12] = [2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120, 300];
+
+    /// Returns whether a connection in this state is an active one.
+    #[inline(always)]
+    pub const fn is_active(self) -> bool {
+        const ACTIVE: u32 = 1 << State::ESTABLISHED.0
+            | 1 << State::SYN_SENT.0
+            | 1 << State::SYN_RECV.0
+            | 1 << State::SYNACK.0;
+        ACTIVE >> (self.0 & 15) & 1 != 0
+    }
+}
+
+/// Which packets of a connection pass the director, and which of them this one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// From the client; replies pass too (NAT).
+    Request,
+    /// From the server (NAT).
+    Reply,
+    /// From the client; replies do not pass.
+    RequestOnly,
+}
+
+/// Four events by eleven states, a state in four bits.
+struct Table {
+    syn: u64,
+    fin: u64,
+    ack: u64,
+    rst: u64,
+}
+
+const fn row(next: [u64; 11]) -> u64 {
+    let mut packed = 0;
+    let mut state = 0;
+    while state < 11 {
+        packed |= next[state] << (4 * state);
+        state += 1;
+    }
+    packed
+}
+
+const NO: u64 = 0;
+const ES: u64 = 1;
+const SS: u64 = 2;
+const SR: u64 = 3;
+const FW: u64 = 4;
+const TW: u64 = 5;
+const CL: u64 = 6;
+const CW: u64 = 7;
+const LA: u64 = 8;
+const LI: u64 = 9;
+const SA: u64 = 10;
+
+const REQUEST: Table = Table {
+    //         NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA
+    syn: row([SR, ES, ES, SR, SR, SR, SR, SR, SR, SR, SR]),
+    fin: row([CL, CW, SS, TW, TW, TW, CL, CW, LA, LI, TW]),
+    ack: row([ES, ES, SS, ES, FW, TW, CL, CW, CL, LI, ES]),
+    rst: row([CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, SR]),
+};
+
+const REPLY: Table = Table {
+    syn: row([SS, ES, SS, SR, SS, SS, SS, SS, SS, LI, SR]),
+    fin: row([TW, FW, SS, TW, FW, TW, CL, TW, LA, LI, TW]),
+    ack: row([ES, ES, SS, ES, FW, TW, CL, CW, LA, ES, ES]),
+    rst: row([CL, CL, SS, CL, CL, TW, CL, CL, CL, CL, CL]),
+};
+
+const REQUEST_ONLY: Table = Table {
+    syn: row([SR, ES, ES, SR, SR, SR, SR, SR, SR, SR, SR]),
+    fin: row([CL, FW, SS, TW, FW, TW, CL, CW, LA, LI, TW]),
+    ack: row([ES, ES, SS, ES, FW, TW, CL, CW, CL, LI, ES]),
+    rst: row([CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL]),
+};
+
+const _: () = assert!(NO == State::NONE.0 as u64 && SA == State::SYNACK.0 as u64);
+
+/// Returns the state after a packet, as `set_tcp_state()`: the first of RST, SYN, FIN, ACK that is
+/// set decides, and none of them closes.
+#[inline(always)]
+pub fn next(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
+    if protocol != tcp::PROTOCOL {
+        return State::UDP;
+    }
+    let table = match seen {
+        Seen::Request => &REQUEST,
+        Seen::Reply => &REPLY,
+        Seen::RequestOnly => &REQUEST_ONLY,
+    };
+    let row = if flags & tcp::RST != 0 {
+        table.rst
+    } else if flags & tcp::SYN != 0 {
+        table.syn
+    } else if flags & tcp::FIN != 0 {
+        table.fin
+    } else if flags & tcp::ACK != 0 {
+        table.ack
+    } else {
+        return State::CLOSE;
+    };
+    State((row >> (4 * (state.0 & 15))) as u32 & 15)
+}
+
+/// Returns whether a packet may start a connection, as `tcp_conn_schedule()`.
+#[inline(always)]
+pub fn starts(protocol: u8, flags: u8) -> bool {
+    protocol != tcp::PROTOCOL || flags & (tcp::SYN | tcp::RST) == tcp::SYN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(steps: &[(Seen, u8)]) -> State {
+        steps.iter().fold(State::NONE, |state, &(seen, flags)| next(state, seen, 6, flags))
+    }
+
+    #[test]
+    fn nat_connection_lives_as_observed_in_the_kernel() {
+        use Seen::{Reply, Request};
+        let open = [(Request, tcp::SYN), (Reply, tcp::SYN | tcp::ACK), (Request, tcp::ACK)];
+        assert_eq!(walk(&open[..1]), State::SYN_RECV);
+        assert_eq!(walk(&open[..2]), State::SYN_RECV);
+        assert_eq!(walk(&open), State::ESTABLISHED);
+        let client_closes = [&open[..], &[(Request, tcp::FIN | tcp::ACK)]].concat();
+        assert_eq!(walk(&client_closes), State::CLOSE_WAIT);
+        let both = [&client_closes[..], &[(Reply, tcp::FIN | tcp::ACK)]].concat();
+        assert_eq!(walk(&both), State::TIME_WAIT);
+        let server_closes = [&open[..], &[(Reply, tcp::FIN | tcp::ACK)]].concat();
+        assert_eq!(walk(&server_closes), State::FIN_WAIT);
+        let reset = [&open[..], &[(Reply, tcp::RST)]].concat();
+        assert_eq!(walk(&reset), State::CLOSE);
+    }
+
+    #[test]
+    fn direct_routing_sees_only_the_client() {
+        let only = Seen::RequestOnly;
+        let open = [(only, tcp::SYN), (only, tcp::ACK)];
+        assert_eq!(walk(&open), State::ESTABLISHED);
+        let closed = [&open[..], &[(only, tcp::FIN | tcp::ACK), (only, tcp::ACK)]].concat();
+        assert_eq!(walk(&closed), State::FIN_WAIT);
+        assert_eq!(walk(&[&open[..], &[(only, tcp::RST)]].concat()), State::CLOSE);
+    }
+
+    #[test]
+    fn active_states_are_the_handshake_and_established() {
+        let active: [u32; 4] = [1, 2, 3, 10];
+        for state in 0..12 {
+            assert_eq!(State(state).is_active(), active.contains(&state), "state {state}");
+        }
+    }
+
+    #[test]
+    fn no_flag_closes_and_only_a_syn_starts() {
+        assert_eq!(next(State::ESTABLISHED, Seen::Request, 6, 0), State::CLOSE);
+        assert!(starts(6, tcp::SYN));
+        assert!(starts(6, tcp::SYN | tcp::ACK));
+        assert!(!starts(6, tcp::SYN | tcp::RST));
+        assert!(!starts(6, tcp::ACK));
+        assert!(starts(17, 0));
+    }
+}

@@ -1,0 +1,90 @@
+//! The maps, as the forwarding function sees them.
+
+use core::cell::Cell;
+
+use crate::abi::{
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, Route,
+    Row, Schedule, Service, Settings, Word,
+};
+
+/// The maps of one network namespace, and the memory operations that a body has for them.
+///
+/// Every look-up returns `None` for an index that the map does not have.
+pub trait Tables {
+    /// Returns the settings.
+    fn settings(&self) -> Option<&Settings>;
+    /// Returns the time in jiffies.
+    fn jiffies(&self) -> u64;
+    /// Returns the number of the CPU that runs this.
+    fn cpu(&self) -> u32;
+    /// Returns a pair of IPv4 connection buckets.
+    fn connections4(&self, index: u32) -> Option<&Connections4>;
+    /// Returns a pair of IPv6 connection buckets.
+    fn connections6(&self, index: u32) -> Option<&Connections6>;
+    /// Returns a bucket of IPv4 endpoints.
+    fn endpoints4(&self, index: u32) -> Option<&Endpoints4>;
+    /// Returns a bucket of IPv6 endpoints.
+    fn endpoints6(&self, index: u32) -> Option<&Endpoints6>;
+    /// Returns a service.
+    fn service(&self, id: u32) -> Option<&Service>;
+    /// Returns what a service's scheduler keeps.
+    fn schedule(&self, id: u32) -> Option<&Schedule>;
+    /// Returns an element of the rings: a destination id.
+    fn ring(&self, index: u32) -> Option<u32>;
+    /// Returns a destination.
+    fn destination(&self, id: u32) -> Option<&Destination>;
+    /// Returns the connection counts of a destination.
+    fn counts(&self, id: u32) -> Option<&Counts>;
+    /// Returns the row of one destination and CPU.
+    fn row(&self, index: u32) -> Option<&Row>;
+    /// Returns a row of the client route cache.
+    fn route(&self, index: u32) -> Option<&Route>;
+    /// Returns a bucket of interfaces.
+    fn interfaces(&self, index: u32) -> Option<&Interfaces>;
+    /// Returns a word of the occupancy map.
+    fn occupancy(&self, index: u32) -> Option<&Word>;
+    /// Returns a lock.
+    fn lock(&self, index: u32) -> Option<&Word>;
+    /// Returns a counter of reasons.
+    fn reason(&self, index: u32) -> Option<&Word>;
+
+    /// Reads a word that others change. Reads of one CPU happen in program order.
+    fn read(&self, word: &Word) -> u64;
+    /// Stores a word. Stores of one CPU become visible in program order.
+    fn write(&self, word: &Word, value: u64);
+    /// Replaces `old` by `new` if that is what is there; a full memory barrier.
+    fn swap(&self, word: &Word, old: u64, new: u64) -> bool;
+    /// Adds with wrap-around and returns what was there; a full memory barrier.
+    fn add(&self, word: &Word, value: u64) -> u64;
+}
+
+/// Adds to a counter that only this CPU writes.
+#[inline(always)]
+pub fn bump(counter: &Cell<u64>, by: u64) {
+    counter.set(counter.get().wrapping_add(by));
+}
+
+/// Coarse time: units of at least 256 ms, 25 bits, wrapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time(pub u32);
+
+/// Bits of a stored time.
+pub const TIME_BITS: u32 = 25;
+/// Mask of a stored time.
+pub const TIME_MASK: u32 = (1 << TIME_BITS) - 1;
+
+impl Time {
+    /// Reads the clock.
+    #[inline(always)]
+    pub fn now<T: Tables>(tables: &T, settings: &Settings) -> Self {
+        let units = (tables.jiffies() >> (settings.clock_shift & 31)) as u32;
+        Self(units.wrapping_add(settings.clock_offset) & TIME_MASK)
+    }
+
+    /// Returns the units since `then`; 0 if `then` lies ahead, as another CPU may have stored it.
+    #[inline(always)]
+    pub const fn since(self, then: u32) -> u32 {
+        let age = self.0.wrapping_sub(then) & TIME_MASK;
+        if age > TIME_MASK / 2 { 0 } else { age }
+    }
+}

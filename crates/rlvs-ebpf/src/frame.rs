@@ -1,0 +1,290 @@
+//! Frames as XDP and TC have them.
+
+use core::ffi::c_void;
+use core::mem::{size_of, zeroed};
+
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_redir_neigh, xdp_md};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+};
+use rlvs_datapath::abi::Hop;
+use rlvs_datapath::frame::{Answer, Deltas, Frame, Neighbour, Query};
+
+/// Interface index of the loopback device in every namespace. Asking as if a packet had come from
+/// it makes the look-up that of a packet the host itself sends, as with the kernel's IPVS, and does
+/// not depend on forwarding being enabled on the interface that the client's packet came in by.
+const LOOPBACK: u32 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// A frame in an XDP program.
+pub struct XdpFrame {
+    pub ctx: *mut xdp_md,
+}
+
+impl XdpFrame {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the kernel hands a valid context to the program.
+        unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) }
+    }
+}
+
+impl Frame for XdpFrame {
+    const RESOLVES: bool = false;
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: as in `bounds`.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+    #[inline(always)]
+    fn length(&self) -> usize {
+        let (start, end) = self.bounds();
+        end - start
+    }
+    #[inline(always)]
+    fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        let (start, end) = self.bounds();
+        if start + N > end {
+            return None;
+        }
+        // SAFETY: the comparison above proves to the verifier that N bytes are there.
+        Some(unsafe { &mut *(start as *mut [u8; N]) })
+    }
+    #[inline(always)]
+    fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
+        // SAFETY: valid context; pointers into the packet are read anew by every `head`.
+        unsafe {
+            if bpf_xdp_adjust_head(self.ctx, -(by as i32)) != 0 {
+                return None;
+            }
+            let cut = length as i32 - self.length() as i32;
+            if cut != 0 && bpf_xdp_adjust_tail(self.ctx, cut) != 0 {
+                return None;
+            }
+        }
+        Some(())
+    }
+    #[inline(always)]
+    fn query(&mut self, query: &Query) -> Answer {
+        let mut way = WAY;
+        answer(ask(self.ctx.cast(), query, &mut way), &way)
+    }
+}
+
+/// A frame in a TC program.
+pub struct TcFrame {
+    skb: *mut __sk_buff,
+    /// The neighbour that the last query found unresolved.
+    pub neighbour: Neighbour,
+}
+
+impl TcFrame {
+    #[inline(always)]
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb, neighbour: WAY.neighbour }
+    }
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the kernel hands a valid context to the program.
+        unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) }
+    }
+}
+
+const PSEUDO_HEADER: u64 = 1 << 4;
+const MANGLED_ZERO: u64 = 1 << 5;
+const RECOMPUTE: u64 = 1;
+
+impl Frame for TcFrame {
+    const RESOLVES: bool = true;
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: as in `bounds`.
+        unsafe { (*self.skb).ifindex }
+    }
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: as in `bounds`.
+        unsafe { (*self.skb).len as usize }
+    }
+    #[inline(always)]
+    fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        let (start, end) = self.bounds();
+        if start + N <= end {
+            // SAFETY: as in `XdpFrame::head`.
+            return Some(unsafe { &mut *(start as *mut [u8; N]) });
+        }
+        // SAFETY: valid context; the bytes may lie in fragments that the helper pulls together.
+        if self.length() < N || unsafe { bpf_skb_pull_data(self.skb, N as u32) } != 0 {
+            return None;
+        }
+        let (start, end) = self.bounds();
+        if start + N > end {
+            return None;
+        }
+        // SAFETY: as in `XdpFrame::head`.
+        Some(unsafe { &mut *(start as *mut [u8; N]) })
+    }
+    #[inline(always)]
+    fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
+        // SAFETY: valid context; pointers into the packet are read anew by every `head`.
+        unsafe {
+            if bpf_skb_change_tail(self.skb, (length - by) as u32, 0) != 0
+                || bpf_skb_change_head(self.skb, by as u32, 0) != 0
+            {
+                return None;
+            }
+        }
+        Some(())
+    }
+    #[inline(always)]
+    fn segment(&self, length: u32) -> u32 {
+        // SAFETY: as in `bounds`.
+        if unsafe { (*self.skb).gso_size } > 0 { 0 } else { length }
+    }
+    #[inline(always)]
+    fn query(&mut self, query: &Query) -> Answer {
+        let mut way = WAY;
+        let result = ask(self.skb.cast(), query, &mut way);
+        self.neighbour = way.neighbour;
+        answer(result, &way)
+    }
+    /// The helper knows whether the checksum is complete or yet to be finished by hardware.
+    #[inline(always)]
+    fn follow<const N: usize>(&mut self, at: usize, udp: bool, by: Deltas) -> Option<()> {
+        let zero = if udp { MANGLED_ZERO } else { 0 };
+        let (address, port) = (u64::from(by.address.to_be()), u64::from(by.port.to_be()));
+        // SAFETY: valid context; the helper checks the offset.
+        let done = unsafe {
+            bpf_l4_csum_replace(self.skb, at as u32, 0, address, PSEUDO_HEADER | zero) == 0
+                && bpf_l4_csum_replace(self.skb, at as u32, 0, port, zero) == 0
+        };
+        if done { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn lower_hop_limit(&mut self) -> Option<()> {
+        let limit = self.head::<22>()?[21].wrapping_sub(1);
+        let from = (&raw const limit).cast::<c_void>();
+        // SAFETY: valid context; one byte is read from the stack.
+        let done = unsafe { bpf_skb_store_bytes(self.skb, 21, from, 1, RECOMPUTE) == 0 };
+        if done { Some(()) } else { None }
+    }
+}
+
+/// A C structure on the stack, where 8-byte accesses must be aligned.
+#[repr(C, align(8))]
+struct Aligned<T>(T);
+
+/// What the routing table said, one or the other.
+struct Way {
+    hop: Hop,
+    neighbour: Neighbour,
+}
+
+const WAY: Way = Way {
+    hop: Hop { interface: 0, checked: 0, head: 0, tail: 0, mtu: 0 },
+    neighbour: Neighbour { address: [0; 16], interface: 0, family: 0 },
+};
+
+const SUCCESS: u32 = 0;
+const NOT_FORWARDED: u32 = 4;
+const NO_NEIGHBOUR: u32 = 7;
+
+#[inline(always)]
+fn answer(result: u32, way: &Way) -> Answer {
+    match result {
+        SUCCESS => Answer::Hop(way.hop),
+        NO_NEIGHBOUR => Answer::Unresolved,
+        NOT_FORWARDED => Answer::NotForwarded,
+        _ => Answer::Unreachable,
+    }
+}
+
+/// Asks the routing table. Kept out of line: it needs 64 bytes of stack and is rarely reached.
+#[inline(never)]
+fn ask(ctx: *mut c_void, query: &Query, way: &mut Way) -> u32 {
+    // SAFETY: a plain C structure for which zero is a value.
+    let mut aligned: Aligned<bpf_fib_lookup> = unsafe { zeroed() };
+    let params = &mut aligned.0;
+    params.family = if query.family == 4 { AF_INET } else { AF_INET6 };
+    params.ifindex = LOOPBACK;
+    params.__bindgen_anon_1.tot_len = 1; // makes the answer tell the MTU
+    params.__bindgen_anon_4.ipv6_dst = words(&query.target);
+    // SAFETY: valid context and parameters of the size given; every variant of the unions is plain
+    // integers.
+    unsafe {
+        let result = fib_lookup(ctx, params, size_of::<bpf_fib_lookup>() as i32, 0) as u32;
+        if result == SUCCESS {
+            let mtu = params.__bindgen_anon_1.mtu_result as u32;
+            way.hop = Hop::new(params.ifindex, mac(&params.dmac), mac(&params.smac), mtu);
+        } else if result == NO_NEIGHBOUR {
+            way.neighbour = Neighbour {
+                address: bytes(params.__bindgen_anon_4.ipv6_dst),
+                interface: params.ifindex,
+                family: if params.family == AF_INET { 4 } else { 6 },
+            };
+        }
+        result
+    }
+}
+
+/// Copies a MAC address from the stack in pieces that are aligned there.
+#[inline(always)]
+fn mac(bytes: &[u8; 6]) -> [u8; 6] {
+    let at = bytes.as_ptr().cast::<u16>();
+    // SAFETY: both addresses of bpf_fib_lookup stand at even offsets, and are 6 bytes long.
+    let [a, b, c] = unsafe {
+        [at.read_volatile(), at.add(1).read_volatile(), at.add(2).read_volatile()]
+    };
+    let ([a, b], [c, d], [e, f]) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes());
+    [a, b, c, d, e, f]
+}
+
+/// Sends a frame to a neighbour that the kernel resolves.
+#[inline(always)]
+pub fn redirect_neighbour(neighbour: &Neighbour) -> i32 {
+    // SAFETY: a plain C structure for which zero is a value.
+    let mut aligned: Aligned<bpf_redir_neigh> = unsafe { zeroed() };
+    let params = &mut aligned.0;
+    params.nh_family = if neighbour.family == 4 { AF_INET as u32 } else { AF_INET6 as u32 };
+    let words = words(&neighbour.address);
+    let at = (&raw mut params.__bindgen_anon_1.ipv6_nh).cast::<u32>();
+    // SAFETY: four words at an offset of 4; written one by one, as wider stores are not aligned.
+    unsafe {
+        at.write_volatile(words[0]);
+        at.add(1).write_volatile(words[1]);
+        at.add(2).write_volatile(words[2]);
+        at.add(3).write_volatile(words[3]);
+    }
+    // SAFETY: parameters of the size given.
+    let action = unsafe {
+        aya_ebpf::helpers::generated::bpf_redirect_neigh(
+            neighbour.interface,
+            params,
+            size_of::<bpf_redir_neigh>() as i32,
+            0,
+        )
+    };
+    action as i32
+}
+
+#[inline(always)]
+fn words(address: &[u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}
+
+#[inline(always)]
+fn bytes(words: [u32; 4]) -> [u8; 16] {
+    let [a, b, c, d] = words.map(u64::from);
+    let (high, low) = (a | b << 32, c | d << 32);
+    (u128::from(high) | u128::from(low) << 64).to_le_bytes()
+}

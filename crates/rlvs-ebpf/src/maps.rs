@@ -1,0 +1,181 @@
+//! The maps of one namespace as BPF maps, and memory operations as BPF has them.
+
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+
+use aya_ebpf::bindings::bpf_timer;
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::macros::btf_map;
+use rlvs_datapath::abi::{
+    CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
+    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, IDS,
+    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, RING_ELEMENTS, REASONS, ROUTES, Route,
+    Row, Schedule, Service, Settings, SweepCursor, Totals, Word,
+};
+use rlvs_datapath::tables::Tables;
+
+/// BPF_F_MMAPABLE: commands read and write through memory.
+const MAPPED: usize = 1 << 10;
+
+/// The sweep's timer with its cursor.
+#[repr(C)]
+pub struct Sweep {
+    pub timer: bpf_timer,
+    pub cursor: SweepCursor,
+}
+
+// Sizes that depend on the machine (connections, CPUs) are set by the loader.
+#[btf_map(name = "settings")]
+static SETTINGS: Array<Settings, 1, MAPPED> = Array::new();
+#[btf_map(name = "connections4")]
+static CONNECTIONS4: Array<Connections4, { CONNECTIONS4_DEFAULT as usize }, MAPPED> = Array::new();
+#[btf_map(name = "connections6")]
+static CONNECTIONS6: Array<Connections6, { CONNECTIONS6_DEFAULT as usize }, MAPPED> = Array::new();
+#[btf_map(name = "endpoints4")]
+static ENDPOINTS4: Array<Endpoints4, { ENDPOINT4_BUCKETS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "endpoints6")]
+static ENDPOINTS6: Array<Endpoints6, { ENDPOINT6_BUCKETS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "services")]
+static SERVICES: Array<Service, { IDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "schedules")]
+static SCHEDULES: Array<Schedule, { IDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "totals")]
+static TOTALS: Array<Totals, { IDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "rings")]
+static RINGS: Array<u32, { RING_ELEMENTS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "destinations")]
+static DESTINATIONS: Array<Destination, { IDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "counts")]
+static COUNTS: Array<Counts, { IDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "rows")]
+static ROWS: Array<Row, { IDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "routes")]
+static ROUTE_CACHE: Array<Route, { ROUTES as usize }, MAPPED> = Array::new();
+#[btf_map(name = "interfaces")]
+static INTERFACES: Array<Interfaces, { INTERFACE_BUCKETS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "occupancy")]
+static OCCUPANCY: Array<Word, { 2 * OCCUPANCY_WORDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "locks")]
+static LOCK_WORDS: Array<Word, { 2 * LOCKS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "reasons")]
+static REASON_COUNTERS: Array<Word, { (CPUS * REASONS) as usize }, MAPPED> = Array::new();
+#[btf_map(name = "sweep")]
+pub static SWEEP: Array<Sweep, 1> = Array::new();
+
+/// The maps. Keeps [`TOTALS`] too, which only the control plane uses.
+#[derive(Clone, Copy)]
+pub struct Maps;
+
+impl Maps {
+    /// Touches the maps that no packet needs, so that the loader makes them.
+    #[inline(always)]
+    pub fn keep() -> bool {
+        TOTALS.get(0).is_some()
+    }
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        SETTINGS.get(0)
+    }
+    #[inline(always)]
+    fn jiffies(&self) -> u64 {
+        // SAFETY: the helper takes nothing and only reads.
+        unsafe { bpf_jiffies64() }
+    }
+    #[inline(always)]
+    fn cpu(&self) -> u32 {
+        // SAFETY: the helper takes nothing and only reads.
+        unsafe { bpf_get_smp_processor_id() as u32 }
+    }
+    #[inline(always)]
+    fn connections4(&self, index: u32) -> Option<&Connections4> {
+        CONNECTIONS4.get(index)
+    }
+    #[inline(always)]
+    fn connections6(&self, index: u32) -> Option<&Connections6> {
+        CONNECTIONS6.get(index)
+    }
+    #[inline(always)]
+    fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {
+        ENDPOINTS4.get(index)
+    }
+    #[inline(always)]
+    fn endpoints6(&self, index: u32) -> Option<&Endpoints6> {
+        ENDPOINTS6.get(index)
+    }
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<&Service> {
+        SERVICES.get(id)
+    }
+    #[inline(always)]
+    fn schedule(&self, id: u32) -> Option<&Schedule> {
+        SCHEDULES.get(id)
+    }
+    #[inline(always)]
+    fn ring(&self, index: u32) -> Option<u32> {
+        RINGS.get(index).copied()
+    }
+    #[inline(always)]
+    fn destination(&self, id: u32) -> Option<&Destination> {
+        DESTINATIONS.get(id)
+    }
+    #[inline(always)]
+    fn counts(&self, id: u32) -> Option<&Counts> {
+        COUNTS.get(id)
+    }
+    #[inline(always)]
+    fn row(&self, index: u32) -> Option<&Row> {
+        ROWS.get(index)
+    }
+    #[inline(always)]
+    fn route(&self, index: u32) -> Option<&Route> {
+        ROUTE_CACHE.get(index)
+    }
+    #[inline(always)]
+    fn interfaces(&self, index: u32) -> Option<&Interfaces> {
+        INTERFACES.get(index)
+    }
+    #[inline(always)]
+    fn occupancy(&self, index: u32) -> Option<&Word> {
+        OCCUPANCY.get(index)
+    }
+    #[inline(always)]
+    fn lock(&self, index: u32) -> Option<&Word> {
+        LOCK_WORDS.get(index)
+    }
+    #[inline(always)]
+    fn reason(&self, index: u32) -> Option<&Word> {
+        REASON_COUNTERS.get(index)
+    }
+
+    #[inline(always)]
+    fn read(&self, word: &Word) -> u64 {
+        // SAFETY: a reference to a word of a map is valid and aligned.
+        unsafe { core::ptr::read_volatile(word.as_ptr()) }
+    }
+    #[inline(always)]
+    fn write(&self, word: &Word, value: u64) {
+        // SAFETY: as in `read`.
+        unsafe { core::ptr::write_volatile(word.as_ptr(), value) }
+    }
+    #[inline(always)]
+    fn swap(&self, word: &Word, old: u64, new: u64) -> bool {
+        // SAFETY: as in `read`; the BPF instruction is fully ordered whatever is asked for.
+        let (_, done) = unsafe {
+            atomic_cxchg::<u64, { AtomicOrdering::Relaxed }, { AtomicOrdering::Relaxed }>(
+                word.as_ptr(),
+                old,
+                new,
+            )
+        };
+        done
+    }
+    #[inline(always)]
+    fn add(&self, word: &Word, value: u64) -> u64 {
+        // SAFETY: as in `swap`.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word.as_ptr(), value) }
+    }
+}

@@ -1,0 +1,108 @@
+//! The sweep's timer.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::{
+    bpf_loop, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
+};
+use rlvs_datapath::abi::GROUP;
+use rlvs_datapath::connection::Context;
+use rlvs_datapath::sweep::{Job, WORD};
+use rlvs_datapath::tables::{Tables, Time, bump};
+
+use crate::maps::{Maps, SWEEP, Sweep};
+
+/// Time between two slices of work.
+const TICK_NS: u64 = 8_000_000;
+/// CLOCK_MONOTONIC.
+const MONOTONIC: u64 = 1;
+
+/// What the callbacks of one slice share.
+#[repr(C)]
+struct Slice {
+    word: u32,
+    family: u32,
+    bit: u32,
+    left: u32,
+    groups: u64,
+    removed: u64,
+}
+
+impl Slice {
+    #[inline(always)]
+    fn job(&self) -> Job {
+        Job { word: self.word, family: self.family as u8 }
+    }
+}
+
+#[inline(always)]
+fn with_context(work: impl FnOnce(&Context<'_, Maps>)) {
+    if let Some(settings) = Maps.settings() {
+        work(&Context { tables: &Maps, settings, now: Time::now(&Maps, settings) });
+    }
+}
+
+extern "C" fn place(index: u64, slice: *mut Slice) -> i64 {
+    // SAFETY: bpf_loop hands on the slice that `group` was given.
+    let slice = unsafe { &mut *slice };
+    with_context(|context| {
+        let swept = context.sweep(slice.job(), slice.bit, index as u32);
+        slice.removed += swept.removed;
+        slice.left |= swept.left as u32;
+    });
+    0
+}
+
+extern "C" fn group(index: u64, slice: *mut Slice) -> i64 {
+    let pointer = slice;
+    // SAFETY: bpf_loop hands on the slice that `tick` made.
+    let slice = unsafe { &mut *slice };
+    let bit = index as u32 & (WORD - 1);
+    if slice.groups >> bit & 1 == 0 {
+        return 0;
+    }
+    slice.bit = bit;
+    slice.left = 0;
+    with_context(|context| context.begin_group(slice.job(), bit));
+    // SAFETY: the callback takes an index and a slice.
+    unsafe { bpf_loop(GROUP, place as *mut c_void, pointer.cast(), 0) };
+    with_context(|context| context.end_group(slice.job(), bit, slice.left != 0));
+    0
+}
+
+extern "C" fn tick(_map: *mut c_void, _key: *mut u32, sweep: *mut Sweep) -> i32 {
+    // SAFETY: the kernel hands on the element that holds the timer.
+    let sweep = unsafe { &mut *sweep };
+    with_context(|context| {
+        let job = context.next_job(&sweep.cursor);
+        let mut slice = Slice {
+            word: job.word,
+            family: job.family as u32,
+            bit: 0,
+            left: 0,
+            groups: context.groups(job),
+            removed: 0,
+        };
+        if slice.groups != 0 {
+            // SAFETY: the callback takes an index and a slice.
+            unsafe { bpf_loop(WORD, group as *mut c_void, (&raw mut slice).cast(), 0) };
+            bump(&sweep.cursor.removed, slice.removed);
+        }
+    });
+    // SAFETY: the timer of a map element that is there.
+    unsafe { bpf_timer_start(&raw mut sweep.timer, TICK_NS, 0) };
+    0
+}
+
+/// Starts the timer with this program's callback.
+#[inline(always)]
+pub fn arm() -> bool {
+    let Some(sweep) = SWEEP.get_ptr_mut(0) else { return false };
+    // SAFETY: the timer of a map element that is there. A timer that was initialised stays so.
+    unsafe {
+        let timer = &raw mut (*sweep).timer;
+        bpf_timer_init(timer, (&raw const SWEEP).cast_mut().cast(), MONOTONIC);
+        bpf_timer_set_callback(timer, tick as *mut c_void) == 0
+            && bpf_timer_start(timer, TICK_NS, 0) == 0
+    }
+}
