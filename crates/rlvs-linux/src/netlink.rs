@@ -1,6 +1,6 @@
 //! One netlink socket, one request at a time: send, collect the replies, take the verdict.
 //!
-//! It serves every netlink family here. Invariant: when [`Socket::request`] returns, nothing of
+//! It serves every netlink family here. Invariant: when a request returns, nothing of
 //! that request is left to be read.
 
 use std::io;

@@ -1,7 +1,7 @@
 //! `rlvs lab`: the how-to in network namespaces of this machine, checked.
 //!
-//! [`topology`] is the network, which the end-to-end tests build too; [`scenario`] what is tried,
-//! [`stage`] how it is run and shown. Nothing outside the lab's own namespaces is touched.
+//! [`topology`] is the network, which the end-to-end tests build too; `scenario` what is tried,
+//! `stage` how it is run and shown. Nothing outside the lab's own namespaces is touched.
 
 pub mod claim;
 pub mod client;
