@@ -1,1 +1,18 @@
 //! The only crate that talks to the kernel.
+//!
+//! [`netns`] and [`process`] hold namespaces and child processes, [`netlink`] the one request loop
+//! that every netlink family here goes through, [`route`] links, addresses, routes and neighbours,
+//! [`ethtool`] and [`sysctl`] the switches that netlink does not have, [`xdp_pass`] what a veth peer
+//! of native XDP needs.
+
+#[expect(unsafe_code, reason = "SIOCETHTOOL has no safe wrapper")]
+pub mod ethtool;
+pub mod netlink;
+#[expect(unsafe_code, reason = "work between fork and exec, and one socket option")]
+pub mod netns;
+#[expect(unsafe_code, reason = "work between fork and exec, and pidfds")]
+pub mod process;
+pub mod route;
+pub mod sysctl;
+#[expect(unsafe_code, reason = "one program load that needs no loader")]
+pub mod xdp_pass;
