@@ -1,1 +1,3 @@
 //! The only crate that talks to the kernel.
+
+pub mod names;
