@@ -1,0 +1,4 @@
+//! The faces of the rlvs binary, each drivable from a test without the binary.
+#![forbid(unsafe_code)]
+
+pub mod ipvsadm;
