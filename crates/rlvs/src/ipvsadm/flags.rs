@@ -42,7 +42,7 @@ const fn valued(
 
 const fn service(short: Option<char>, long: &'static str, protocol: Protocol) -> Flag {
     let help = match protocol {
-        Protocol::Tcp => "a TCP service; the port is a number or a name",
+        Protocol::Tcp => "a TCP service",
         Protocol::Udp => "a UDP service",
         Protocol::Sctp => "an SCTP service",
     };
@@ -63,19 +63,19 @@ pub(crate) const FLAGS: [Flag; 58] = [
     command(Some('a'), "add-server", Command::AddServer, "add a real server to a service"),
     command(Some('e'), "edit-server", Command::EditServer, "replace its attributes"),
     command(Some('d'), "delete-server", Command::DeleteServer, "remove it from the service"),
-    command(Some('L'), "list", Command::List, "show the table; what no option at all does"),
+    command(Some('L'), "list", Command::List, "show the table, as without any word"),
     command(Some('l'), "list", Command::List, "the same"),
     command(Some('C'), "clear", Command::Flush, "remove every service"),
-    command(Some('Z'), "zero", Command::Zero, "start the counters of one or all from 0"),
-    command(Some('S'), "save", Command::Save, "write the table as lines that -R reads"),
-    command(Some('R'), "restore", Command::Restore, "read such lines and carry them out"),
-    command(None, "set", Command::Set, "TCP TCPFIN UDP: time-outs in seconds, 0 keeps one"),
+    command(Some('Z'), "zero", Command::Zero, "start the counters again from 0"),
+    command(Some('S'), "save", Command::Save, "write the table as lines for -R"),
+    command(Some('R'), "restore", Command::Restore, "carry out lines of standard input"),
+    command(None, "set", Command::Set, "change time-outs, in seconds; 0 keeps"),
     flag(
         None,
         "start-daemon",
         DAEMON,
         Meaning::Command(Command::StartDaemon),
-        "start connection synchronisation",
+        "start to share connections",
     ),
     flag(None, "stop-daemon", DAEMON, Meaning::Command(Command::StopDaemon), "stop it"),
     flag(Some('h'), "help", Value::None, Meaning::Help, "print this text"),
@@ -88,47 +88,65 @@ pub(crate) const FLAGS: [Flag; 58] = [
         "fwmark-service",
         Value::Required("MARK"),
         Meaning::Mark,
-        "packets with a firewall mark, 1 to 4294967295",
+        "packets with a mark, 1 to 4294967295",
     ),
     flag(Some('6'), "ipv6", Value::None, Meaning::MarkIsV6, "after -f: IPv6 packets"),
-    valued(Some('s'), "scheduler", "NAME", Opt::Scheduler, "how connections are spread: wlc"),
+    valued(Some('s'), "scheduler", "NAME", Opt::Scheduler, "how connections are spread; wlc"),
     flag(
         Some('p'),
         "persistent",
         Value::Optional("SECONDS"),
         Meaning::Plain(Opt::Persistent),
-        "keep a client at its server: 360",
+        "keep a client at its server; 360",
     ),
-    valued(Some('M'), "netmask", "MASK", Opt::Netmask, "clients of one network are one client"),
+    valued(Some('M'), "netmask", "MASK", Opt::Netmask, "take a network as one client; none"),
     switch(Some('o'), "ops", Opt::OnePacket, "schedule each UDP datagram by itself"),
-    valued(None, "pe", "NAME", Opt::PersistenceEngine, "persistence by content: sip"),
-    valued(Some('b'), "sched-flags", "FLAG[,FLAG]", Opt::SchedulerFlags, "scheduler's flags"),
+    valued(None, "pe", "NAME", Opt::PersistenceEngine, "persistence engine, such as sip"),
+    valued(Some('b'), "sched-flags", "FLAG[,FLAG]", Opt::SchedulerFlags, "flags of the scheduler"),
     valued(Some('r'), "real-server", "ADDRESS[:PORT]", Opt::Server, "the real server"),
-    method('g', "gatewaying", Method::DirectRoute, "direct routing, if nothing else is said"),
+    method('g', "gatewaying", Method::DirectRoute, "direct routing, the default"),
     method('i', "ipip", Method::Tunnel, "a tunnel to the real server"),
     method('m', "masquerading", Method::Masquerade, "network address translation"),
-    valued(Some('w'), "weight", "NUMBER", Opt::Weight, "share of connections: 1; 0 drains"),
-    valued(Some('x'), "u-threshold", "NUMBER", Opt::UpperThreshold, "connections at most"),
-    valued(Some('y'), "l-threshold", "NUMBER", Opt::LowerThreshold, "take new ones below this"),
-    valued(None, "tun-type", "ipip|gue|gre", Opt::TunType, "kind of tunnel: ipip"),
+    valued(Some('w'), "weight", "NUMBER", Opt::Weight, "share of connections, 0 drains; 1"),
+    valued(
+        Some('x'),
+        "u-threshold",
+        "NUMBER",
+        Opt::UpperThreshold,
+        "connections at most; 0, no limit",
+    ),
+    valued(
+        Some('y'),
+        "l-threshold",
+        "NUMBER",
+        Opt::LowerThreshold,
+        "take new ones below; 0, 3/4 of -x",
+    ),
+    valued(None, "tun-type", "ipip|gue|gre", Opt::TunType, "kind of tunnel; ipip"),
     valued(None, "tun-port", "PORT", Opt::TunPort, "UDP port of a GUE tunnel"),
     switch(None, "tun-nocsum", Opt::TunNocsum, "tunnel without checksum"),
     switch(None, "tun-csum", Opt::TunCsum, "tunnel with checksum"),
     switch(None, "tun-remcsum", Opt::TunRemcsum, "tunnel with remote checksum offload"),
-    switch(Some('n'), "numeric", Opt::Numeric, "addresses and ports as numbers"),
+    switch(Some('n'), "numeric", Opt::Numeric, "addresses and ports in numbers"),
     switch(Some('c'), "connection", Opt::Connection, "list connections"),
     switch(None, "timeout", Opt::Timeout, "list the time-outs"),
     switch(None, "daemon", Opt::Daemon, "list the synchronisation daemons"),
-    switch(None, "stats", Opt::Stats, "with totals"),
-    switch(None, "rate", Opt::Rate, "with rates per second"),
-    switch(None, "thresholds", Opt::Thresholds, "with the limits of real servers"),
-    switch(None, "persistent-conn", Opt::PersistentConn, "with persistent connections"),
-    switch(None, "tun-info", Opt::TunInfo, "with tunnels"),
-    switch(None, "nosort", Opt::NoSort, "in the table's own order"),
-    flag(None, "sort", Value::None, Meaning::Sort, "sorted, as in any case"),
-    switch(Some('X'), "exact", Opt::Exact, "numbers in full, without K, M, G, T"),
-    valued(None, "mcast-interface", "NAME", Opt::McastInterface, "synchronisation: interface"),
-    valued(None, "syncid", "NUMBER", Opt::SyncId, "0 to 255"),
+    switch(None, "stats", Opt::Stats, "list with totals"),
+    switch(None, "rate", Opt::Rate, "list with rates per second"),
+    switch(None, "thresholds", Opt::Thresholds, "list with limits of real servers"),
+    switch(None, "persistent-conn", Opt::PersistentConn, "list with persistent connections"),
+    switch(None, "tun-info", Opt::TunInfo, "list with tunnels"),
+    switch(None, "nosort", Opt::NoSort, "list in the table's own order"),
+    flag(None, "sort", Value::None, Meaning::Sort, "list sorted, as it is in any case"),
+    switch(Some('X'), "exact", Opt::Exact, "large numbers without K, M, G, T"),
+    valued(
+        None,
+        "mcast-interface",
+        "NAME",
+        Opt::McastInterface,
+        "interface to share connections on",
+    ),
+    valued(None, "syncid", "NUMBER", Opt::SyncId, "group of directors, 0 to 255; 0"),
     valued(None, "sync-maxlen", "BYTES", Opt::SyncMaxlen, "longest message, 1 to 65507"),
     valued(None, "mcast-group", "ADDRESS", Opt::McastGroup, "multicast group"),
     valued(None, "mcast-port", "PORT", Opt::McastPort, "1 to 65535"),
@@ -145,10 +163,11 @@ pub(crate) fn help(program: &str) -> String {
     }
     text.push_str("\nSERVICE is one of -t, -u, --sctp-service and -f MARK [-6].\n");
     text.push_str("\nThe command comes first, as one of these:\n");
-    let (commands, options): (Vec<_>, Vec<_>) =
-        FLAGS.iter().partition(|flag| flag.meaning.option().is_none() && flag.short != Some('6'));
+    let (commands, options): (Vec<_>, Vec<_>) = FLAGS.iter().partition(|flag| {
+        matches!(flag.meaning, Meaning::Command(_) | Meaning::Help | Meaning::Version)
+    });
     commands.into_iter().for_each(|flag| text.push_str(&line(flag)));
-    text.push_str("\nOptions; what stands after a colon is taken if the option is left out:\n");
+    text.push_str("\nOptions; what stands after a semicolon is the default:\n");
     options.into_iter().for_each(|flag| text.push_str(&line(flag)));
     text
 }
@@ -194,7 +213,7 @@ fn line(flag: &Flag) -> String {
         Value::Optional(value) => format!(" [{value}]"),
     };
     let left = format!("{short} --{}{value}", flag.long);
-    format!("  {left:<36} {}\n", flag.help)
+    format!("  {left:<38} {}\n", flag.help)
 }
 
 /// Sets words in lines of at most 79 columns, all but the first indented.

@@ -30,14 +30,12 @@ pub(crate) fn services(
 ) -> String {
     let mut text = title(columns);
     if listing.sorted {
-        entries = order::sort(entries, &|a, b| order::services(a.service.id, b.service.id));
+        entries = order::sort_services(entries);
     }
     for mut entry in entries {
         text.push_str(&service(&entry, columns, listing, names));
         if listing.sorted {
-            entry.destinations = order::sort(entry.destinations, &|a, b| {
-                order::destinations(&a.destination, &b.destination)
-            });
+            entry.destinations = order::sort_destinations(entry.destinations);
         }
         for to in &entry.destinations {
             text.push_str(&destination(to, entry.service.id, columns, listing, names));

@@ -7,13 +7,31 @@
 use std::cmp::Ordering;
 use std::net::IpAddr;
 
-use rlvs_control::model::{Destination, Protocol, ServiceId};
+use rlvs_control::model::{DestinationEntry, ServiceEntry, ServiceId};
 
-/// Compares two services: mark, family, protocol, address, port.
-pub(crate) fn services(one: ServiceId, other: ServiceId) -> Ordering {
+/// Sorts services by mark, family, protocol, address and port.
+///
+/// The sort starts from the order of the kernel, which has mark services in a table of their
+/// own behind the others: a mark of 2^31 differs from none by the same sign both ways.
+pub(crate) fn sort_services(entries: Vec<ServiceEntry>) -> Vec<ServiceEntry> {
+    let by_address = |entry: &ServiceEntry| matches!(entry.service.id, ServiceId::Address { .. });
+    let (mut entries, marks): (Vec<_>, Vec<_>) = entries.into_iter().partition(by_address);
+    entries.extend(marks);
+    sort(entries, &|one, other| services(one.service.id, other.service.id))
+}
+
+/// Sorts destinations by address and port.
+pub(crate) fn sort_destinations(entries: Vec<DestinationEntry>) -> Vec<DestinationEntry> {
+    sort(entries, &|one, other| {
+        let (one, other) = (one.destination.id, other.destination.id);
+        addresses(one.address, other.address).then(one.port.cmp(&other.port))
+    })
+}
+
+fn services(one: ServiceId, other: ServiceId) -> Ordering {
     let key = |id: ServiceId| match id {
         ServiceId::Address { protocol, address, port } => (0, protocol.number(), address, port),
-        ServiceId::Mark { mark, .. } => (mark, Protocol::Tcp.number(), [0; 4].into(), 0),
+        ServiceId::Mark { mark, .. } => (mark, 0, [0; 4].into(), 0),
     };
     let (mark, protocol, address, port) = key(one);
     let (other_mark, other_protocol, other_address, other_port) = key(other);
@@ -22,11 +40,6 @@ pub(crate) fn services(one: ServiceId, other: ServiceId) -> Ordering {
         .then(protocol.cmp(&other_protocol))
         .then_with(|| addresses(address, other_address))
         .then(port.cmp(&other_port))
-}
-
-/// Compares two destinations: address, port.
-pub(crate) fn destinations(one: &Destination, other: &Destination) -> Ordering {
-    addresses(one.id.address, other.id.address).then(one.id.port.cmp(&other.id.port))
 }
 
 fn addresses(one: IpAddr, other: IpAddr) -> Ordering {
@@ -51,7 +64,7 @@ fn difference(one: u32, other: u32) -> Ordering {
 }
 
 /// Sorts by merging, so that any `compare` gives what it gives upstream.
-pub(crate) fn sort<T>(mut items: Vec<T>, compare: &impl Fn(&T, &T) -> Ordering) -> Vec<T> {
+fn sort<T>(mut items: Vec<T>, compare: &impl Fn(&T, &T) -> Ordering) -> Vec<T> {
     if items.len() < 2 {
         return items;
     }

@@ -17,15 +17,11 @@ use super::order;
 /// in a way that cannot be read back; both are so upstream.
 pub(crate) fn services(entries: Vec<ServiceEntry>, numeric: bool, names: &Names) -> String {
     let mut text = String::new();
-    let entries = order::sort(entries, &|a, b| order::services(a.service.id, b.service.id));
-    for entry in entries {
+    for entry in order::sort_services(entries) {
         let id = identity(entry.service.id, numeric, names);
         text.push_str(&format!("-A {id} -s {}{}\n", entry.service.scheduler, rest(&entry.service)));
-        let destinations = order::sort(entry.destinations, &|a, b| {
-            order::destinations(&a.destination, &b.destination)
-        });
-        for to in &destinations {
-            text.push_str(&destination(to, entry.service.id, &id, numeric, names));
+        for to in order::sort_destinations(entry.destinations) {
+            text.push_str(&destination(&to, entry.service.id, &id, numeric, names));
         }
     }
     text
