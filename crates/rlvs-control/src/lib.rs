@@ -1,8 +1,11 @@
 //! The control plane without IO: values in, values out.
 //!
 //! [`model`] holds the words of LVS as types, [`table`] the one interface through which every
-//! front end reads and edits a virtual-server table. Nothing here opens a socket or a file.
+//! front end reads and edits a virtual-server table, [`check`] what every table refuses,
+//! [`memory`] the plain table that tests use. Nothing here opens a socket or a file.
 #![forbid(unsafe_code)]
 
+pub mod check;
+pub mod memory;
 pub mod model;
 pub mod table;

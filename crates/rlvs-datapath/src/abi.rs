@@ -274,11 +274,17 @@ pub struct Hop {
 impl Hop {
     /// Returns the hop to a neighbour.
     #[inline(always)]
-    pub const fn new(interface: u32, neighbour: [u8; 6], own: [u8; 6], mtu: u32) -> Self {
+    pub const fn new(
+        interface: u32,
+        neighbour: [u8; 6],
+        own: [u8; 6],
+        mtu: u32,
+        checked: u32,
+    ) -> Self {
         let [a, b, c, d, e, f] = neighbour;
         let [g, h, i, j, k, l] = own;
         let head = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
-        Self { interface, checked: 0, head, tail: u32::from_ne_bytes([i, j, k, l]), mtu }
+        Self { interface, checked, head, tail: u32::from_ne_bytes([i, j, k, l]), mtu }
     }
 
     /// Returns the neighbour's MAC address.

@@ -91,16 +91,21 @@ impl Value {
     fn with_state(self, state: State) -> Self {
         Self(self.0 & !(15 << STATE_SHIFT) | u64::from(state.0) << STATE_SHIFT)
     }
-    /// Returns the owner that a slot with this key word belongs to.
-    #[inline(always)]
-    pub fn owner(self, key: u64) -> u32 {
-        (self.0 >> OWNER_SHIFT & OWNER_MASK) as u32 * 0x1_0000 + (key as u32 & 0xffff)
-    }
     /// Returns the client port that is in a key word.
     #[inline(always)]
     pub fn port(key: u64) -> u16 {
         (key >> 16) as u16
     }
+}
+
+/// The client's end of a connection: what both halves have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
+pub struct Flow<A> {
+    /// Client address.
+    pub client: A,
+    /// Client port.
+    pub port: u16,
 }
 
 /// The key of one half of a connection, with its places.
@@ -117,9 +122,10 @@ pub struct Key<A> {
 }
 
 impl<A: Ip> Key<A> {
-    /// Computes where the half is kept.
+    /// Computes where the half of a flow that belongs to `owner` is kept.
     #[inline(always)]
-    pub fn new(settings: &Settings, client: A, port: u16, owner: u32) -> Self {
+    pub fn new(settings: &Settings, flow: &Flow<A>, owner: u32) -> Self {
+        let Flow { client, port } = *flow;
         let more = u64::from(owner) << 16 | u64::from(port);
         let hash = client.hash(&settings.keys, more);
         Self { client, port, owner, places: hash::places(hash, A::mask(settings)) }
@@ -128,13 +134,13 @@ impl<A: Ip> Key<A> {
     /// Returns the key of the request half that a packet from a client belongs to.
     #[inline(always)]
     pub fn of_request(settings: &Settings, packet: &Packet<A>, service: u32) -> Self {
-        Self::new(settings, packet.source, packet.source_port, service)
+        Self::new(settings, &Flow { client: packet.source, port: packet.source_port }, service)
     }
 
     /// Returns the key of the reply half that a packet from a NAT destination belongs to.
     #[inline(always)]
     pub fn of_reply(settings: &Settings, packet: &Packet<A>, endpoint: u32) -> Self {
-        Self::new(settings, packet.target, packet.target_port, endpoint)
+        Self::new(settings, &Flow { client: packet.target, port: packet.target_port }, endpoint)
     }
 
     /// Returns a number that is the same for every packet of the flow.
@@ -188,17 +194,22 @@ pub struct Context<'a, T> {
 impl<'a, T: Tables> Context<'a, T> {
     /// Finds a half, expired or not. Out of line, for all but the packet's own half.
     #[inline(always)]
-    pub fn find_other<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
+    pub fn find_other<A: Ip>(&self, flow: &Flow<A>, owner: u32) -> Option<Found<'a, A::Slot>> {
         let mut value = Value(0);
-        let slot = self.find_out_of_line(key, &mut value)?;
+        let slot = self.find_out_of_line(flow, owner, &mut value)?;
         Some(Found { slot, value })
     }
 
     // BPF functions return one word that must not be a pointer to the stack, which the register of
     // a function without a result may hold by accident: so each out-of-line one returns something.
     #[inline(never)]
-    fn find_out_of_line<A: Ip>(&self, key: &Key<A>, value: &mut Value) -> Option<&'a A::Slot> {
-        let found = self.find(key)?;
+    fn find_out_of_line<A: Ip>(
+        &self,
+        flow: &Flow<A>,
+        owner: u32,
+        value: &mut Value,
+    ) -> Option<&'a A::Slot> {
+        let found = self.find(&Key::new(self.settings, flow, owner))?;
         *value = found.value;
         Some(found.slot)
     }
@@ -245,15 +256,14 @@ impl<'a, T: Tables> Context<'a, T> {
         self.now.since(value.time()) <= timeout
     }
 
-    /// Returns the key of a half's other half, if it has one.
+    /// Returns the owner of a half's other half, if it has one.
     #[inline(always)]
-    fn other<A: Ip>(&self, key: &Key<A>, value: Value) -> Option<Key<A>> {
+    fn other_owner(&self, value: Value) -> Option<u32> {
         if !value.is_paired() {
             return None;
         }
         let destination = self.tables.destination(value.destination())?;
-        let owner = if value.is_reply() { destination.service } else { destination.reply };
-        Some(Key::new(self.settings, key.client, key.port, owner))
+        Some(if value.is_reply() { destination.service } else { destination.reply })
     }
 
     /// Removes a connection one of whose halves has run out, unless its other half is younger.
@@ -266,12 +276,11 @@ impl<'a, T: Tables> Context<'a, T> {
             return false;
         }
         let (high, low) = slot.address(self.tables, word);
-        let (port, owner) = (Value::port(word), value.owner(word));
-        let key = Key::new(self.settings, A::from_words(high, low), port, owner);
-        let Some(other_key) = self.other(&key, value) else {
+        let flow = Flow { client: A::from_words(high, low), port: Value::port(word) };
+        let Some(owner) = self.other_owner(value) else {
             return self.remove_counted(&found);
         };
-        let Some(other) = self.find_other(&other_key) else {
+        let Some(other) = self.find_other(&flow, owner) else {
             return self.remove_counted(&found);
         };
         if other.value.destination() != value.destination() {
@@ -317,7 +326,8 @@ impl<'a, T: Tables> Context<'a, T> {
     /// unless that is all but full and the second has more room. The caller holds the lock of the
     /// key and has not found it.
     #[inline(never)]
-    pub fn insert<A: Ip>(&self, key: &Key<A>, value: Value) -> Option<&'a A::Slot> {
+    pub fn insert<A: Ip>(&self, flow: &Flow<A>, owner: u32, value: Value) -> Option<&'a A::Slot> {
+        let key = Key::new(self.settings, flow, owner);
         let Places { first, second } = key.places;
         let in_first = self.vacancy::<A>(first);
         let place = if in_first < A::SLOTS * 3 / 4 || in_first <= self.vacancy::<A>(second) {
@@ -325,9 +335,9 @@ impl<'a, T: Tables> Context<'a, T> {
         } else {
             second
         };
-        match self.claim(key, value, place) {
+        match self.claim(&key, value, place) {
             Some(slot) => Some(slot),
-            None => self.claim(key, value, place ^ first ^ second),
+            None => self.claim(&key, value, place ^ first ^ second),
         }
     }
 
@@ -398,10 +408,11 @@ impl<'a, T: Tables> Context<'a, T> {
         }
     }
 
-    /// Takes the lock of a key; `kind` 0 for request halves, 1 for reply halves, taken in that
+    /// Takes the lock of a half; `kind` 0 for request halves, 1 for reply halves, taken in that
     /// order. `None` if another CPU does not let go.
     #[inline(always)]
-    pub fn lock<A: Ip>(&self, key: &Key<A>, kind: u32) -> Option<Lock<'a>> {
+    pub fn lock<A: Ip>(&self, flow: &Flow<A>, owner: u32, kind: u32) -> Option<Lock<'a>> {
+        let key = Key::new(self.settings, flow, owner);
         let index = kind * LOCKS + (key.places.first & (LOCKS - 1));
         let word = self.tables.lock(index)?;
         for _ in 0..SPINS {
@@ -420,68 +431,46 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Notes a request: its time, and what it does to the connection's state.
     #[inline(always)]
-    pub fn track_request<A: Ip>(
-        &self,
-        packet: &Packet<A>,
-        service: u32,
-        found: &Found<'_, A::Slot>,
-    ) {
+    pub fn track_request<A: Ip>(&self, packet: &Packet<A>, found: &Found<'_, A::Slot>) {
         let Found { slot, value } = *found;
         let state = state::next(value.state(), seen(value), packet.protocol, packet.flags);
         if value.state() != state {
-            self.change_by_request(packet, service, slot, value);
+            self.change_by_request(packet, slot, value);
         } else if value.time() != self.now.0 {
             self.tables.swap(slot.value(), value.0, value.with(self.now, state).0);
         }
     }
 
     #[inline(never)]
-    fn change_by_request<A: Ip>(
-        &self,
-        packet: &Packet<A>,
-        service: u32,
-        slot: &A::Slot,
-        value: Value,
-    ) -> bool {
+    fn change_by_request<A: Ip>(&self, packet: &Packet<A>, slot: &A::Slot, value: Value) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let found = Found { slot, value };
         let Some(state) = self.advance(&found, seen(value), protocol, flags, true) else {
             return false;
         };
-        self.mirror(&Key::of_request(self.settings, packet, service), value, state);
+        self.mirror(&Flow { client: packet.source, port: packet.source_port }, value, state);
         true
     }
 
     /// Notes a reply: its time, and what it does to the connection's state.
     #[inline(always)]
-    pub fn track_reply<A: Ip>(
-        &self,
-        packet: &Packet<A>,
-        endpoint: u32,
-        found: &Found<'_, A::Slot>,
-    ) {
+    pub fn track_reply<A: Ip>(&self, packet: &Packet<A>, found: &Found<'_, A::Slot>) {
         let Found { slot, value } = *found;
         let state = state::next(value.state(), Seen::Reply, packet.protocol, packet.flags);
         if value.state() != state {
-            self.change_by_reply(packet, endpoint, slot, value);
+            self.change_by_reply(packet, slot, value);
         } else if value.time() != self.now.0 {
             self.tables.swap(slot.value(), value.0, value.with(self.now, state).0);
         }
     }
 
     #[inline(never)]
-    fn change_by_reply<A: Ip>(
-        &self,
-        packet: &Packet<A>,
-        endpoint: u32,
-        slot: &A::Slot,
-        value: Value,
-    ) -> bool {
+    fn change_by_reply<A: Ip>(&self, packet: &Packet<A>, slot: &A::Slot, value: Value) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let mut state = state::next(value.state(), Seen::Reply, protocol, flags);
-        let key = Key::of_reply(self.settings, packet, endpoint);
-        if let Some(request_key) = self.other(&key, value)
-            && let Some(request) = self.find_other(&request_key)
+        let flow = Flow { client: packet.target, port: packet.target_port };
+        if let Some(service) = self.other_owner(value)
+            && let Some(request) = self.find_other(&flow, service)
             && let Some(agreed) = self.advance(&request, Seen::Reply, protocol, flags, false)
         {
             state = agreed;
@@ -532,9 +521,9 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Gives a request half's new state to its reply half.
     #[inline(always)]
-    fn mirror<A: Ip>(&self, key: &Key<A>, value: Value, state: State) {
-        if let Some(reply_key) = self.other(key, value)
-            && let Some(mut reply) = self.find_other(&reply_key)
+    fn mirror<A: Ip>(&self, flow: &Flow<A>, value: Value, state: State) {
+        if let Some(endpoint) = self.other_owner(value)
+            && let Some(mut reply) = self.find_other(flow, endpoint)
         {
             for _ in 0..TRIES {
                 let new = reply.value.with_state(state);

@@ -72,7 +72,9 @@ pub struct Query {
     /// Address in network order, an IPv4 one in the first four bytes.
     pub target: [u8; 16],
     /// 4 or 6.
-    pub family: u64,
+    pub family: u32,
+    /// Coarse time.
+    pub now: u32,
 }
 
 /// What the routing table says.
@@ -120,7 +122,7 @@ pub trait Frame {
     fn segment(&self, length: u32) -> u32 {
         length
     }
-    /// Asks the routing table; a way goes into `hop`, complete but for the time.
+    /// Asks the routing table; a way goes into `hop`, with the query's time.
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer;
 
     /// Lets the transport checksum at `at` follow an address and a port that changed; `N` is the

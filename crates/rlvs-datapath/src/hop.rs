@@ -10,13 +10,13 @@ use crate::ip::Ip;
 use crate::reason::Reason;
 use crate::tables::Tables;
 
-/// A way for a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// The neighbour's MAC address is known.
-    Hop(Hop),
-    /// The kernel has to find it out.
-    Resolve,
+/// A way for a packet. Every field is always set: BPF may not even copy what is not.
+#[derive(Clone, Copy, Debug)]
+pub struct Way<'a> {
+    /// The hop, unless the kernel has to find out the neighbour's MAC address.
+    pub hop: &'a Cell<Hop>,
+    /// Whether it has to.
+    pub resolve: bool,
 }
 
 // What an out-of-line question returns.
@@ -31,12 +31,11 @@ impl<'a, T: Tables> Context<'a, T> {
     pub fn way_to_destination<A: Ip, F: Frame>(
         &self,
         frame: &mut F,
-        row: &Row,
+        row: &'a Row,
         destination: &Destination,
-    ) -> Result<Way, Verdict> {
-        let hop = row.hop.get();
-        if self.is_fresh(&hop) {
-            return Ok(Way::Hop(hop));
+    ) -> Result<Way<'a>, Verdict> {
+        if self.is_fresh(&row.hop.get()) {
+            return Ok(Way { hop: &row.hop, resolve: false });
         }
         let [high, low] = words(&destination.address);
         self.found(&row.hop, self.ask::<A, F>(frame, high, low, &row.hop))
@@ -44,16 +43,20 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns the way to a client.
     #[inline(always)]
-    pub fn way_to_client<A: Ip, F: Frame>(&self, frame: &mut F, client: A) -> Result<Way, Verdict> {
+    pub fn way_to_client<A: Ip, F: Frame>(
+        &self,
+        frame: &mut F,
+        client: A,
+    ) -> Result<Way<'a>, Verdict> {
         let (high, low) = client.words();
         let slot = hash::mix(&self.settings.keys, low, high) as u32 & (ROUTES - 1);
         let route = self
             .tables
             .route(self.tables.cpu() * ROUTES + slot)
             .ok_or(Verdict::Drop(Reason::Inconsistent))?;
-        let hop = route.hop.get();
-        if self.is_fresh(&hop) && route.low.get() == low && route.high.get() == high {
-            return Ok(Way::Hop(hop));
+        let kept = route.low.get() == low && route.high.get() == high;
+        if kept && self.is_fresh(&route.hop.get()) {
+            return Ok(Way { hop: &route.hop, resolve: false });
         }
         let [target_high, target_low] = words(&client.octets());
         let result = self.ask::<A, F>(frame, target_high, target_low, &route.hop);
@@ -73,14 +76,9 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(never)]
     fn ask<A: Ip, F: Frame>(&self, frame: &mut F, high: u64, low: u64, kept: &Cell<Hop>) -> u32 {
         let target = (u128::from(low) << 64 | u128::from(high)).to_le_bytes();
-        let query = Query { family: A::FAMILY.into(), target };
+        let query = Query { family: A::FAMILY.into(), now: self.now.0, target };
         match frame.query(&query, kept) {
-            Answer::Hop => {
-                let mut hop = kept.get();
-                hop.checked = self.now.0;
-                kept.set(hop);
-                HOP
-            }
+            Answer::Hop => HOP,
             Answer::Unresolved if F::RESOLVES => RESOLVE,
             Answer::Unresolved => UNRESOLVED,
             Answer::NotForwarded | Answer::Unreachable => UNREACHABLE,
@@ -88,10 +86,10 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     #[inline(always)]
-    fn found(&self, kept: &Cell<Hop>, result: u32) -> Result<Way, Verdict> {
+    fn found(&self, hop: &'a Cell<Hop>, result: u32) -> Result<Way<'a>, Verdict> {
         match result {
-            HOP => Ok(Way::Hop(kept.get())),
-            RESOLVE => Ok(Way::Resolve),
+            HOP => Ok(Way { hop, resolve: false }),
+            RESOLVE => Ok(Way { hop, resolve: true }),
             UNRESOLVED => Err(Verdict::Pass(Reason::Unresolved)),
             _ => Err(Verdict::Drop(Reason::Unreachable)),
         }
@@ -107,16 +105,13 @@ fn words(address: &[u8; 16]) -> [u64; 2] {
 
 /// Writes the Ethernet addresses for a way and returns the verdict that sends the frame there.
 #[inline(always)]
-pub fn send<F: Frame>(frame: &mut F, way: &Way) -> Verdict {
-    match way {
-        Way::Resolve => Verdict::Resolve,
-        Way::Hop(hop) => match frame.head::<12>() {
-            Some(head) => {
-                rlvs_wire::put_at(head, 0, hop.head.to_ne_bytes());
-                rlvs_wire::put_at(head, 8, hop.tail.to_ne_bytes());
-                Verdict::Transmit { interface: hop.interface }
-            }
-            None => Verdict::Drop(Reason::Malformed),
-        },
+pub fn send<F: Frame>(frame: &mut F, way: &Way<'_>) -> Verdict {
+    if way.resolve {
+        return Verdict::Resolve;
     }
+    let hop = way.hop.get();
+    let Some(head) = frame.head::<12>() else { return Verdict::Drop(Reason::Malformed) };
+    rlvs_wire::put_at(head, 0, hop.head.to_ne_bytes());
+    rlvs_wire::put_at(head, 8, hop.tail.to_ne_bytes());
+    Verdict::Transmit { interface: hop.interface }
 }

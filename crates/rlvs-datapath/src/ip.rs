@@ -303,7 +303,10 @@ impl Ip for V6 {
             End::Source => (ipv6::SOURCE, SOURCE_PORT),
             End::Target => (ipv6::DESTINATION, DESTINATION_PORT),
         };
-        put_at(head, IP + address_at, *by.address);
+        let [high, low]: [[u8; 8]; 2] =
+            [rlvs_wire::bytes_at(by.address, 0), rlvs_wire::bytes_at(by.address, 8)];
+        put_at(head, IP + address_at, high);
+        put_at(head, IP + address_at + 8, low);
         put_at(head, L4_V6 + port_at, by.port);
         if protocol == tcp::PROTOCOL {
             frame.follow::<74>(L4_V6 + tcp::CHECKSUM, false, by.deltas)

@@ -8,7 +8,8 @@
 use rlvs_wire::{ethernet, u16_at};
 
 use crate::abi::{
-    Destination, INTERFACE_BUCKETS, REASONS, Row, destination_flag, endpoint_kind, interface_flag, method,
+    Destination, INTERFACE_BUCKETS, REASONS, Row, destination_flag, endpoint_kind, interface_flag,
+    method,
 };
 use crate::connection::{Context, Key};
 use crate::endpoint;
@@ -98,9 +99,9 @@ fn request<A: Ip, F: Frame, T: Tables>(
         None => match context.open(frame, packet, service) {
             Ok(found) => found,
             Err(Reason::Stateless) => return astray(context, frame, packet, service),
-            Err(
-                reason @ (Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken),
-            ) => return complain(context, frame, packet, Complaint::PortUnreachable, reason),
+            Err(reason @ (Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken)) => {
+                return complain(context, frame, packet, Complaint::PortUnreachable, reason);
+            }
             Err(reason) => return quiet(reason),
         },
     };
@@ -116,7 +117,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    context.track_request(packet, service, &found);
+    context.track_request(packet, &found);
     forward(frame, packet, destination, row, &way)
 }
 
@@ -127,14 +128,13 @@ fn forward<A: Ip, F: Frame>(
     packet: &Packet<A>,
     destination: &Destination,
     row: &Row,
-    way: &Way,
+    way: &Way<'_>,
 ) -> Verdict {
     if does_not_fit(frame, packet.length, way) {
         return Verdict::Drop(Reason::TooBig);
     }
     let done = if destination.method == method::MASQUERADE {
-        let deltas =
-            Deltas { address: destination.address_delta, port: destination.port_delta };
+        let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
         let (end, address, port) = (End::Target, &destination.address, destination.port);
         A::translate(frame, packet.protocol, &Substitute { end, address, port, deltas })
     } else {
@@ -178,7 +178,7 @@ fn answer<A: Ip, F: Frame, T: Tables>(
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    context.track_reply(packet, endpoint, &found);
+    context.track_reply(packet, &found);
     if does_not_fit(frame, packet.length, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
@@ -247,11 +247,8 @@ fn complain<A: Ip, F: Frame, T: Tables>(
 }
 
 #[inline(always)]
-fn does_not_fit<F: Frame>(frame: &F, length: u32, way: &Way) -> bool {
-    match way {
-        Way::Hop(hop) => frame.segment(length) > hop.mtu,
-        Way::Resolve => false,
-    }
+fn does_not_fit<F: Frame>(frame: &F, length: u32, way: &Way<'_>) -> bool {
+    !way.resolve && frame.segment(length) > way.hop.get().mtu
 }
 
 impl<'a, T: Tables> Context<'a, T> {

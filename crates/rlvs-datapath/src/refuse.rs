@@ -34,11 +34,7 @@ const IP: usize = ethernet::LENGTH;
 /// Turns the frame into an ICMP error to whom it came from. Quoted are the IP header and the whole
 /// TCP or UDP header without options.
 #[inline(always)]
-pub fn refuse<A: Ip, F: Frame>(
-    frame: &mut F,
-    packet: &Packet<A>,
-    complaint: Complaint,
-) -> Verdict {
+pub fn refuse<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, complaint: Complaint) -> Verdict {
     Verdict::unpack(refuse_out_of_line(frame, packet, complaint))
 }
 

@@ -3,7 +3,7 @@
 use core::cell::Cell;
 
 use crate::abi::{Destination, destination_flag, method, service_flag, settings_flag};
-use crate::connection::{Context, Found, Key, Value};
+use crate::connection::{Context, Flow, Found, Key, Value};
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::ip::{Ip, Packet};
 use crate::reason::Reason;
@@ -43,37 +43,44 @@ impl<'a, T: Tables> Context<'a, T> {
         service: u32,
     ) -> Result<Found<'a, A::Slot>, Reason> {
         let mut opened = Opened { slot: None, value: Value(0) };
-        match self.open_out_of_line(frame, packet, service, &mut opened) {
+        let result = match self.admit(frame, packet, service) {
+            DONE => self.open_out_of_line(packet, service, &mut opened),
+            reason => reason,
+        };
+        match result {
             DONE => opened.found(),
             reason => Err(Reason::from_number(reason)),
         }
     }
 
+    /// Returns whether the service takes connections here at all.
     #[inline(never)]
-    fn open_out_of_line<A: Ip, F: Frame>(
-        &self,
-        frame: &mut F,
-        packet: &Packet<A>,
-        id: u32,
-        opened: &mut Opened<'a, A::Slot>,
-    ) -> u32 {
+    fn admit<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
         let Some(service) = self.tables.service(id) else {
             return Reason::Inconsistent as u32;
         };
         if service.flags & service_flag::LIVE == 0 {
             return Reason::NoService as u32;
         }
-        if !self.is_local(frame, packet.target, id) {
-            return Reason::NotLocal as u32;
-        }
-        let key = Key::of_request(self.settings, packet, id);
-        let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
-        let result = match self.find_other(&key) {
-            Some(Found { slot, value }) if self.is_young(value) || !self.retire::<A>(slot, value) => {
+        if self.is_local(frame, packet.target, id) { DONE } else { Reason::NotLocal as u32 }
+    }
+
+    #[inline(never)]
+    fn open_out_of_line<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        id: u32,
+        opened: &mut Opened<'a, A::Slot>,
+    ) -> u32 {
+        let flow = Flow { client: packet.source, port: packet.source_port };
+        let Some(lock) = self.lock(&flow, id, 0) else { return Reason::Busy as u32 };
+        let result = match self.find_other(&flow, id) {
+            // The packet did not find it: another CPU has opened it since.
+            Some(Found { slot, value }) => {
                 *opened = Opened { slot: Some(slot), value };
                 DONE
             }
-            _ => self.schedule(packet, &key, opened),
+            None => self.schedule(packet, &flow, id, opened),
         };
         self.unlock(lock);
         result
@@ -84,13 +91,14 @@ impl<'a, T: Tables> Context<'a, T> {
     fn schedule<A: Ip>(
         &self,
         packet: &Packet<A>,
-        key: &Key<A>,
+        flow: &Flow<A>,
+        service: u32,
         opened: &mut Opened<'a, A::Slot>,
     ) -> u32 {
         let mut reason = Reason::NoDestination as u32;
         for _ in 0..ATTEMPTS {
-            let Some(id) = self.pick(key.owner) else { break };
-            match self.connect(packet, key, id, opened) {
+            let Some(id) = self.pick(service) else { break };
+            match self.connect(packet, flow, id, opened) {
                 next if next != DONE && next & NEXT != 0 => reason = next & !NEXT,
                 result => return result,
             }
@@ -116,7 +124,7 @@ impl<'a, T: Tables> Context<'a, T> {
     fn connect<A: Ip>(
         &self,
         packet: &Packet<A>,
-        key: &Key<A>,
+        flow: &Flow<A>,
         id: u32,
         opened: &mut Opened<'a, A::Slot>,
     ) -> u32 {
@@ -129,17 +137,19 @@ impl<'a, T: Tables> Context<'a, T> {
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
         let state = state::next(State::NONE, seen, packet.protocol, packet.flags);
-        let value = Value::new(self.now, state, id, key.owner, paired);
+        let (service, reply) = (destination.service, destination.reply);
+        let value = Value::new(self.now, state, id, service, paired);
         if paired {
-            let reply_key = Key::new(self.settings, key.client, key.port, destination.reply);
-            let Some(lock) = self.lock(&reply_key, 1) else { return Reason::Busy as u32 };
-            let result = self.connect_pair(key, &reply_key, value, opened);
+            let Some(lock) = self.lock(flow, reply, 1) else { return Reason::Busy as u32 };
+            let result = self.connect_pair(flow, service, reply, value, opened);
             self.unlock(lock);
             if result != DONE {
                 return result;
             }
         } else {
-            let Some(slot) = self.insert(key, value) else { return Reason::Stateless as u32 };
+            let Some(slot) = self.insert(flow, service, value) else {
+                return Reason::Stateless as u32;
+            };
             *opened = Opened { slot: Some(slot), value };
         }
         if let Some(counts) = self.tables.counts(id) {
@@ -157,22 +167,23 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     fn connect_pair<A: Ip>(
         &self,
-        key: &Key<A>,
-        reply_key: &Key<A>,
+        flow: &Flow<A>,
+        service: u32,
+        reply: u32,
         value: Value,
         opened: &mut Opened<'a, A::Slot>,
     ) -> u32 {
-        if let Some(Found { slot, value }) = self.find_other(reply_key)
-            && !self.clear_orphan::<A>(key, slot, value)
+        if let Some(Found { slot, value }) = self.find_other(flow, reply)
+            && !self.clear_orphan(flow, service, &Found { slot, value })
         {
             return NEXT | Reason::ReplyTaken as u32;
         }
-        let reply_value = value.reply(reply_key.owner);
-        let Some(reply) = self.insert(reply_key, reply_value) else {
+        let reply_value = value.reply(reply);
+        let Some(reply_slot) = self.insert(flow, reply, reply_value) else {
             return Reason::TableFull as u32;
         };
-        let Some(slot) = self.insert(key, value) else {
-            self.remove(&Found { slot: reply, value: reply_value });
+        let Some(slot) = self.insert(flow, service, value) else {
+            self.remove(&Found { slot: reply_slot, value: reply_value });
             return Reason::TableFull as u32;
         };
         *opened = Opened { slot: Some(slot), value };
@@ -180,21 +191,24 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Removes a reply half if its connection has ended. Returns whether the place is free.
-    #[inline(never)]
-    fn clear_orphan<A: Ip>(&self, key: &Key<A>, slot: &A::Slot, value: Value) -> bool {
-        let reply = Found { slot, value };
-        let id = value.destination();
+    #[inline(always)]
+    fn clear_orphan<A: Ip>(
+        &self,
+        flow: &Flow<A>,
+        own_service: u32,
+        reply: &Found<'_, A::Slot>,
+    ) -> bool {
+        let id = reply.value.destination();
         let service = self.tables.destination(id).map_or(0, |destination| destination.service);
-        if service == 0 || service == key.owner {
-            return self.remove(&reply);
+        if service == 0 || service == own_service {
+            return self.remove(reply);
         }
-        let request_key = Key::new(self.settings, key.client, key.port, service);
-        match self.find_other(&request_key) {
+        match self.find_other(flow, service) {
             Some(request) if request.value.destination() == id => {
-                let over = !self.is_young(value) && !self.is_young(request.value);
-                over && self.remove_counted(&request) && self.remove(&reply)
+                let over = !self.is_young(reply.value) && !self.is_young(request.value);
+                over && self.remove_counted(&request) && self.remove(reply)
             }
-            _ => self.remove(&reply),
+            _ => self.remove(reply),
         }
     }
 
@@ -224,8 +238,7 @@ impl<'a, T: Tables> Context<'a, T> {
         if seen & KNOWN != 0 && self.now.since((seen >> 32) as u32) < self.settings.second {
             return seen & LOCAL != 0;
         }
-        let query = Query { family: A::FAMILY.into(), target: target.octets() };
-        let local = matches!(frame.query(&query, &Cell::default()), Answer::NotForwarded);
+        let local = is_own_address(frame, target);
         let word = u64::from(self.now.0) << 32 | KNOWN | u64::from(local);
         self.tables.write(&schedule.local, word);
         local
@@ -252,3 +265,9 @@ pub const fn quiet(reason: Reason) -> Verdict {
     }
 }
 
+/// Returns whether the routing table would not send a packet for this address anywhere.
+#[inline(always)]
+fn is_own_address<A: Ip, F: Frame>(frame: &mut F, address: A) -> bool {
+    let query = Query { family: A::FAMILY.into(), now: 0, target: address.octets() };
+    matches!(frame.query(&query, &Cell::default()), Answer::NotForwarded)
+}

@@ -134,19 +134,19 @@ pub fn next(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
     if protocol != tcp::PROTOCOL {
         return State::UDP;
     }
-    let table = match seen {
-        Seen::Request => &REQUEST,
-        Seen::Reply => &REPLY,
-        Seen::RequestOnly => &REQUEST_ONLY,
+    let of = |request: u64, reply: u64, request_only: u64| match seen {
+        Seen::Request => request,
+        Seen::Reply => reply,
+        Seen::RequestOnly => request_only,
     };
     let row = if flags & tcp::RST != 0 {
-        table.rst
+        of(REQUEST.rst, REPLY.rst, REQUEST_ONLY.rst)
     } else if flags & tcp::SYN != 0 {
-        table.syn
+        of(REQUEST.syn, REPLY.syn, REQUEST_ONLY.syn)
     } else if flags & tcp::FIN != 0 {
-        table.fin
+        of(REQUEST.fin, REPLY.fin, REQUEST_ONLY.fin)
     } else if flags & tcp::ACK != 0 {
-        table.ack
+        of(REQUEST.ack, REPLY.ack, REQUEST_ONLY.ack)
     } else {
         return State::CLOSE;
     };

@@ -1,8 +1,9 @@
 //! Frames as XDP and TC have them.
 
+use core::arch::asm;
 use core::cell::Cell;
 use core::ffi::c_void;
-use core::mem::{size_of, zeroed};
+use core::mem::{offset_of, size_of, zeroed};
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_redir_neigh, xdp_md};
 use aya_ebpf::helpers::generated::{
@@ -27,8 +28,15 @@ pub struct XdpFrame {
 impl XdpFrame {
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
-        // SAFETY: the kernel hands a valid context to the program.
-        unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) }
+        const { assert!(offset_of!(xdp_md, data) == 0 && offset_of!(xdp_md, data_end) == 4) };
+        let (start, end): (usize, usize);
+        // SAFETY: the kernel hands a valid context to the program. The loads are spelt out so that
+        // the compiler does not treat the pointers as the 32-bit fields they are declared as.
+        unsafe {
+            asm!("{0} = *(u32 *)({1} + 0)", out(reg) start, in(reg) self.ctx);
+            asm!("{0} = *(u32 *)({1} + 4)", out(reg) end, in(reg) self.ctx);
+        }
+        (start, end)
     }
 }
 
@@ -88,8 +96,14 @@ impl TcFrame {
     }
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
-        // SAFETY: the kernel hands a valid context to the program.
-        unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) }
+        const { assert!(offset_of!(__sk_buff, data) == 76 && offset_of!(__sk_buff, data_end) == 80) };
+        let (start, end): (usize, usize);
+        // SAFETY: as in `XdpFrame::bounds`.
+        unsafe {
+            asm!("{0} = *(u32 *)({1} + 76)", out(reg) start, in(reg) self.skb);
+            asm!("{0} = *(u32 *)({1} + 80)", out(reg) end, in(reg) self.skb);
+        }
+        (start, end)
     }
 }
 
@@ -200,7 +214,8 @@ fn ask(
         match fib_lookup(ctx, params, size_of::<bpf_fib_lookup>() as i32, 0) {
             SUCCESS => {
                 let mtu = params.__bindgen_anon_1.mtu_result as u32;
-                hop.set(Hop::new(params.ifindex, mac(&params.dmac), mac(&params.smac), mtu));
+                let (neighbour, own) = (mac(&params.dmac), mac(&params.smac));
+                hop.set(Hop::new(params.ifindex, neighbour, own, mtu, query.now));
                 Answer::Hop
             }
             NO_NEIGHBOUR => {
@@ -224,9 +239,8 @@ fn ask(
 fn mac(bytes: &[u8; 6]) -> [u8; 6] {
     let at = bytes.as_ptr().cast::<u16>();
     // SAFETY: both addresses of bpf_fib_lookup stand at even offsets, and are 6 bytes long.
-    let [a, b, c] = unsafe {
-        [at.read_volatile(), at.add(1).read_volatile(), at.add(2).read_volatile()]
-    };
+    let [a, b, c] =
+        unsafe { [at.read_volatile(), at.add(1).read_volatile(), at.add(2).read_volatile()] };
     let ([a, b], [c, d], [e, f]) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes());
     [a, b, c, d, e, f]
 }

@@ -1,7 +1,7 @@
 //! The BPF programs: verdicts carried out, nothing else.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features, reason = "compare-and-swap has no stable spelling on this target")]
 
 mod frame;

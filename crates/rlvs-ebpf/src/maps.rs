@@ -10,7 +10,7 @@ use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
     Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, IDS,
-    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, RING_ELEMENTS, REASONS, ROUTES, Route,
+    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
     Row, Schedule, Service, Settings, SweepCursor, Totals, Word,
 };
 use rlvs_datapath::tables::Tables;

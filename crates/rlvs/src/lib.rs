@@ -1,4 +1,5 @@
-//! The parts of the rlvs binary that tests use too.
+//! The faces of the rlvs binary, each drivable from a test without the binary.
 #![forbid(unsafe_code)]
 
+pub mod ipvsadm;
 pub mod lab;

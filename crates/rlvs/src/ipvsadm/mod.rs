@@ -1,0 +1,163 @@
+//! The `ipvsadm` command: the grammar, the tables and the exit statuses of the real one.
+//!
+//! What it does not do: forward packets, or know which table it edits. It reads words, asks a
+//! [`Table`], and writes text. Standard output is an interface and equals upstream's byte for
+//! byte; messages on standard error are our own.
+
+mod address;
+mod failure;
+mod flags;
+mod grammar;
+mod list;
+mod names;
+mod order;
+mod parse;
+mod restore;
+mod save;
+mod words;
+
+use std::ffi::OsString;
+use std::io::{BufRead, ErrorKind, Write};
+
+use rlvs_control::table::{Error, Table};
+
+use failure::Failure;
+pub use names::Names;
+use parse::{Listing, Request, What};
+
+/// Opens the virtual-server table.
+pub type Open<'a> = dyn FnMut() -> Result<Box<dyn Table>, Error> + 'a;
+
+/// What the command works with.
+pub struct Environment<'a> {
+    /// Opens the table. Called at most once, and not before a command line needs a table.
+    pub open: &'a mut Open<'a>,
+    /// Names of hosts and ports.
+    pub names: &'a Names,
+    /// The lines of `-R`.
+    pub stdin: &'a mut dyn BufRead,
+    /// Tables, saved lines, help, version.
+    pub stdout: &'a mut dyn Write,
+    /// Messages.
+    pub stderr: &'a mut dyn Write,
+}
+
+/// Carries out one command line, whose words after the program's name are `args`.
+///
+/// Returns the exit status: 0, 1 when the table cannot be read, 2 for a command line that makes
+/// no sense or a table that cannot be opened, 255 for an edit that is refused or an unknown word.
+pub fn run<'a>(args: &[OsString], program: &'a str, environment: Environment<'a>) -> u8 {
+    let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let mut session = Session { program, environment, table: None };
+    let status = session.line(&words);
+    match session.environment.stdout.flush().map_err(Failure::Output) {
+        Ok(()) => status,
+        Err(failure) => session.report(&failure, None),
+    }
+}
+
+/// One run of the program, which with `-R` is many command lines.
+struct Session<'a> {
+    program: &'a str,
+    environment: Environment<'a>,
+    table: Option<Box<dyn Table>>,
+}
+
+impl Session<'_> {
+    fn line(&mut self, words: &[String]) -> u8 {
+        let result = match parse::request(words, self.program, self.environment.names) {
+            Ok(Request::Restore) => return self.restore(),
+            Ok(request) => self.carry_out(request),
+            Err(failure) => Err(failure),
+        };
+        match result {
+            Ok(()) => 0,
+            Err(failure) => self.report(&failure, None),
+        }
+    }
+
+    /// Carries out any request but to restore.
+    fn carry_out(&mut self, request: Request) -> Result<(), Failure> {
+        let table = match request {
+            Request::Help => return self.print(&flags::help(self.program)),
+            Request::Version => return self.print(flags::VERSION),
+            Request::Daemon => {
+                let text = "connection synchronisation is not carried out yet";
+                return Err(Failure::Refused(text.to_owned()));
+            }
+            Request::List(Listing { what: What::Daemons, .. }) => return Ok(()),
+            _ => self.table()?,
+        };
+        let edited = match request {
+            Request::AddService(service) => table.add_service(&service),
+            Request::EditService(service) => table.edit_service(&service),
+            Request::DeleteService(id) => table.delete_service(id),
+            Request::AddDestination(id, to) => table.add_destination(id, &to),
+            Request::EditDestination(id, to) => table.edit_destination(id, &to),
+            Request::DeleteDestination(id, to) => table.delete_destination(id, to),
+            Request::Flush => table.flush(),
+            Request::Zero(service) => table.zero(service),
+            Request::SetTimeouts(timeouts) => table.set_timeouts(timeouts),
+            Request::Save { numeric } => {
+                let entries = table.services().map_err(Failure::Unreadable)?;
+                let text = save::services(entries, numeric, self.environment.names);
+                return self.print(&text);
+            }
+            Request::List(listing) => {
+                let text = self.list(listing).map_err(Failure::Unreadable)?;
+                return self.print(&text);
+            }
+            Request::Help | Request::Version | Request::Daemon | Request::Restore => Ok(()),
+        };
+        edited.map_err(|error| Failure::Refused(error.to_string()))
+    }
+
+    fn list(&mut self, listing: Listing) -> Result<String, Error> {
+        let names = self.environment.names;
+        let Some(table) = &mut self.table else {
+            return Ok(String::new());
+        };
+        Ok(match listing.what {
+            What::Services { only: None, columns } => {
+                let banner = list::banner(table.connection_table_size()?);
+                banner + &list::services(table.services()?, columns, &listing, names)
+            }
+            What::Services { only: Some(id), columns } => {
+                list::services(vec![table.service(id)?], columns, &listing, names)
+            }
+            What::Connections { engines } => {
+                list::connections(&table.connections()?, engines, listing.numeric, names)
+            }
+            What::Timeouts => list::timeouts(table.timeouts()?),
+            What::Daemons => String::new(),
+        })
+    }
+
+    fn table(&mut self) -> Result<&mut Box<dyn Table>, Failure> {
+        if self.table.is_none() {
+            self.table = Some((self.environment.open)().map_err(Failure::Unavailable)?);
+        }
+        let nothing = || Failure::Unavailable(Error::System("no table was opened".to_owned()));
+        self.table.as_mut().ok_or_else(nothing)
+    }
+
+    fn print(&mut self, text: &str) -> Result<(), Failure> {
+        self.environment.stdout.write_all(text.as_bytes()).map_err(Failure::Output)
+    }
+
+    /// Says what went wrong, in which line of a restore, and returns the exit status.
+    fn report(&mut self, failure: &Failure, line: Option<usize>) -> u8 {
+        let broken_pipe =
+            matches!(failure, Failure::Output(error) if error.kind() == ErrorKind::BrokenPipe);
+        if !broken_pipe {
+            let program = self.program;
+            let text = match line {
+                Some(line) => format!("{program}: line {line}: {failure}\n"),
+                None => format!("{program}: {failure}\n"),
+            };
+            // There is nowhere left to say that this failed; the status says enough.
+            drop(self.environment.stderr.write_all(text.as_bytes()));
+        }
+        failure.status()
+    }
+}

@@ -1,0 +1,12 @@
+//! What the `ipvsadm` face prints and answers, with the table in memory behind it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod golden;
+mod how_to;
+mod listing;
+mod machine;
+mod matrix;
+mod observed;
+mod props;
+mod restore;
