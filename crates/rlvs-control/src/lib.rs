@@ -8,4 +8,5 @@
 pub mod check;
 pub mod memory;
 pub mod model;
+pub mod ring;
 pub mod table;

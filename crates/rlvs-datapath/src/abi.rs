@@ -76,6 +76,10 @@ pub struct Settings {
 pub mod settings_flag {
     /// Serve a VIP that is not an address of this host.
     pub const ANY: u32 = 1;
+    /// The loopback device did not forward IPv4 before we came.
+    pub const CHANGED_FORWARDING4: u32 = 2;
+    /// The loopback device did not forward IPv6 before we came.
+    pub const CHANGED_FORWARDING6: u32 = 4;
 }
 
 /// What an endpoint is looked up for.
@@ -377,7 +381,12 @@ pub struct SweepCursor {
     pub passes: Word,
     /// Entries removed.
     pub removed: Word,
+    /// Coarse time of the last tick: the programs' clock, for those who cannot read it.
+    pub now: Word,
 }
+
+/// Bytes of the timer before the cursor in the one element of the map `sweep`.
+pub const TIMER_BYTES: usize = 16;
 
 const _: () = {
     assert!(size_of::<Settings>() == 128);

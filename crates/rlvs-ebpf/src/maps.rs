@@ -11,7 +11,7 @@ use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
     Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, IDS,
     INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
-    Row, Schedule, Service, Settings, SweepCursor, Totals, Word,
+    Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Word,
 };
 use rlvs_datapath::tables::Tables;
 
@@ -24,6 +24,8 @@ pub struct Sweep {
     pub timer: bpf_timer,
     pub cursor: SweepCursor,
 }
+
+const _: () = assert!(core::mem::offset_of!(Sweep, cursor) == TIMER_BYTES);
 
 // Sizes that depend on the machine (connections, CPUs) are set by the loader.
 #[btf_map(name = "settings")]

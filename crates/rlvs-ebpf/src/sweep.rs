@@ -74,6 +74,7 @@ extern "C" fn tick(_map: *mut c_void, _key: *mut u32, sweep: *mut Sweep) -> i32 
     // SAFETY: the kernel hands on the element that holds the timer.
     let sweep = unsafe { &mut *sweep };
     with_context(|context| {
+        sweep.cursor.now.set(context.now.0 as u64);
         let job = context.next_job(&sweep.cursor);
         let mut slice = Slice {
             word: job.word,

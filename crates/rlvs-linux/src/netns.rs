@@ -5,6 +5,7 @@
 //! namespace runs in a thread or a process of its own.
 //! Invariant: a [`Namespace`] holds the namespace open, whatever becomes of its name.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -262,6 +263,22 @@ pub fn cookie() -> io::Result<u64> {
         )
     };
     if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Returns the cookies of all namespaces that have a name or a process. What cannot be entered is
+/// left out, as are namespaces held by nothing but a descriptor.
+pub fn live_cookies() -> BTreeSet<u64> {
+    let named = names().unwrap_or_default().into_iter().map(|name| Namespace::open(&name));
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut seen = BTreeSet::new();
+    let mut cookies = BTreeSet::new();
+    for namespace in named.chain(pids.map(Namespace::of_process)).flatten() {
+        if namespace.file.metadata().is_ok_and(|data| seen.insert((data.dev(), data.ino()))) {
+            cookies.extend(namespace.cookie());
+        }
+    }
+    cookies
 }
 
 fn path_of(name: &str) -> Result<PathBuf, Error> {

@@ -424,6 +424,44 @@ impl Rtnetlink {
         })
     }
 
+    /// Returns the interface and neighbour by which this host reaches an address; `None` if it is
+    /// the host's own or nothing leads there.
+    ///
+    /// # Errors
+    /// The kernel's answer cannot be read.
+    pub fn next_hop(&mut self, address: IpAddr) -> Result<Option<(u32, IpAddr)>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(address);
+        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        message.attributes = vec![RouteAttribute::Destination(RouteAddress::from(address))];
+        let answers = match self.socket.change(RouteNetlinkMessage::GetRoute(message), 0) {
+            Ok(answers) => answers,
+            Err(error) if error.refusal() == Some(libc::ENETUNREACH) => return Ok(None),
+            Err(source) => {
+                let operation = format!("asking for the route to {address}");
+                return Err(Error::Netlink { operation, source });
+            }
+        };
+        for answer in answers {
+            let RouteNetlinkMessage::NewRoute(route) = answer else { continue };
+            if route.header.kind != RouteType::Unicast {
+                return Ok(None);
+            }
+            let mut interface = None;
+            let mut gateway = address;
+            for attribute in route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(index) => interface = Some(index),
+                    RouteAttribute::Gateway(RouteAddress::Inet(next)) => gateway = next.into(),
+                    RouteAttribute::Gateway(RouteAddress::Inet6(next)) => gateway = next.into(),
+                    _ => {}
+                }
+            }
+            return Ok(interface.map(|index| (index, gateway)));
+        }
+        Ok(None)
+    }
+
     /// Sets a neighbour entry that never changes.
     ///
     /// # Errors

@@ -1,0 +1,371 @@
+//! Hangs the programs on interfaces, and takes them off again.
+//!
+//! XDP goes on an interface whose driver has it, TC on every interface besides: alone where XDP
+//! cannot serve, behind XDP for the packets that XDP leaves to it because a neighbour has yet to be
+//! resolved. On veth XDP serves only if the peer cooperates, so there TC is the rule.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use aya::programs::links::{FdLink, LinkOrder};
+use aya::programs::tc::{TcAttachOptions, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier, Xdp, XdpMode};
+use aya_obj::programs::XdpAttachType;
+use rlvs_datapath::abi::{INTERFACE_BUCKETS, Interface, interface_flag, settings_flag};
+
+use super::error::Error;
+use super::load::{self, Sizes, TC, XDP};
+use super::maps::{Maps, reason};
+use super::pins::{self, Folder, LINK, Unfinished};
+use super::sys;
+use crate::route::{Link, Rtnetlink};
+use crate::sysctl;
+
+/// How packets of an interface reach the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// XDP in the driver, TC behind it.
+    Native,
+    /// TC alone.
+    Tc,
+    /// XDP in the stack, TC behind it: for tests of drivers, slower than TC.
+    Generic,
+}
+
+impl Mode {
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native XDP",
+            Self::Tc => "TC",
+            Self::Generic => "generic XDP",
+        }
+    }
+}
+
+/// What to attach to, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The mode; chosen for each interface if `None`.
+    pub mode: Option<Mode>,
+    /// Names of interfaces; all that are up and have an address, but loopback, if empty.
+    pub interfaces: Vec<String>,
+    /// Serve virtual addresses that are not addresses of this host.
+    pub any: bool,
+    /// Sizes of the connection tables, if they are made now.
+    pub sizes: Sizes,
+}
+
+/// An interface that programs hang on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Its name, or its number if it is gone.
+    pub name: String,
+    /// How.
+    pub mode: Mode,
+    /// Whether this call did it.
+    pub new: bool,
+}
+
+/// Attaches the programs in the calling thread's network namespace, making its maps first if it
+/// has none.
+///
+/// # Errors
+/// A missing capability, a kernel without a feature, an interface that does not take the program.
+pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
+    pins::collect(has_live_links)?;
+    let folder = match pins::open()? {
+        Some(folder) => folder,
+        None => create(options.sizes)?,
+    };
+    let _lock = folder.lock()?;
+    let maps = Maps::open(&folder)?;
+    route_as_local(&maps)?;
+    if options.any {
+        let mut settings = maps.settings();
+        settings.flags |= settings_flag::ANY;
+        maps.settings.update(0, &settings)?;
+    }
+    let links = Rtnetlink::open()?.links()?;
+    let chosen = choose(&links, &options.interfaces)?;
+    let mut attached = Vec::new();
+    for link in chosen {
+        attached.push(attach_one(&folder, &maps, link, options.mode)?);
+    }
+    Ok(attached)
+}
+
+fn create(sizes: Sizes) -> Result<Folder, Error> {
+    let unfinished = Unfinished::begin()?;
+    // Another command may have been faster to the lock.
+    if let Some(folder) = pins::open()? {
+        return Ok(folder);
+    }
+    load::load(&unfinished, sizes)?;
+    unfinished.finish()
+}
+
+fn choose<'a>(links: &'a [Link], names: &[String]) -> Result<Vec<&'a Link>, Error> {
+    if names.is_empty() {
+        let serves = |link: &&Link| {
+            link.up && !link.loopback && link.mac.is_some() && !link.addresses.is_empty()
+        };
+        return Ok(links.iter().filter(serves).collect());
+    }
+    let find = |name: &String| {
+        let no =
+            |reason: &str| Error::Attach { interface: name.clone(), reason: reason.to_owned() };
+        let link = links.iter().find(|link| &link.name == name);
+        let link =
+            link.ok_or_else(|| no("there is no such interface in this network namespace"))?;
+        if link.mac.is_none() || link.loopback {
+            return Err(no("it has no Ethernet address, which the programs need"));
+        }
+        Ok(link)
+    };
+    names.iter().map(find).collect()
+}
+
+fn attach_one(
+    folder: &Folder,
+    maps: &Maps,
+    link: &Link,
+    mode: Option<Mode>,
+) -> Result<Attached, Error> {
+    let is_there = |kind| folder.path(&link_name(kind, link.index)).exists();
+    let before = match (is_there(KIND_XDP), is_there(KIND_TC)) {
+        (true, _) => Some(Mode::Native),
+        (false, true) => Some(Mode::Tc),
+        (false, false) => None,
+    };
+    if let Some(before) = before
+        && mode.is_none_or(|mode| mode == before)
+    {
+        register(maps, link, before != Mode::Tc)?;
+        return Ok(Attached { name: link.name.clone(), mode: before, new: false });
+    }
+    // TC first: XDP leaves packets to it, and it serves alone until XDP is there.
+    register(maps, link, false)?;
+    if !is_there(KIND_TC) {
+        attach_tc(folder, link)?;
+    }
+    let mode = attach_xdp(folder, link, mode)?;
+    if mode == Mode::Tc && is_there(KIND_XDP) {
+        unpin(folder, &link_name(KIND_XDP, link.index))?;
+    }
+    register(maps, link, mode != Mode::Tc)?;
+    Ok(Attached { name: link.name.clone(), mode, new: true })
+}
+
+/// Attaches XDP as asked, or as the interface has it. Returns what came of it.
+fn attach_xdp(folder: &Folder, link: &Link, mode: Option<Mode>) -> Result<Mode, Error> {
+    let is_veth = link.kind.as_deref() == Some("veth");
+    let xdp_mode = match mode {
+        Some(Mode::Tc) => return Ok(Mode::Tc),
+        None if is_veth => return Ok(Mode::Tc),
+        Some(Mode::Native) | None => XdpMode::Driver,
+        Some(Mode::Generic) => XdpMode::Skb,
+    };
+    let failed = |error: &dyn std::error::Error| Error::Attach {
+        interface: link.name.clone(),
+        reason: explain(error, &link.name),
+    };
+    let mut program = Xdp::from_pin(folder.path(XDP), XdpAttachType::Interface)
+        .map_err(|error| failed(&error))?;
+    let id = match program.attach_to_if_index(link.index, xdp_mode) {
+        Ok(id) => id,
+        Err(error) if mode.is_none() && lacks_native(&error) => return Ok(Mode::Tc),
+        Err(error) => return Err(failed(&error)),
+    };
+    let link_fd: FdLink = program
+        .take_link(id)
+        .map_err(|error| failed(&error))?
+        .try_into()
+        .map_err(|error: aya::programs::links::LinkError| failed(&error))?;
+    pin(folder, link_fd, KIND_XDP, link)?;
+    Ok(if xdp_mode == XdpMode::Skb { Mode::Generic } else { Mode::Native })
+}
+
+fn attach_tc(folder: &Folder, link: &Link) -> Result<(), Error> {
+    let failed = |error: &dyn std::error::Error| Error::Attach {
+        interface: link.name.clone(),
+        reason: explain(error, &link.name),
+    };
+    let mut program = SchedClassifier::from_pin(folder.path(TC)).map_err(|error| failed(&error))?;
+    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program
+        .attach_with_options(&link.name, TcAttachType::Ingress, order)
+        .map_err(|error| failed(&error))?;
+    let link_fd: FdLink = program
+        .take_link(id)
+        .map_err(|error| failed(&error))?
+        .try_into()
+        .map_err(|error: aya::programs::links::LinkError| failed(&error))?;
+    pin(folder, link_fd, KIND_TC, link)
+}
+
+const KIND_XDP: &str = "xdp";
+const KIND_TC: &str = "tc";
+
+fn link_name(kind: &str, index: u32) -> String {
+    format!("{LINK}{kind}_{index}")
+}
+
+fn pin(folder: &Folder, fd: FdLink, kind: &str, link: &Link) -> Result<(), Error> {
+    let name = link_name(kind, link.index);
+    // What is left of an interface that had this number before.
+    match fs::remove_file(folder.path(&name)) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(Error::io(format!("removing {}", pins::shown(folder, &name)))(error));
+        }
+    }
+    fd.pin(folder.path(&name)).map_err(|error| Error::Attach {
+        interface: link.name.clone(),
+        reason: format!("pinning its link: {}", reason(&error)),
+    })?;
+    Ok(())
+}
+
+fn unpin(folder: &Folder, name: &str) -> Result<(), Error> {
+    fs::remove_file(folder.path(name))
+        .map_err(Error::io(format!("removing {}", pins::shown(folder, name))))
+}
+
+fn lacks_native(error: &ProgramError) -> bool {
+    match error {
+        ProgramError::SyscallError(error) => {
+            error.io_error.raw_os_error() == Some(libc::EOPNOTSUPP)
+        }
+        _ => false,
+    }
+}
+
+/// Says what is in the way and what to do about it.
+fn explain(error: &dyn std::error::Error, name: &str) -> String {
+    let text = reason(error);
+    if text.contains("os error 16") || text.contains("os error 17") {
+        format!(
+            "another XDP program is attached to it already: `ip link show {name}` names it, \
+             `ip link set {name} xdp off` removes it, `--mode tc` leaves it alone"
+        )
+    } else if text.contains("os error 95") {
+        "its driver has no native XDP; use --mode tc".to_owned()
+    } else if text.contains("os error 22") {
+        format!("the kernel does not know this kind of attachment (TCX needs Linux 6.6): {text}")
+    } else if text.contains("os error 1)") || text.contains("os error 13") {
+        "attaching needs CAP_NET_ADMIN and CAP_BPF: run it as root".to_owned()
+    } else {
+        text
+    }
+}
+
+/// Tells the programs the interface's address.
+fn register(maps: &Maps, link: &Link, behind_xdp: bool) -> Result<(), Error> {
+    let Some(mac) = link.mac else { return Ok(()) };
+    let [a, b, c, d, e, f] = mac.0;
+    let entry = Interface {
+        index: link.index,
+        flags: if behind_xdp { interface_flag::XDP } else { 0 },
+        mac: u64::from_be_bytes([0, 0, a, b, c, d, e, f]),
+    };
+    let bucket = link.index & (INTERFACE_BUCKETS - 1);
+    let mut interfaces = maps.interfaces.read(bucket).unwrap_or_default();
+    let slots = &mut interfaces.slots;
+    let place = slots
+        .iter()
+        .position(|slot| slot.index == link.index)
+        .or_else(|| slots.iter().position(|slot| slot.index == 0))
+        .ok_or_else(|| Error::Interfaces(link.name.clone()))?;
+    if let Some(slot) = slots.get_mut(place) {
+        *slot = entry;
+    }
+    maps.interfaces.update(bucket, &interfaces)
+}
+
+/// The sysctls by which the loopback device forwards. The programs ask the routing table as if
+/// packets came from there, so that the answer is that for the host's own packets, as with the
+/// kernel's IPVS, and whether forwarding is enabled elsewhere does not matter.
+const FORWARDING: [(&str, u32); 2] = [
+    ("net/ipv4/conf/lo/forwarding", settings_flag::CHANGED_FORWARDING4),
+    ("net/ipv6/conf/lo/forwarding", settings_flag::CHANGED_FORWARDING6),
+];
+
+fn route_as_local(maps: &Maps) -> Result<(), Error> {
+    for (path, flag) in FORWARDING {
+        // Without IPv6 in the kernel there is no such file, and nothing to forward.
+        let Ok(value) = sysctl::read(path) else { continue };
+        if value.trim() == "0" {
+            sysctl::write(path, "1")?;
+            let mut settings = maps.settings();
+            settings.flags |= flag;
+            maps.settings.update(0, &settings)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the programs off every interface of the calling thread's network namespace and forgets
+/// its table.
+///
+/// # Errors
+/// Nothing is attached, or a missing capability.
+pub fn detach() -> Result<(), Error> {
+    let folder = pins::open()?.ok_or(Error::NotAttached)?;
+    let _lock = folder.lock()?;
+    let changed = Maps::open(&folder)?.settings().flags;
+    pins::remove_own()?;
+    for (path, flag) in FORWARDING {
+        if changed & flag != 0 {
+            sysctl::write(path, "0")?;
+        }
+    }
+    Ok(())
+}
+
+/// Lists the interfaces that programs hang on.
+///
+/// # Errors
+/// A missing capability.
+pub fn attached(folder: &Folder) -> Result<Vec<Attached>, Error> {
+    let links = Rtnetlink::open()?.links()?;
+    let mut modes = BTreeMap::new();
+    for name in folder.names()? {
+        let Some((kind, index)) = name.strip_prefix(LINK).and_then(|rest| rest.split_once('_'))
+        else {
+            continue;
+        };
+        let Ok(index) = index.parse::<u32>() else { continue };
+        let mode = if kind == KIND_XDP { Mode::Native } else { Mode::Tc };
+        let entry = modes.entry(index).or_insert(mode);
+        if mode == Mode::Native {
+            *entry = mode;
+        }
+    }
+    let name_of = |index: u32| {
+        let link = links.iter().find(|link| link.index == index);
+        link.map_or_else(|| format!("interface {index} (gone)"), |link| link.name.clone())
+    };
+    Ok(modes
+        .into_iter()
+        .map(|(index, mode)| Attached { name: name_of(index), mode, new: false })
+        .collect())
+}
+
+/// Returns whether any pinned link of a folder still hangs on an interface.
+pub fn has_live_links(folder: &Folder) -> bool {
+    let Ok(names) = folder.names() else { return true };
+    names
+        .iter()
+        .filter(|name| name.starts_with(LINK))
+        .any(|name| sys::link_interface(&folder.path(name)).is_ok_and(|index| index != 0))
+}
+
+/// Removes the folders of network namespaces that are gone.
+///
+/// # Errors
+/// A missing capability.
+pub fn collect() -> Result<usize, Error> {
+    pins::collect(has_live_links)
+}

@@ -1,0 +1,89 @@
+//! What can go wrong between us and the kernel's BPF.
+
+use std::io;
+
+/// Why the data plane could not be read, made or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operation on a file or folder of pins.
+    #[error("{operation}")]
+    Io {
+        /// What was done, and to what.
+        operation: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A capability is missing.
+    #[error("{operation} needs {capability}: run it as root, for example with sudo")]
+    Capability {
+        /// What was to be done.
+        operation: String,
+        /// Names of the capabilities.
+        capability: &'static str,
+    },
+    /// No data plane in this network namespace.
+    #[error("no interface of this network namespace is attached; `rlvs attach` does that")]
+    NotAttached,
+    /// The pins are of another layout.
+    #[error(
+        "the pinned maps have layout {found}, this program knows layout {known}; \
+         use the program that made them, or `rlvs detach` with it"
+    )]
+    Layout {
+        /// Layout of the pins.
+        found: u32,
+        /// Layout of this program.
+        known: u32,
+    },
+    /// The kernel did not take the maps or programs.
+    #[error("loading {what}: {reason}")]
+    Load {
+        /// Map or program.
+        what: String,
+        /// What the loader or the verifier said.
+        reason: String,
+    },
+    /// An interface did not take a program.
+    #[error("interface {interface}: {reason}")]
+    Attach {
+        /// Its name.
+        interface: String,
+        /// What is in the way, and the way out.
+        reason: String,
+    },
+    /// A question to the kernel's network configuration.
+    #[error(transparent)]
+    Route(#[from] crate::route::Error),
+    /// A sysctl.
+    #[error(transparent)]
+    Sysctl(#[from] crate::sysctl::Error),
+    /// Two attached interfaces whose numbers fall together too often.
+    #[error("interface {0}: no room in the interface map; detach another one first")]
+    Interfaces(String),
+}
+
+impl Error {
+    pub(super) fn io(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let operation = operation.into();
+        move |source| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Capability {
+                operation,
+                capability: "CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN",
+            },
+            _ => Self::Io { operation, source },
+        }
+    }
+}
+
+impl From<Error> for rlvs_control::table::Error {
+    fn from(error: Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(source) = cause {
+            text = format!("{text}: {source}");
+            cause = source.source();
+        }
+        Self::System(text)
+    }
+}

@@ -1,0 +1,175 @@
+//! Makes the maps and programs of a network namespace and pins them.
+
+use std::fs;
+use std::path::PathBuf;
+
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use nix::time::{ClockId, clock_getres};
+use rlvs_datapath::abi::{
+    CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, IDS, LAYOUT, REASONS, ROUTES, Settings,
+};
+use rlvs_datapath::state::State;
+
+use super::error::Error;
+use super::maps::{Maps, reason};
+use super::pins::{Folder, Unfinished};
+
+/// The programs, compiled to BPF; kept beside their source.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../rlvs-ebpf/object/rlvs.bpf.o");
+/// Names another folder of objects, for tests of a rebuilt one.
+const OBJECT_FOLDER: &str = "RLVS_BPF_OBJECT_DIR";
+
+/// Names under which programs are pinned.
+pub(super) const XDP: &str = "program_xdp";
+pub(super) const TC: &str = "program_tc";
+
+/// Smallest unit of coarse time.
+const UNIT_NS_MIN: u64 = 256_000_000;
+
+/// How large the connection tables are to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Pairs of IPv4 buckets, a power of two; each holds 8 halves of connections in 128 bytes.
+    pub connections4: u32,
+    /// Pairs of IPv6 buckets, a power of two; each holds 4 halves.
+    pub connections6: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { connections4: CONNECTIONS4_DEFAULT, connections6: CONNECTIONS6_DEFAULT }
+    }
+}
+
+/// Makes and pins the maps and programs in a folder, and arms the sweep.
+///
+/// # Errors
+/// A missing capability, or what the kernel did not take.
+pub(super) fn load(unfinished: &Unfinished, sizes: Sizes) -> Result<(), Error> {
+    let folder = unfinished.folder();
+    let cpus =
+        aya::util::nr_cpus().map_err(|(_, error)| load_error("the number of CPUs", &error))?;
+    let cpus = cpus as u32;
+    let bytes = object()?;
+    let mut bpf = EbpfLoader::new()
+        .map_max_entries("connections4", sizes.connections4)
+        .map_max_entries("connections6", sizes.connections6)
+        .map_max_entries("rows", IDS * cpus)
+        .map_max_entries("routes", ROUTES * cpus)
+        .map_max_entries("reasons", REASONS * cpus)
+        .load(&bytes)
+        .map_err(|error| load_error("the maps", &error))?;
+    for (name, map) in bpf.maps() {
+        map.pin(folder.path(name)).map_err(|error| load_error(name, &error))?;
+    }
+    // The settings come first: from the first packet on the programs rely on them.
+    Maps::open_unchecked(folder)?.settings.update(0, &settings(cpus, sizes)?)?;
+    pin_programs(&mut bpf, folder)?;
+    arm(&mut bpf)
+}
+
+fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
+    match std::env::var_os(OBJECT_FOLDER) {
+        None => Ok(OBJECT.into()),
+        Some(folder) => {
+            let path = PathBuf::from(folder).join("rlvs.bpf.o");
+            let bytes =
+                fs::read(&path).map_err(Error::io(format!("reading {}", path.display())))?;
+            Ok(bytes.into())
+        }
+    }
+}
+
+fn pin_programs(bpf: &mut Ebpf, folder: &Folder) -> Result<(), Error> {
+    let xdp: &mut Xdp = program(bpf, "rlvs_xdp")?;
+    xdp.load().map_err(|error| load_error("the XDP program", &error))?;
+    xdp.pin(folder.path(XDP)).map_err(|error| load_error("the XDP program", &error))?;
+    let tc: &mut SchedClassifier = program(bpf, "rlvs_tc")?;
+    tc.load().map_err(|error| load_error("the TC program", &error))?;
+    tc.pin(folder.path(TC)).map_err(|error| load_error("the TC program", &error))
+}
+
+/// Runs the program that starts the sweep's timer, which outlives it.
+fn arm(bpf: &mut Ebpf) -> Result<(), Error> {
+    const XDP_PASS: u32 = 2;
+    let program: &mut Xdp = program(bpf, "rlvs_arm")?;
+    program.load().map_err(|error| load_error("the program that arms the sweep", &error))?;
+    let frame = [0_u8; 64];
+    let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
+    let result =
+        program.test_run(options).map_err(|error| load_error("arming the sweep", &error))?;
+    if result.return_value == XDP_PASS {
+        Ok(())
+    } else {
+        let reason = "the kernel did not start the timer".to_owned();
+        Err(Error::Load { what: "arming the sweep".to_owned(), reason })
+    }
+}
+
+fn program<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    bpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| Error::Load {
+        what: name.to_owned(),
+        reason: "the object has no such program".to_owned(),
+    })
+}
+
+fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
+    let reason = reason(error);
+    if reason.contains("Operation not permitted") || reason.contains("Permission denied (os") {
+        return Error::Capability {
+            operation: format!("loading {what}"),
+            capability: "CAP_BPF and CAP_NET_ADMIN",
+        };
+    }
+    Error::Load { what: what.to_owned(), reason }
+}
+
+fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
+    let (clock_shift, unit_ns) = clock()?;
+    let units = |seconds: u32| (u64::from(seconds) * 1_000_000_000).div_ceil(unit_ns) as u32;
+    let mut timeouts = [0; 16];
+    for (timeout, seconds) in timeouts.iter_mut().zip(State::TIMEOUTS_S) {
+        *timeout = units(seconds);
+    }
+    Ok(Settings {
+        layout: LAYOUT,
+        cpus,
+        connections4_mask: sizes.connections4 - 1,
+        connections6_mask: sizes.connections6 - 1,
+        keys: keys()?,
+        clock_shift,
+        second: units(1),
+        timeouts,
+        services: 1,
+        destinations: 1,
+        ..Settings::default()
+    })
+}
+
+/// Returns how many bits to shift jiffies by, and how many nanoseconds a unit of coarse time has.
+/// The tick is what the coarse clocks advance by.
+pub(super) fn clock() -> Result<(u32, u64), Error> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_err(|error| Error::io("asking for the kernel's tick")(error.into()))?;
+    let tick_ns = (tick.tv_nsec() as u64).max(1);
+    let shift = (0..31).find(|shift| tick_ns << shift >= UNIT_NS_MIN).unwrap_or(31);
+    Ok((shift, tick_ns << shift))
+}
+
+/// Draws the secrets of the hashes.
+fn keys() -> Result<[u64; 3], Error> {
+    use std::io::Read;
+    let mut bytes = [0; 24];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut bytes))
+        .map_err(Error::io("reading /dev/urandom"))?;
+    let mut keys = [0; 3];
+    for (key, bytes) in keys.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        *key = u64::from_ne_bytes(*bytes);
+    }
+    Ok(keys)
+}

@@ -1,0 +1,174 @@
+//! The pinned maps of one network namespace, as memory.
+
+use std::cell::Cell;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aya::maps::{MapData, MapInfo};
+use rlvs_datapath::abi::{
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, LAYOUT,
+    REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals,
+};
+
+use super::error::Error;
+use super::pins::{self, Folder};
+use super::sys::{self, Element, Memory};
+
+/// One pinned array map.
+#[derive(Debug)]
+pub(super) struct Mapped<T> {
+    map: MapData,
+    memory: Memory<T>,
+    name: &'static str,
+}
+
+impl<T: Element> Mapped<T> {
+    fn open(folder: &Folder, name: &'static str) -> Result<Self, Error> {
+        let failed = |reason: String| Error::Load { what: pins::shown(folder, name), reason };
+        let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
+        let info = MapInfo::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
+        if info.value_size() as usize != size_of::<T>() {
+            let (found, known) = (info.value_size(), size_of::<T>());
+            return Err(failed(format!("its elements have {found} bytes instead of {known}")));
+        }
+        let memory = Memory::map(map.fd().as_fd(), info.max_entries() as usize)
+            .map_err(Error::io(format!("mapping {}", pins::shown(folder, name))))?;
+        Ok(Self { map, memory, name })
+    }
+
+    /// Copies an element.
+    pub(super) fn read(&self, index: u32) -> Option<T> {
+        self.memory.read(index as usize)
+    }
+
+    /// Writes an element, whole.
+    pub(super) fn update(&self, index: u32, value: &T) -> Result<(), Error> {
+        sys::update(self.map.fd().as_fd(), index, value)
+            .map_err(Error::io(format!("writing element {index} of map {}", self.name)))
+    }
+
+    /// Writes an element that nobody reads yet.
+    pub(super) fn write(&self, index: u32, value: T) {
+        self.memory.write(index as usize, value);
+    }
+
+    /// Returns a word of an element.
+    pub(super) fn word(&self, index: u32, field: fn(&T) -> &Cell<u64>) -> Option<&AtomicU64> {
+        self.memory.word(index as usize, field)
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        self.memory.len() as u32
+    }
+}
+
+/// Puts an error and its causes on one line.
+pub(super) fn reason(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let more = source.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = source.source();
+    }
+    text
+}
+
+/// The maps that commands read and write.
+#[derive(Debug)]
+pub struct Maps {
+    pub(super) settings: Mapped<Settings>,
+    pub(super) services: Mapped<Service>,
+    pub(super) schedules: Mapped<Schedule>,
+    pub(super) totals: Mapped<Totals>,
+    pub(super) rings: Mapped<u32>,
+    pub(super) destinations: Mapped<Destination>,
+    pub(super) counts: Mapped<Counts>,
+    pub(super) rows: Mapped<Row>,
+    pub(super) endpoints4: Mapped<Endpoints4>,
+    pub(super) endpoints6: Mapped<Endpoints6>,
+    pub(super) connections4: Mapped<Connections4>,
+    pub(super) connections6: Mapped<Connections6>,
+    pub(super) interfaces: Mapped<Interfaces>,
+    reasons: Mapped<Cell<u64>>,
+    sweep: MapData,
+}
+
+impl Maps {
+    /// Opens the maps that are pinned in a folder.
+    ///
+    /// # Errors
+    /// A missing capability, or maps of another layout.
+    pub fn open(folder: &Folder) -> Result<Self, Error> {
+        let maps = Self::open_unchecked(folder)?;
+        match maps.settings().layout {
+            LAYOUT => Ok(maps),
+            found => Err(Error::Layout { found, known: LAYOUT }),
+        }
+    }
+
+    /// Opens the maps before anything is in them.
+    pub(super) fn open_unchecked(folder: &Folder) -> Result<Self, Error> {
+        Ok(Self {
+            settings: Mapped::open(folder, "settings")?,
+            services: Mapped::open(folder, "services")?,
+            schedules: Mapped::open(folder, "schedules")?,
+            totals: Mapped::open(folder, "totals")?,
+            rings: Mapped::open(folder, "rings")?,
+            destinations: Mapped::open(folder, "destinations")?,
+            counts: Mapped::open(folder, "counts")?,
+            rows: Mapped::open(folder, "rows")?,
+            endpoints4: Mapped::open(folder, "endpoints4")?,
+            endpoints6: Mapped::open(folder, "endpoints6")?,
+            connections4: Mapped::open(folder, "connections4")?,
+            connections6: Mapped::open(folder, "connections6")?,
+            interfaces: Mapped::open(folder, "interfaces")?,
+            reasons: Mapped::open(folder, "reasons")?,
+            sweep: MapData::from_pin(folder.path("sweep")).map_err(|error| Error::Load {
+                what: pins::shown(folder, "sweep"),
+                reason: reason(&error),
+            })?,
+        })
+    }
+
+    /// Copies the settings.
+    pub fn settings(&self) -> Settings {
+        self.settings.read(0).unwrap_or_default()
+    }
+
+    /// Returns the sweep's cursor.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn sweep(&self) -> Result<SweepCursor, Error> {
+        const WORDS: usize = (TIMER_BYTES + size_of::<SweepCursor>()) / 8;
+        let words: [u64; WORDS] = sys::lookup(self.sweep.fd().as_fd(), 0)
+            .map_err(Error::io("reading where the sweep is"))?;
+        let [.., word, passes, removed, now] = words;
+        let cell = Cell::new;
+        Ok(SweepCursor {
+            word: cell(word),
+            passes: cell(passes),
+            removed: cell(removed),
+            now: cell(now),
+        })
+    }
+
+    /// Returns the coarse time, as of a few milliseconds ago.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn now(&self) -> Result<u32, Error> {
+        Ok(self.sweep()?.now.get() as u32)
+    }
+
+    /// Returns how many packets every CPU has counted under a reason.
+    pub fn reason(&self, reason: u32) -> u64 {
+        (0..self.settings().cpus)
+            .filter_map(|cpu| self.reasons.word(cpu * REASONS + reason, |word| word))
+            .map(|word| word.load(Ordering::Relaxed))
+            .sum()
+    }
+}

@@ -1,0 +1,23 @@
+//! Our own virtual-server table: BPF maps that are pinned, programs that hang on pinned links.
+//!
+//! [`pins`] knows where things are pinned, [`load`] makes a namespace's maps and programs,
+//! [`attach`] hangs the programs on interfaces, [`maps`] is the memory that they share with us, and
+//! [`table`] edits it as IPVS would.
+//!
+//! Invariant: whoever writes holds the lock of its namespace's folder, and whatever instant it is
+//! killed at, the next one that takes the lock finds or restores a whole table.
+
+pub mod attach;
+mod connections;
+mod endpoints;
+pub mod error;
+pub mod load;
+pub mod maps;
+mod neighbours;
+pub mod pins;
+mod records;
+#[expect(unsafe_code, reason = "bpf(2) and mmap(2) have no safe wrapper for what is done here")]
+mod sys;
+pub mod table;
+
+pub use error::Error;

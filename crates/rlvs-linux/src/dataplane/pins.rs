@@ -1,0 +1,318 @@
+//! Where things are pinned: a BPF file system of our own at /run/rlvs/bpf, a folder for each network
+//! namespace by its cookie, a layout version in the folder's name.
+//!
+//! The file system is mounted in the root mount namespace: `ip netns exec` gives its command a
+//! mount namespace of its own, in which a mount would end with the command. It is entered by a
+//! thread that opens the folder; everything else goes through that folder's descriptor, so that no
+//! path depends on who sees which mounts.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use rlvs_datapath::abi::LAYOUT;
+
+use super::error::Error;
+use crate::netns;
+
+/// Where the file system is mounted.
+pub const ROOT: &str = "/run/rlvs/bpf";
+
+/// A folder of pins, by descriptor.
+#[derive(Debug)]
+pub struct Folder {
+    fd: File,
+    name: String,
+}
+
+impl Folder {
+    /// Returns a path to something in the folder that any thread of this process can use.
+    pub fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd()))
+    }
+
+    /// Returns the path as an operator would see it.
+    pub fn shown(&self) -> String {
+        if self.name.is_empty() { ROOT.to_owned() } else { format!("{ROOT}/{}", self.name) }
+    }
+
+    /// Lists what is in the folder, sorted.
+    pub fn names(&self) -> Result<Vec<String>, Error> {
+        let failed = |error| Error::io(format!("listing {}", self.shown()))(error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.path("")).map_err(failed)? {
+            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Takes the folder's lock, waiting for whoever has it.
+    pub fn lock(&self) -> Result<Flock<File>, Error> {
+        let failed = |error| Error::io(format!("locking {}", self.shown()))(error);
+        // A new description: locks belong to descriptions, and `self` stays without one.
+        let file = File::open(self.path("")).map_err(failed)?;
+        Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, error)| failed(io::Error::from(error)))
+    }
+
+    fn open(&self, name: &str) -> Result<Option<Self>, Error> {
+        match File::open(self.path(name)) {
+            Ok(fd) => Ok(Some(Self { fd, name: name.to_owned() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(format!("opening {ROOT}/{name}"))(error)),
+        }
+    }
+}
+
+/// Opens the file system; `None` if it is not mounted.
+///
+/// # Errors
+/// A missing capability.
+pub fn root() -> Result<Option<Folder>, Error> {
+    in_root_mounts(|| if is_mounted() { File::open(ROOT).map(Some) } else { Ok(None) })
+        .map(|fd| fd.map(|fd| Folder { fd, name: String::new() }))
+        .map_err(Error::io(format!("opening {ROOT}")))
+}
+
+/// Opens the file system, mounting it first if need be.
+///
+/// # Errors
+/// A missing capability, or a kernel without a BPF file system.
+pub fn root_or_mount() -> Result<Folder, Error> {
+    in_root_mounts(|| {
+        fs::create_dir_all(ROOT)?;
+        if !is_mounted() {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some("rlvs"), ROOT, Some("bpf"), flags, Some("mode=0700"))?;
+        }
+        File::open(ROOT)
+    })
+    .map(|fd| Folder { fd, name: String::new() })
+    .map_err(Error::io(format!("mounting a BPF file system at {ROOT}")))
+}
+
+fn is_mounted() -> bool {
+    statfs(ROOT).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Unmounts the file system and removes its folder, if nothing is left in it.
+///
+/// # Errors
+/// A missing capability.
+pub fn unmount() -> Result<(), Error> {
+    in_root_mounts(|| {
+        if is_mounted() {
+            umount2(ROOT, MntFlags::MNT_DETACH)?;
+        }
+        for folder in [ROOT, "/run/rlvs"] {
+            match fs::remove_dir(folder) {
+                Err(error)
+                    if !matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+                    ) =>
+                {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+    .map_err(Error::io(format!("unmounting {ROOT}")))
+}
+
+/// Runs `work` in a thread of its own whose mounts are those of process 1.
+fn in_root_mounts<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let mounts = File::open("/proc/1/ns/mnt")?;
+            let same =
+                fs::read_link("/proc/1/ns/mnt")? == fs::read_link("/proc/thread-self/ns/mnt")?;
+            if !same {
+                // A mount namespace cannot be entered while others share the working folder.
+                unshare(CloneFlags::CLONE_FS)?;
+                setns(OwnedFd::from(mounts), CloneFlags::CLONE_NEWNS)?;
+            }
+            work()
+        });
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread of ours panicked")))
+    })
+}
+
+const PREFIX: &str = "ns-";
+const UNFINISHED: &str = "-new";
+
+/// The name of a namespace's folder.
+fn folder_name(cookie: u64) -> String {
+    format!("{PREFIX}{cookie}-v{LAYOUT}")
+}
+
+/// Opens the folder of the calling thread's network namespace; `None` if it has none.
+///
+/// # Errors
+/// A folder of another layout, or a missing capability.
+pub fn open() -> Result<Option<Folder>, Error> {
+    let Some(root) = root()? else { return Ok(None) };
+    let cookie = netns::cookie().map_err(Error::io("asking for the network namespace's cookie"))?;
+    let known = folder_name(cookie);
+    let mine = format!("{PREFIX}{cookie}-v");
+    for name in root.names()? {
+        if let Some(layout) = name.strip_prefix(&mine)
+            && name != known
+            && let Ok(found) = layout.parse()
+        {
+            return Err(Error::Layout { found, known: LAYOUT });
+        }
+    }
+    root.open(&known)
+}
+
+/// A folder that becomes its namespace's when it is complete, and vanishes otherwise.
+#[derive(Debug)]
+pub struct Unfinished {
+    root: Folder,
+    folder: Folder,
+    finished: bool,
+    _lock: Flock<File>,
+}
+
+impl Unfinished {
+    /// Begins a folder for the calling thread's network namespace. The lock of the file system is
+    /// held until it is finished or dropped.
+    ///
+    /// # Errors
+    /// A missing capability.
+    pub fn begin() -> Result<Self, Error> {
+        let root = root_or_mount()?;
+        let lock = root.lock()?;
+        let cookie =
+            netns::cookie().map_err(Error::io("asking for the network namespace's cookie"))?;
+        let name = folder_name(cookie) + UNFINISHED;
+        remove(&root, &name)?;
+        fs::create_dir(root.path(&name)).map_err(Error::io(format!("creating {ROOT}/{name}")))?;
+        let folder = root.open(&name)?.ok_or(Error::NotAttached)?;
+        Ok(Self { root, folder, finished: false, _lock: lock })
+    }
+
+    /// Returns the folder.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Gives the folder its name.
+    ///
+    /// # Errors
+    /// The file system refused.
+    pub fn finish(mut self) -> Result<Folder, Error> {
+        let name = self.folder.name.trim_end_matches(UNFINISHED).to_owned();
+        fs::rename(self.root.path(&self.folder.name), self.root.path(&name))
+            .map_err(Error::io(format!("renaming {ROOT}/{}", self.folder.name)))?;
+        self.finished = true;
+        self.root.open(&name)?.ok_or(Error::NotAttached)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = remove(&self.root, &self.folder.name)
+        {
+            eprintln!("rlvs: {error}");
+        }
+    }
+}
+
+/// Removes a folder with all that is pinned in it: links are detached, maps and programs freed.
+fn remove(root: &Folder, name: &str) -> Result<(), Error> {
+    let path = root.path(name);
+    let failed = |error| Error::io(format!("removing {ROOT}/{name}"))(error);
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.map_err(failed)?.file_name());
+    }
+    // Links first: no packet may meet half a table.
+    names.sort_by_key(|name| !name.to_string_lossy().starts_with(LINK));
+    for entry in names {
+        fs::remove_file(path.join(entry)).map_err(failed)?;
+    }
+    fs::remove_dir(&path).map_err(failed)
+}
+
+/// Prefix of pinned links.
+pub const LINK: &str = "link_";
+
+/// Removes the folder of the calling thread's network namespace.
+///
+/// # Errors
+/// A missing capability.
+pub fn remove_own() -> Result<(), Error> {
+    let Some(folder) = open()? else { return Err(Error::NotAttached) };
+    let Some(root) = root()? else { return Err(Error::NotAttached) };
+    let _lock = root.lock()?;
+    remove(&root, &folder.name)
+}
+
+/// Removes every folder. For `rlvs uninstall`.
+///
+/// # Errors
+/// A missing capability.
+pub fn remove_all() -> Result<usize, Error> {
+    let Some(root) = root()? else { return Ok(0) };
+    let lock = root.lock()?;
+    let names: Vec<_> = root.names()?.into_iter().filter(|name| name.starts_with(PREFIX)).collect();
+    for name in &names {
+        remove(&root, name)?;
+    }
+    drop(lock);
+    drop(root);
+    unmount()?;
+    Ok(names.len())
+}
+
+/// Removes the folders of network namespaces that are gone, which `has_links` recognises: a link
+/// whose interface is gone no longer has one, and an interface goes with its namespace. Folders
+/// without a live link are kept if a process or a name still holds a namespace of that cookie.
+///
+/// # Errors
+/// A missing capability.
+pub fn collect(has_live_links: impl Fn(&Folder) -> bool) -> Result<usize, Error> {
+    let Some(root) = root()? else { return Ok(0) };
+    let _lock = root.lock()?;
+    let mut removed = 0;
+    let mut alive = None;
+    for name in root.names()? {
+        let Some(cookie) = cookie_of(&name) else { continue };
+        let Some(folder) = root.open(&name)? else { continue };
+        let unfinished = name.ends_with(UNFINISHED);
+        if !unfinished && has_live_links(&folder) {
+            continue;
+        }
+        let alive = alive.get_or_insert_with(netns::live_cookies);
+        if unfinished || !alive.contains(&cookie) {
+            remove(&root, &name)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+fn cookie_of(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
+}
+
+/// Returns the path of something pinned, as text for messages.
+pub fn shown(folder: &Folder, name: &str) -> String {
+    Path::new(&folder.shown()).join(name).display().to_string()
+}

@@ -1,0 +1,135 @@
+//! Between the model's types and the maps' records.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use rlvs_control::model::{ForwardingMethod, Protocol, ServiceId};
+use rlvs_control::table::Error;
+use rlvs_datapath::abi::{self, Destination, Service, destination_flag, method, scheduler};
+use rlvs_datapath::ip::{V4, V6};
+use rlvs_wire::checksum;
+
+/// Returns an address as the maps hold it, an IPv4 one in the first four bytes.
+pub(super) fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&address.octets());
+            octets
+        }
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// Returns an address that the maps hold.
+pub(super) fn address(family: u8, octets: [u8; 16]) -> IpAddr {
+    let [a, b, c, d, ..] = octets;
+    match family {
+        4 => Ipv4Addr::new(a, b, c, d).into(),
+        _ => Ipv6Addr::from(octets).into(),
+    }
+}
+
+pub(super) fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 4 } else { 6 }
+}
+
+/// Returns an IPv4 address as the data plane computes with it.
+pub(super) fn v4(address: Ipv4Addr) -> V4 {
+    V4(address.to_bits())
+}
+
+/// Returns an IPv6 address as the data plane computes with it.
+pub(super) fn v6(address: Ipv6Addr) -> V6 {
+    let bits = address.to_bits();
+    V6((bits >> 64) as u64, bits as u64)
+}
+
+/// Returns the address of a client from its words.
+pub(super) fn client(family: u8, high: u64, low: u64, port: u16) -> SocketAddr {
+    let address = match family {
+        4 => IpAddr::from(Ipv4Addr::from_bits(low as u32)),
+        _ => IpAddr::from(Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low))),
+    };
+    SocketAddr::new(address, port)
+}
+
+pub(super) fn protocol_of(number: u8) -> Protocol {
+    match number {
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
+        _ => Protocol::Sctp,
+    }
+}
+
+/// Returns the identity that a service record has.
+pub(super) fn service_id(record: &Service) -> ServiceId {
+    ServiceId::Address {
+        protocol: protocol_of(record.protocol),
+        address: address(record.family, record.address),
+        port: u16::from_be_bytes(record.port),
+    }
+}
+
+pub(super) fn scheduler_name(number: u32) -> &'static str {
+    match number {
+        scheduler::RR => "rr",
+        scheduler::WRR => "wrr",
+        _ => "none",
+    }
+}
+
+/// Returns the number of a scheduler that the data plane carries out.
+pub(super) fn scheduler_number(name: &str) -> Result<u32, Error> {
+    match name {
+        "rr" => Ok(scheduler::RR),
+        "wrr" => Ok(scheduler::WRR),
+        "none" => Ok(0),
+        other => Err(Error::NotYet(format!("scheduler {other}"))),
+    }
+}
+
+/// Returns the number of a forwarding method that the data plane carries out.
+pub(super) fn method_number(method: ForwardingMethod) -> Result<u8, Error> {
+    match method {
+        ForwardingMethod::Masquerade => Ok(method::MASQUERADE),
+        ForwardingMethod::DirectRoute => Ok(method::DIRECT),
+        ForwardingMethod::Tunnel(_) => Err(Error::NotYet("tunnelling (-i)".to_owned())),
+    }
+}
+
+pub(super) fn method_of(number: u8) -> ForwardingMethod {
+    match number {
+        method::MASQUERADE => ForwardingMethod::Masquerade,
+        _ => ForwardingMethod::DirectRoute,
+    }
+}
+
+pub(super) fn is_available(record: &Destination) -> bool {
+    record.flags & destination_flag::AVAILABLE != 0
+}
+
+/// Fills in what translating the service's address and port into the destination's does to
+/// checksums.
+pub(super) fn set_deltas(record: &mut Destination, service: &Service) {
+    let sum = |octets: &[u8; 16]| checksum::fold(checksum::sum(octets));
+    record.address_delta = checksum::delta(sum(&service.address), sum(&record.address));
+    let (old, new) = (u16::from_be_bytes(service.port), u16::from_be_bytes(record.port));
+    record.port_delta = checksum::delta(old, new);
+}
+
+/// Returns the traffic that a row or totals hold, in the order of [`abi::Totals::retired`].
+pub(super) fn traffic(counters: [u64; 5]) -> rlvs_control::model::Traffic {
+    let [connections, in_packets, out_packets, in_bytes, out_bytes] = counters;
+    rlvs_control::model::Traffic { connections, in_packets, out_packets, in_bytes, out_bytes }
+}
+
+/// Returns the counters of a row.
+pub(super) fn counters(row: &abi::Row) -> [u64; 5] {
+    [
+        row.connections.get(),
+        row.in_packets.get(),
+        row.out_packets.get(),
+        row.in_bytes.get(),
+        row.out_bytes.get(),
+    ]
+}
