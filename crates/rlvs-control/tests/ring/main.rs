@@ -3,4 +3,5 @@
 mod director;
 mod kernel;
 mod properties;
+mod scale;
 mod vectors;
