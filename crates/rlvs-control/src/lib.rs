@@ -2,7 +2,8 @@
 //!
 //! [`model`] holds the words of LVS as types, [`table`] the one interface through which every
 //! front end reads and edits a virtual-server table, [`check`] what every table refuses,
-//! [`memory`] the plain table that tests use. Nothing here opens a socket or a file.
+//! [`memory`] the plain table that tests use, [`ring`] the order in which a scheduler takes
+//! destinations. Nothing here opens a socket or a file.
 #![forbid(unsafe_code)]
 
 pub mod check;
