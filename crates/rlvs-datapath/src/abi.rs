@@ -15,7 +15,7 @@ pub const LAYOUT: u32 = 1;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
-/// Elements of the ring map, each a destination id.
+/// Elements of the ring map, each a destination id in 64 bits, as the kernel stores array elements.
 pub const RING_ELEMENTS: u32 = 1 << 20;
 /// Buckets of the IPv4 endpoint map; with two choices of four slots each it holds [`IDS`] services
 /// and as many reply endpoints at half its fill.

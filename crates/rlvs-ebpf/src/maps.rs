@@ -45,7 +45,7 @@ static SCHEDULES: Array<Schedule, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "totals")]
 static TOTALS: Array<Totals, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "rings")]
-static RINGS: Array<u32, { RING_ELEMENTS as usize }, MAPPED> = Array::new();
+static RINGS: Array<u64, { RING_ELEMENTS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "destinations")]
 static DESTINATIONS: Array<Destination, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "counts")]
@@ -118,7 +118,7 @@ impl Tables for Maps {
     }
     #[inline(always)]
     fn ring(&self, index: u32) -> Option<u32> {
-        RINGS.get(index).copied()
+        RINGS.get(index).map(|id| *id as u32)
     }
     #[inline(always)]
     fn destination(&self, id: u32) -> Option<&Destination> {
@@ -167,7 +167,7 @@ impl Tables for Maps {
     fn swap(&self, word: &Word, old: u64, new: u64) -> bool {
         // SAFETY: as in `read`; the BPF instruction is fully ordered whatever is asked for.
         let (_, done) = unsafe {
-            atomic_cxchg::<u64, { AtomicOrdering::Relaxed }, { AtomicOrdering::Relaxed }>(
+            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
                 word.as_ptr(),
                 old,
                 new,
@@ -186,7 +186,7 @@ impl Tables for Maps {
     }
     #[inline(always)]
     fn add(&self, word: &Word, value: u64) -> u64 {
-        // SAFETY: as in `swap`.
-        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word.as_ptr(), value) }
+        // SAFETY: as in `swap`. A relaxed addition becomes an instruction that returns nothing.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word.as_ptr(), value) }
     }
 }

@@ -1,5 +1,6 @@
 //! The faces of the rlvs binary, each drivable from a test without the binary.
 #![forbid(unsafe_code)]
 
+pub mod face;
 pub mod ipvsadm;
 pub mod lab;

@@ -8,8 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::lab;
-use rlvs_control::table::Error;
+use rlvs::{face, lab};
 
 const IPVSADM: &str = "ipvsadm";
 
@@ -23,6 +22,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Attaches the balancer to interfaces of this network namespace
+    Attach(face::AttachArguments),
+    /// Detaches it from all of them and forgets the virtual-server table
+    Detach,
+    /// Shows what is attached and what it does
+    Status,
+    /// Detaches it in every network namespace and leaves nothing behind
+    Uninstall,
     /// Runs the how-to in network namespaces of this machine
     Lab(lab::Arguments),
     /// Answers as a real server of the lab
@@ -41,6 +48,10 @@ fn main() -> ExitCode {
         return run_ipvsadm(args.get(2..).unwrap_or_default());
     }
     let result = match Arguments::parse().command {
+        Command::Attach(arguments) => face::attach(&arguments),
+        Command::Detach => face::detach(),
+        Command::Status => face::status(),
+        Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
     };
@@ -52,7 +63,7 @@ fn main() -> ExitCode {
 
 fn run_ipvsadm(args: &[OsString]) -> ExitCode {
     let environment = Environment {
-        open: &mut || Err(Error::System("no virtual-server table is linked in yet".to_owned())),
+        open: &mut face::open_table,
         names: &Names::system(),
         stdin: &mut std::io::stdin().lock(),
         stdout: &mut std::io::BufWriter::new(std::io::stdout().lock()) as &mut dyn Write,

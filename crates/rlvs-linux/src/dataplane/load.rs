@@ -7,7 +7,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::time::{ClockId, clock_getres};
 use rlvs_datapath::abi::{
-    CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, IDS, LAYOUT, REASONS, ROUTES, Settings,
+    CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, IDS, LAYOUT, REASONS, ROUTES, SLOTS4, Settings,
 };
 use rlvs_datapath::state::State;
 
@@ -34,6 +34,15 @@ pub struct Sizes {
     pub connections4: u32,
     /// Pairs of IPv6 buckets, a power of two; each holds 4 halves.
     pub connections6: u32,
+}
+
+impl Sizes {
+    /// Returns the sizes at whose design load, a third of the slots, this many connections fit.
+    pub fn for_connections(connections: u32) -> Self {
+        let connections4 = (u64::from(connections) * 3).div_ceil(SLOTS4 as u64);
+        let connections4 = connections4.next_power_of_two().clamp(2, 1 << 26) as u32;
+        Self { connections4, connections6: (connections4 / 2).max(2) }
+    }
 }
 
 impl Default for Sizes {

@@ -83,7 +83,7 @@ pub struct Maps {
     pub(super) services: Mapped<Service>,
     pub(super) schedules: Mapped<Schedule>,
     pub(super) totals: Mapped<Totals>,
-    pub(super) rings: Mapped<u32>,
+    pub(super) rings: Mapped<u64>,
     pub(super) destinations: Mapped<Destination>,
     pub(super) counts: Mapped<Counts>,
     pub(super) rows: Mapped<Row>,

@@ -128,14 +128,15 @@ pub fn unmount() -> Result<(), Error> {
     .map_err(Error::io(format!("unmounting {ROOT}")))
 }
 
-/// Runs `work` in a thread of its own whose mounts are those of process 1.
+/// Runs `work` in a thread of its own whose mounts are those of process 1, or, where that may not be
+/// looked at, of the eldest ancestor that may.
 fn in_root_mounts<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            let mounts = File::open("/proc/1/ns/mnt")?;
-            let same =
-                fs::read_link("/proc/1/ns/mnt")? == fs::read_link("/proc/thread-self/ns/mnt")?;
-            if !same {
+            let own = fs::read_link("/proc/thread-self/ns/mnt")?;
+            if let Some((mounts, name)) = eldest_mounts()
+                && name != own
+            {
                 // A mount namespace cannot be entered while others share the working folder.
                 unshare(CloneFlags::CLONE_FS)?;
                 setns(OwnedFd::from(mounts), CloneFlags::CLONE_NEWNS)?;
@@ -144,6 +145,30 @@ fn in_root_mounts<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::R
         });
         thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread of ours panicked")))
     })
+}
+
+/// Opens the mount namespace of process 1 or of the eldest ancestor whose may be opened.
+fn eldest_mounts() -> Option<(File, PathBuf)> {
+    let mut eldest = None;
+    let mut pid = std::process::id();
+    // A chain of parents is shorter than this, and ends at process 1 or outside our view.
+    for _ in 0..1024 {
+        let path = format!("/proc/{pid}/ns/mnt");
+        if let (Ok(file), Ok(name)) = (File::open(&path), fs::read_link(&path)) {
+            eldest = Some((file, name));
+        }
+        if pid <= 1 {
+            break;
+        }
+        pid = parent(pid)?;
+    }
+    eldest
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
 }
 
 const PREFIX: &str = "ns-";

@@ -55,7 +55,7 @@ unsafe impl Element for abi::Endpoints6 {}
 // SAFETY: as above.
 unsafe impl Element for abi::Connections4 {}
 // SAFETY: an integer.
-unsafe impl Element for u32 {}
+unsafe impl Element for u64 {}
 // SAFETY: a cell of an integer.
 unsafe impl Element for Cell<u64> {}
 
@@ -118,6 +118,8 @@ impl<T: Element> Memory<T> {
     /// Maps the `elements` elements of an array map.
     pub(super) fn map(map: BorrowedFd<'_>, elements: usize) -> io::Result<Self> {
         const PAGE: usize = 4096;
+        // The kernel rounds elements up to 8 bytes; ours are that long to begin with.
+        const { assert!(size_of::<T>().is_multiple_of(8)) };
         let bytes = (elements * size_of::<T>()).next_multiple_of(PAGE);
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.

@@ -70,6 +70,16 @@ impl BpfTable {
         Self::open_in(&folder).map(Some)
     }
 
+    /// Tells whether a new table would take a service.
+    ///
+    /// # Errors
+    /// What [`Table::add_service`] would answer.
+    pub fn accepts(service: &WantedService) -> Result<(), Error> {
+        check::service(service)?;
+        carried_out(service)?;
+        scheduler_number(&service.scheduler).map(drop)
+    }
+
     fn open_in(folder: &Folder) -> Result<Self, super::Error> {
         let lock = folder.lock()?;
         let maps = Maps::open(folder)?;
@@ -230,7 +240,7 @@ impl BpfTable {
         let ring = ring::build(&members, state, position);
         let offset = self.allocate(ring.elements.len() as u32)?;
         for (index, element) in (offset..).zip(&ring.elements) {
-            self.maps.rings.write(index, *element);
+            self.maps.rings.write(index, u64::from(*element));
         }
         self.store(id, |record| &record.base, ring.stored.base);
         self.store(id, |record| &record.last, ring.stored.last.into());

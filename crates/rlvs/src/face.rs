@@ -1,0 +1,216 @@
+//! The commands of `rlvs` that concern the data plane's life, and the table that `ipvsadm` opens.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use rlvs_control::memory::MemoryTable;
+use rlvs_control::model::{
+    Connection, Destination, DestinationId, Service, ServiceEntry, ServiceId, Timeouts,
+};
+use rlvs_control::table::{Error, Table};
+use rlvs_datapath::reason::Reason;
+use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
+use rlvs_linux::dataplane::load::Sizes;
+use rlvs_linux::dataplane::pins;
+use rlvs_linux::dataplane::table::BpfTable;
+
+/// How to attach.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeName {
+    /// XDP in the network driver
+    Native,
+    /// The traffic-control hook, which every interface has
+    Tc,
+    /// XDP in the network stack, for tests
+    Generic,
+}
+
+/// Arguments of `rlvs attach`.
+#[derive(Args, Debug)]
+pub struct AttachArguments {
+    /// How packets reach the program; chosen for each interface if not given
+    #[arg(long, value_enum)]
+    mode: Option<ModeName>,
+    /// Serve virtual addresses that are not addresses of this host
+    #[arg(long)]
+    any: bool,
+    /// Connections that the IPv4 table is made for, if it is made now
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
+    connections: Option<u32>,
+    /// Interfaces; all that are up and have an address, but loopback, if none is named
+    interfaces: Vec<String>,
+}
+
+/// Runs `rlvs attach`.
+///
+/// # Errors
+/// A missing capability, or what an interface did not take.
+pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
+    let options = Options {
+        mode: arguments.mode.map(|mode| match mode {
+            ModeName::Native => Mode::Native,
+            ModeName::Tc => Mode::Tc,
+            ModeName::Generic => Mode::Generic,
+        }),
+        interfaces: arguments.interfaces.clone(),
+        any: arguments.any,
+        sizes: arguments.connections.map_or_else(Sizes::default, Sizes::for_connections),
+    };
+    report(&attach::attach(&options)?, &mut io::stdout())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(attached: &[Attached], to: &mut dyn Write) -> io::Result<()> {
+    if attached.is_empty() {
+        writeln!(to, "rlvs: no interface here is up and has an address; nothing is attached")?;
+    }
+    for Attached { name, mode, new } in attached {
+        let how = if *new { "attached" } else { "was attached" };
+        writeln!(to, "rlvs: {name} {how}: {}", mode.name())?;
+    }
+    Ok(())
+}
+
+/// Runs `rlvs detach`.
+///
+/// # Errors
+/// Nothing is attached, or a missing capability.
+pub fn detach() -> Result<ExitCode> {
+    attach::detach()?;
+    println!("rlvs: detached; the virtual-server table of this network namespace is gone");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `rlvs uninstall`.
+///
+/// # Errors
+/// A missing capability.
+pub fn uninstall() -> Result<ExitCode> {
+    let removed = pins::remove_all()?;
+    println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `rlvs status`.
+///
+/// # Errors
+/// A missing capability.
+pub fn status() -> Result<ExitCode> {
+    attach::collect()?;
+    let Some(folder) = pins::open()? else {
+        println!("not attached: no interface of this network namespace balances");
+        return Ok(ExitCode::FAILURE);
+    };
+    let attached = attach::attached(&folder)?;
+    let Some(mut table) = BpfTable::open()? else { return Ok(ExitCode::FAILURE) };
+    let services = table.services()?;
+    let out = &mut io::stdout().lock();
+    writeln!(out, "pins          {}", folder.shown())?;
+    for Attached { name, mode, .. } in attached {
+        writeln!(out, "interface     {name}: {}", mode.name())?;
+    }
+    let destinations = services.iter().flat_map(|entry| &entry.destinations);
+    let (mut count, mut active, mut inactive) = (0, 0, 0);
+    for destination in destinations {
+        count += 1;
+        active += destination.active;
+        inactive += destination.inactive;
+    }
+    writeln!(out, "services      {}", services.len())?;
+    writeln!(out, "destinations  {count}")?;
+    writeln!(out, "connections   {active} active, {inactive} inactive")?;
+    for reason in Reason::ALL {
+        let packets = table.maps().reason(reason as u32);
+        if packets > 0 {
+            writeln!(out, "packets       {packets} {}", reason.name())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the table of this network namespace for `ipvsadm`.
+///
+/// # Errors
+/// A missing capability, or pins of another layout.
+pub fn open_table() -> Result<Box<dyn Table>, Error> {
+    attach::collect()?;
+    let table = BpfTable::open()?;
+    Ok(Box::new(LazyTable { table, empty: MemoryTable::default() }))
+}
+
+/// A table that comes into being with its first service. Before that it is empty, and looking at
+/// it attaches nothing.
+struct LazyTable {
+    table: Option<BpfTable>,
+    empty: MemoryTable,
+}
+
+impl LazyTable {
+    fn get(&mut self) -> &mut dyn Table {
+        match &mut self.table {
+            Some(table) => table,
+            None => &mut self.empty,
+        }
+    }
+
+    fn make(&mut self) -> Result<&mut BpfTable, Error> {
+        if self.table.is_none() {
+            let attached = attach::attach(&Options::default())?;
+            // Standard output belongs to ipvsadm. Nothing is lost with this line.
+            drop(report(&attached, &mut io::stderr()));
+            self.table = BpfTable::open()?;
+        }
+        self.table.as_mut().ok_or_else(|| Error::System("the table has just been removed".into()))
+    }
+}
+
+impl Table for LazyTable {
+    fn add_service(&mut self, service: &Service) -> Result<(), Error> {
+        // What is refused anyway attaches nothing.
+        if self.table.is_none() {
+            BpfTable::accepts(service)?;
+        }
+        self.make()?.add_service(service)
+    }
+    fn edit_service(&mut self, service: &Service) -> Result<(), Error> {
+        self.get().edit_service(service)
+    }
+    fn delete_service(&mut self, id: ServiceId) -> Result<(), Error> {
+        self.get().delete_service(id)
+    }
+    fn add_destination(&mut self, service: ServiceId, to: &Destination) -> Result<(), Error> {
+        self.get().add_destination(service, to)
+    }
+    fn edit_destination(&mut self, service: ServiceId, to: &Destination) -> Result<(), Error> {
+        self.get().edit_destination(service, to)
+    }
+    fn delete_destination(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
+        self.get().delete_destination(service, id)
+    }
+    fn flush(&mut self) -> Result<(), Error> {
+        self.get().flush()
+    }
+    fn services(&mut self) -> Result<Vec<ServiceEntry>, Error> {
+        self.get().services()
+    }
+    fn service(&mut self, id: ServiceId) -> Result<ServiceEntry, Error> {
+        self.get().service(id)
+    }
+    fn connections(&mut self) -> Result<Vec<Connection>, Error> {
+        self.get().connections()
+    }
+    fn timeouts(&mut self) -> Result<Timeouts, Error> {
+        self.get().timeouts()
+    }
+    fn set_timeouts(&mut self, timeouts: Timeouts) -> Result<(), Error> {
+        self.make()?.set_timeouts(timeouts)
+    }
+    fn zero(&mut self, service: Option<ServiceId>) -> Result<(), Error> {
+        self.get().zero(service)
+    }
+    fn connection_table_size(&mut self) -> Result<u32, Error> {
+        self.get().connection_table_size()
+    }
+}
