@@ -291,6 +291,22 @@ impl Hop {
         Self { interface, checked, head, tail: u32::from_ne_bytes([i, j, k, l]), mtu }
     }
 
+    /// Returns what is kept of a way whose neighbour has yet to be resolved: no hop, as its
+    /// interface is 0, but the neighbour's address where the MAC addresses would be.
+    #[inline(always)]
+    pub const fn unresolved(interface: u32, is_v6: bool, address: [u32; 4]) -> Self {
+        let head = address[0] as u64 | (address[1] as u64) << 32;
+        let checked = interface | (is_v6 as u32) << 31;
+        Self { interface: 0, checked, head, tail: address[2], mtu: address[3] }
+    }
+
+    /// Returns interface, version and address of an unresolved neighbour.
+    #[inline(always)]
+    pub const fn awaited(&self) -> (u32, bool, [u32; 4]) {
+        let address = [self.head as u32, (self.head >> 32) as u32, self.tail, self.mtu];
+        (self.checked & !(1 << 31), self.checked >> 31 != 0, address)
+    }
+
     /// Returns the neighbour's MAC address.
     pub const fn neighbour(&self) -> [u8; 6] {
         let [a, b, c, d, e, f, _, _] = self.head.to_ne_bytes();

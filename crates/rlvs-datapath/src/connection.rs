@@ -131,18 +131,6 @@ impl<A: Ip> Key<A> {
         Self { client, port, owner, places: hash::places(hash, A::mask(settings)) }
     }
 
-    /// Returns the key of the request half that a packet from a client belongs to.
-    #[inline(always)]
-    pub fn of_request(settings: &Settings, packet: &Packet<A>, service: u32) -> Self {
-        Self::new(settings, &Flow { client: packet.source, port: packet.source_port }, service)
-    }
-
-    /// Returns the key of the reply half that a packet from a NAT destination belongs to.
-    #[inline(always)]
-    pub fn of_reply(settings: &Settings, packet: &Packet<A>, endpoint: u32) -> Self {
-        Self::new(settings, &Flow { client: packet.target, port: packet.target_port }, endpoint)
-    }
-
     /// Returns a number that is the same for every packet of the flow.
     #[inline(always)]
     pub fn flow(&self) -> u64 {
@@ -155,19 +143,21 @@ impl<A: Ip> Key<A> {
         A::Slot::key_word(low, u32::from(self.port) << 16 | self.owner & 0xffff)
     }
 
+    /// Returns 0 if a slot holds this half, anything else if not.
     #[inline(always)]
-    fn value_in<T: Tables>(&self, tables: &T, slot: &A::Slot, word: u64) -> Option<Value> {
-        const OF_KEY: u64 = LIVE | OWNER_MASK << OWNER_SHIFT;
-        if tables.read(slot.key()) != word {
-            return None;
-        }
+    fn difference<T: Tables>(&self, tables: &T, slot: &A::Slot, word: u64) -> u64 {
         let (high, low) = self.client.words();
-        let value = tables.read(slot.value());
+        (tables.read(slot.key()) ^ word)
+            | slot.address_difference(tables, high, low)
+            | self.foreign(tables.read(slot.value()))
+    }
+
+    /// Returns 0 if a value is that of a living half of this key's owner.
+    #[inline(always)]
+    fn foreign(&self, value: u64) -> u64 {
+        const OF_KEY: u64 = LIVE | OWNER_MASK << OWNER_SHIFT;
         let wanted = LIVE | (u64::from(self.owner) >> 16 & OWNER_MASK) << OWNER_SHIFT;
-        let same = (value ^ wanted) & OF_KEY == 0
-            && slot.same_address(tables, high, low)
-            && tables.read(slot.key()) == word;
-        if same { Some(Value(value)) } else { None }
+        (value ^ wanted) & OF_KEY
     }
 }
 
@@ -209,7 +199,11 @@ impl<'a, T: Tables> Context<'a, T> {
         owner: u32,
         value: &mut Value,
     ) -> Option<&'a A::Slot> {
-        let found = self.find(&Key::new(self.settings, flow, owner))?;
+        let key = Key::new(self.settings, flow, owner);
+        let found = match self.find_in(&key, A::connections(self.tables, key.places.first)?) {
+            Some(found) => found,
+            None => self.find_in(&key, A::connections(self.tables, key.places.second)?)?,
+        };
         *value = found.value;
         Some(found.slot)
     }
@@ -222,23 +216,36 @@ impl<'a, T: Tables> Context<'a, T> {
         }
     }
 
+    /// Searches a place one cache line after the other, each without a branch.
     #[inline(always)]
     fn find_at<A: Ip>(&self, key: &Key<A>, place: u32) -> Option<Found<'a, A::Slot>> {
         let slots = A::connections(self.tables, place)?;
-        let word = key.word();
-        let mut index = A::SLOTS;
-        let mut value = Value(0);
-        for (at, slot) in slots.iter().enumerate() {
-            if let Some(seen) = key.value_in(self.tables, slot, word) {
-                (index, value) = (at, seen);
-                break;
-            }
+        let (near, far) = slots.split_at_checked(A::SLOTS / 2)?;
+        match self.find_in(key, near) {
+            Some(found) => Some(found),
+            None => self.find_in(key, far),
         }
-        if index == A::SLOTS {
+    }
+
+    #[inline(always)]
+    fn find_in<A: Ip>(&self, key: &Key<A>, slots: &'a [A::Slot]) -> Option<Found<'a, A::Slot>> {
+        let word = key.word();
+        let (mut matches, mut index) = (0, 0);
+        for (at, slot) in (0..).zip(slots) {
+            let same = 1 ^ self.tables.is_set(key.difference(self.tables, slot, word));
+            matches |= same;
+            index |= same * at;
+        }
+        if matches == 0 {
             return None;
         }
-        let slot = slots.get(self.tables.opaque(index) & (A::SLOTS - 1))?;
-        Some(Found { slot, value })
+        let slot = slots.get(index as usize & (A::SLOTS - 1))?;
+        let value = self.tables.read(slot.value());
+        // Read once more: whoever cleared the slot meanwhile cleared the key first.
+        if key.foreign(value) != 0 || self.tables.read(slot.key()) != word {
+            return None;
+        }
+        Some(Found { slot, value: Value(value) })
     }
 
     /// Finds a half of a connection that has not expired; an expired one is removed.
@@ -330,59 +337,48 @@ impl<'a, T: Tables> Context<'a, T> {
         let key = Key::new(self.settings, flow, owner);
         let Places { first, second } = key.places;
         let in_first = self.vacancy::<A>(first);
-        let place = if in_first < A::SLOTS * 3 / 4 || in_first <= self.vacancy::<A>(second) {
+        let place = if in_first < A::SLOTS as u64 * 3 / 4 || in_first <= self.vacancy::<A>(second) {
             first
         } else {
             second
         };
-        match self.claim(&key, value, place) {
-            Some(slot) => Some(slot),
-            None => self.claim(&key, value, place ^ first ^ second),
+        let slots = A::connections(self.tables, place)?;
+        for _ in 0..TRIES {
+            let index = self.vacancy::<A>(place);
+            if index >= A::SLOTS as u64 {
+                return None;
+            }
+            let slot = slots.get(index as usize & (A::SLOTS - 1))?;
+            // Another CPU may be faster to this slot.
+            if self.tables.swap(slot.value(), 0, value.0) {
+                let (high, low) = key.client.words();
+                slot.set_address(self.tables, high, low);
+                self.tables.swap(slot.key(), 0, key.word());
+                self.occupy::<A>(place);
+                return Some(slot);
+            }
         }
+        None
     }
 
     /// Returns the index of the first free slot at a place, or the number of slots.
     #[inline(always)]
-    fn vacancy<A: Ip>(&self, place: u32) -> usize {
-        let mut index = A::SLOTS;
-        if let Some(slots) = A::connections(self.tables, place) {
-            for (at, slot) in slots.iter().enumerate() {
-                if self.tables.read(slot.value()) == 0 {
-                    index = at;
-                    break;
-                }
-            }
+    fn vacancy<A: Ip>(&self, place: u32) -> u64 {
+        let Some(slots) = A::connections(self.tables, place) else { return A::SLOTS as u64 };
+        // As long as every slot so far is taken, `taken` is 1 and the index goes up.
+        let (mut taken, mut index) = (1, 0);
+        for slot in slots {
+            taken &= self.tables.is_set(self.tables.read(slot.value()));
+            index += taken;
         }
-        self.tables.opaque(index)
+        index
     }
 
     /// Returns whether neither place of a key has a free slot.
     #[inline(always)]
     pub fn is_full<A: Ip>(&self, key: &Key<A>) -> bool {
-        self.vacancy::<A>(key.places.first) >= A::SLOTS
-            && self.vacancy::<A>(key.places.second) >= A::SLOTS
-    }
-
-    #[inline(always)]
-    fn claim<A: Ip>(&self, key: &Key<A>, value: Value, place: u32) -> Option<&'a A::Slot> {
-        let slots = A::connections(self.tables, place)?;
-        let mut index = A::SLOTS;
-        for (at, slot) in slots.iter().enumerate() {
-            let vacant: &Word = slot.value();
-            if self.tables.read(vacant) == 0 && self.tables.swap(vacant, 0, value.0) {
-                index = at;
-                break;
-            }
-        }
-        if index == A::SLOTS {
-            return None;
-        }
-        let slot = slots.get(self.tables.opaque(index) & (A::SLOTS - 1))?;
-        let (high, low) = key.client.words();
-        slot.set_address(self.tables, high, low);
-        self.tables.swap(slot.key(), 0, key.word());
-        self.occupy::<A>(place);
-        Some(slot)
+        self.vacancy::<A>(key.places.first) >= A::SLOTS as u64
+            && self.vacancy::<A>(key.places.second) >= A::SLOTS as u64
     }
 
     /// Tells the sweep that there is something in this place's group.
@@ -390,20 +386,8 @@ impl<'a, T: Tables> Context<'a, T> {
     fn occupy<A: Ip>(&self, place: u32) {
         let (word, bit) = occupancy_of::<A>(place / GROUP);
         if let Some(word) = self.tables.occupancy(word) {
-            let seen = self.tables.read(word);
-            if seen & bit == 0 && !self.tables.swap(word, seen, seen | bit) {
-                self.set_bit(word, bit);
-            }
-        }
-    }
-
-    /// Sets a bit of a word that other CPUs change too.
-    #[inline(always)]
-    pub fn set_bit(&self, word: &Word, bit: u64) {
-        for _ in 0..TRIES {
-            let seen = self.tables.read(word);
-            if seen & bit != 0 || self.tables.swap(word, seen, seen | bit) {
-                return;
+            if self.tables.read(word) & bit == 0 {
+                self.tables.set_bits(word, bit);
             }
         }
     }
@@ -415,12 +399,8 @@ impl<'a, T: Tables> Context<'a, T> {
         let key = Key::new(self.settings, flow, owner);
         let index = kind * LOCKS + (key.places.first & (LOCKS - 1));
         let word = self.tables.lock(index)?;
-        for _ in 0..SPINS {
-            if self.tables.read(word) == 0 && self.tables.swap(word, 0, 1) {
-                return Some(Lock(word));
-            }
-        }
-        None
+        let free = self.tables.swap(word, 0, 1) || self.tables.wait_to_swap(word, 0, 1);
+        if free { Some(Lock(word)) } else { None }
     }
 
     /// Gives a lock back.
@@ -448,7 +428,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let Some(state) = self.advance(&found, seen(value), protocol, flags, true) else {
             return false;
         };
-        self.mirror(&Flow { client: packet.source, port: packet.source_port }, value, state);
+        self.mirror(&packet.from(), value, state);
         true
     }
 
@@ -468,7 +448,7 @@ impl<'a, T: Tables> Context<'a, T> {
     fn change_by_reply<A: Ip>(&self, packet: &Packet<A>, slot: &A::Slot, value: Value) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let mut state = state::next(value.state(), Seen::Reply, protocol, flags);
-        let flow = Flow { client: packet.target, port: packet.target_port };
+        let flow = packet.to();
         if let Some(service) = self.other_owner(value)
             && let Some(request) = self.find_other(&flow, service)
             && let Some(agreed) = self.advance(&request, Seen::Reply, protocol, flags, false)
@@ -545,9 +525,7 @@ pub struct Lock<'a>(&'a Word);
 
 /// How often a lost compare-and-swap is tried again: each loss is another CPU's success on the
 /// same connection at the same instant.
-const TRIES: u32 = 4;
-/// How often a lock is looked at: longer than any holder works.
-const SPINS: u32 = 64;
+const TRIES: u32 = 2;
 
 #[inline(always)]
 fn seen(value: Value) -> Seen {

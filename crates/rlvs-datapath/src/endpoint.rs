@@ -25,23 +25,28 @@ impl<A: Ip> Key<A> {
         Self { address, word, places: hash::places(hash, A::ENDPOINT_MASK) }
     }
 
+    /// Searches a place without a branch for each slot.
     #[inline(always)]
-    fn id_at<T: Tables>(&self, tables: &T, place: u32) -> Option<u32> {
+    fn id_at<T: Tables>(&self, tables: &T, place: u32) -> u32 {
         let (high, low) = self.address.words();
-        for slot in A::endpoints(tables, place)? {
-            if tables.read(slot.key()) == self.word && slot.same_address(tables, high, low) {
-                return Some(tables.read(slot.value()) as u32);
-            }
+        let Some(slots) = A::endpoints(tables, place) else { return 0 };
+        let mut id = 0;
+        for slot in slots {
+            let difference =
+                (tables.read(slot.key()) ^ self.word) | slot.address_difference(tables, high, low);
+            let same = 1 ^ tables.is_set(difference);
+            id |= tables.read(slot.value()) & same.wrapping_neg();
         }
-        None
+        id as u32
     }
 
     /// Returns the id that the endpoint stands for.
     #[inline(always)]
     pub fn id<T: Tables>(&self, tables: &T) -> Option<u32> {
-        match self.id_at(tables, self.places.first) {
-            Some(id) => Some(id),
-            None => self.id_at(tables, self.places.second),
-        }
+        let id = match self.id_at(tables, self.places.first) {
+            0 => self.id_at(tables, self.places.second),
+            id => id,
+        };
+        if id == 0 { None } else { Some(id) }
     }
 }

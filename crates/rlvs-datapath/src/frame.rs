@@ -23,7 +23,7 @@ pub enum Verdict {
         /// Interface index.
         interface: u32,
     },
-    /// Leaves to the neighbour that the frame's last query named, once the kernel has resolved it.
+    /// Leaves to a neighbour once the kernel has resolved it; the frame has been told which.
     Resolve,
 }
 
@@ -53,18 +53,6 @@ impl Verdict {
     }
 }
 
-/// A neighbour by its IP address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C, align(8))]
-pub struct Neighbour {
-    /// Address in network order, an IPv4 one in the first four bytes.
-    pub address: [u8; 16],
-    /// Interface index.
-    pub interface: u32,
-    /// 4 or 6.
-    pub family: u32,
-}
-
 /// A question to the routing table: how does the host itself reach this address?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(8))]
@@ -83,8 +71,7 @@ pub struct Query {
 pub enum Answer {
     /// There is a way.
     Hop,
-    /// A route, but its neighbour's MAC address is not known; a frame that can have it resolved
-    /// remembers the neighbour.
+    /// A route, but its neighbour's MAC address is not known.
     Unresolved,
     /// The address is this host's own, or nothing leads there.
     NotForwarded,
@@ -122,7 +109,8 @@ pub trait Frame {
     fn segment(&self, length: u32) -> u32 {
         length
     }
-    /// Asks the routing table; a way goes into `hop`, with the query's time.
+    /// Asks the routing table; a way goes into `hop`, with the query's time, an unresolved one as
+    /// [`Hop::unresolved`].
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer;
 
     /// Lets the transport checksum at `at` follow an address and a port that changed; `N` is the
@@ -139,6 +127,10 @@ pub trait Frame {
         rlvs_wire::put_at(head, at, new.to_be_bytes());
         Some(())
     }
+
+    /// Sends the frame to an unresolved neighbour, if the body [can](Self::RESOLVES).
+    #[inline(always)]
+    fn resolve(&mut self, _hop: &Cell<Hop>) {}
 
     /// Lowers the hop limit of an IPv6 packet by one.
     #[inline(always)]

@@ -107,6 +107,7 @@ fn words(address: &[u8; 16]) -> [u64; 2] {
 #[inline(always)]
 pub fn send<F: Frame>(frame: &mut F, way: &Way<'_>) -> Verdict {
     if way.resolve {
+        frame.resolve(way.hop);
         return Verdict::Resolve;
     }
     let hop = way.hop.get();

@@ -6,6 +6,7 @@ use rlvs_wire::{
 };
 
 use crate::abi::{Settings, Slot4, Slot6};
+use crate::connection::Flow;
 use crate::frame::{Deltas, Frame};
 use crate::hash;
 use crate::reason::Reason;
@@ -31,6 +32,20 @@ pub struct Packet<A> {
     pub ttl: u8,
     /// Length of the IP packet.
     pub length: u32,
+}
+
+impl<A: Copy> Packet<A> {
+    /// Returns the sender's end.
+    #[inline(always)]
+    pub fn from(&self) -> Flow<A> {
+        Flow { client: self.source, port: self.source_port }
+    }
+
+    /// Returns the receiver's end.
+    #[inline(always)]
+    pub fn to(&self) -> Flow<A> {
+        Flow { client: self.target, port: self.target_port }
+    }
 }
 
 /// Which end of a packet is rewritten.
@@ -95,8 +110,8 @@ pub trait Slot {
     fn key(&self) -> &crate::abi::Word;
     /// Returns the value.
     fn value(&self) -> &crate::abi::Word;
-    /// Returns whether the address words beside the key are these.
-    fn same_address<T: Tables>(&self, tables: &T, high: u64, low: u64) -> bool;
+    /// Returns 0 if the address words beside the key are these, anything else if not.
+    fn address_difference<T: Tables>(&self, tables: &T, high: u64, low: u64) -> u64;
     /// Stores the address words beside the key.
     fn set_address<T: Tables>(&self, tables: &T, high: u64, low: u64);
     /// Returns the address words, given the key's first word.
@@ -115,8 +130,8 @@ impl Slot for Slot4 {
         &self.value
     }
     #[inline(always)]
-    fn same_address<T: Tables>(&self, _: &T, _: u64, _: u64) -> bool {
-        true
+    fn address_difference<T: Tables>(&self, _: &T, _: u64, _: u64) -> u64 {
+        0
     }
     #[inline(always)]
     fn set_address<T: Tables>(&self, _: &T, _: u64, _: u64) {}
@@ -140,8 +155,8 @@ impl Slot for Slot6 {
         &self.value
     }
     #[inline(always)]
-    fn same_address<T: Tables>(&self, tables: &T, high: u64, low: u64) -> bool {
-        tables.read(&self.high) == high && tables.read(&self.low) == low
+    fn address_difference<T: Tables>(&self, tables: &T, high: u64, low: u64) -> u64 {
+        (tables.read(&self.high) ^ high) | (tables.read(&self.low) ^ low)
     }
     #[inline(always)]
     fn set_address<T: Tables>(&self, tables: &T, high: u64, low: u64) {

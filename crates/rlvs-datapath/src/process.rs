@@ -11,7 +11,7 @@ use crate::abi::{
     Destination, INTERFACE_BUCKETS, REASONS, Row, destination_flag, endpoint_kind, interface_flag,
     method,
 };
-use crate::connection::{Context, Key};
+use crate::connection::{Context, Found, Key};
 use crate::endpoint;
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
@@ -69,44 +69,72 @@ fn ip<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Ve
     let Packet { source, target, source_port, target_port, protocol, .. } = packet;
     let service =
         endpoint::Key::new(settings, endpoint_kind::SERVICE, target, target_port, protocol);
-    if let Some(id) = service.id(tables) {
-        return request(context, frame, &packet, id);
+    let (owner, flow, is_reply) = match service.id(tables) {
+        Some(service) => (service, packet.from(), false),
+        None => {
+            let kind = endpoint_kind::REPLY;
+            match endpoint::Key::new(settings, kind, source, source_port, protocol).id(tables) {
+                Some(endpoint) => (endpoint, packet.to(), true),
+                None => return Verdict::Pass(Reason::NoService),
+            }
+        }
+    };
+    let found = context.find_live(&Key::new(settings, &flow, owner));
+    if found.is_none() && is_reply {
+        return Verdict::Pass(Reason::NoConnection);
     }
-    let reply = endpoint::Key::new(settings, endpoint_kind::REPLY, source, source_port, protocol);
-    match reply.id(tables) {
-        Some(id) => answer(context, frame, &packet, id),
-        None => Verdict::Pass(Reason::NoService),
+    if packet.ttl <= 1 {
+        return complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired);
+    }
+    let found = match found {
+        Some(found) => found,
+        None => match start(context, frame, &packet, owner) {
+            Ok(found) => found,
+            Err(verdict) => return verdict,
+        },
+    };
+    if is_reply {
+        answer(context, frame, &packet, &found)
+    } else {
+        request(context, frame, &packet, &found)
     }
 }
 
-/// A packet from a client to a service.
+/// A packet from a client to a service with which it has no connection: opens one, or says what
+/// becomes of the packet instead.
+#[inline(always)]
+fn start<'a, A: Ip, F: Frame, T: Tables>(
+    context: &Context<'a, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    service: u32,
+) -> Result<Found<'a, A::Slot>, Verdict> {
+    let refused = if state::starts(packet.protocol, packet.flags) {
+        match context.open(frame, packet, service) {
+            Ok(found) => return Ok(found),
+            Err(reason) => reason,
+        }
+    } else {
+        Reason::Stateless
+    };
+    Err(match refused {
+        Reason::Stateless => astray(context, frame, packet, service),
+        Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken => {
+            complain(context, frame, packet, Complaint::PortUnreachable, refused)
+        }
+        _ => quiet(refused),
+    })
+}
+
+/// A packet from a client on its connection.
 #[inline(always)]
 fn request<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
-    service: u32,
+    found: &Found<'_, A::Slot>,
 ) -> Verdict {
-    if packet.ttl <= 1 {
-        return complain(context, frame, packet, Complaint::TimeExceeded, Reason::Expired);
-    }
-    let key = Key::of_request(context.settings, packet, service);
-    let found = match context.find_live(&key) {
-        Some(found) => found,
-        None if !state::starts(packet.protocol, packet.flags) => {
-            return astray(context, frame, packet, service);
-        }
-        None => match context.open(frame, packet, service) {
-            Ok(found) => found,
-            Err(Reason::Stateless) => return astray(context, frame, packet, service),
-            Err(reason @ (Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken)) => {
-                return complain(context, frame, packet, Complaint::PortUnreachable, reason);
-            }
-            Err(reason) => return quiet(reason),
-        },
-    };
-    let id = found.value.destination();
-    let (destination, row) = match context.destination(id) {
+    let (destination, row) = match context.destination(found.value.destination()) {
         Ok(both) => both,
         Err(reason) => return Verdict::Drop(reason),
     };
@@ -117,7 +145,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    context.track_request(packet, &found);
+    context.track_request(packet, found);
     forward(frame, packet, destination, row, &way)
 }
 
@@ -148,20 +176,15 @@ fn forward<A: Ip, F: Frame>(
     hop::send(frame, way)
 }
 
-/// A packet from a NAT destination.
+/// A packet from a NAT destination on a connection.
 #[inline(always)]
 fn answer<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
-    endpoint: u32,
+    found: &Found<'_, A::Slot>,
 ) -> Verdict {
-    let key = Key::of_reply(context.settings, packet, endpoint);
-    let Some(found) = context.find_live(&key) else {
-        return Verdict::Pass(Reason::NoConnection);
-    };
-    let id = found.value.destination();
-    let (destination, row) = match context.destination(id) {
+    let (destination, row) = match context.destination(found.value.destination()) {
         Ok(both) => both,
         Err(reason) => return Verdict::Drop(reason),
     };
@@ -171,14 +194,11 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     if destination.flags & destination_flag::AVAILABLE == 0 {
         return Verdict::Drop(Reason::Removed);
     }
-    if packet.ttl <= 1 {
-        return complain(context, frame, packet, Complaint::TimeExceeded, Reason::Expired);
-    }
     let way = match context.way_to_client(frame, packet.target) {
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    context.track_reply(packet, &found);
+    context.track_reply(packet, found);
     if does_not_fit(frame, packet.length, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
@@ -215,7 +235,7 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     packet: &Packet<A>,
     service: u32,
 ) -> u64 {
-    let key = Key::of_request(context.settings, packet, service);
+    let key = Key::new(context.settings, &packet.from(), service);
     let stateless = match context.pick_stateless(&key) {
         Some(id) if context.is_full(&key) => context.destination(id),
         _ => return Verdict::Pass(Reason::NoConnection).pack(),

@@ -72,7 +72,7 @@ impl<'a, T: Tables> Context<'a, T> {
         id: u32,
         opened: &mut Opened<'a, A::Slot>,
     ) -> u32 {
-        let flow = Flow { client: packet.source, port: packet.source_port };
+        let flow = packet.from();
         let Some(lock) = self.lock(&flow, id, 0) else { return Reason::Busy as u32 };
         let result = match self.find_other(&flow, id) {
             // The packet did not find it: another CPU has opened it since.

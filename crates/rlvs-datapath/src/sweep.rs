@@ -6,7 +6,7 @@
 //! is ever in the table without its bit, but for the instant in which the inserting CPU is about to
 //! set it.
 
-use crate::abi::{GROUP, OCCUPANCY_WORDS, SweepCursor};
+use crate::abi::{GROUP, OCCUPANCY_WORDS, SLOTS4, SweepCursor};
 use crate::connection::{Context, Value};
 use crate::ip::{Ip, Slot, V4, V6};
 use crate::tables::{Tables, bump};
@@ -23,7 +23,7 @@ pub struct Job {
     pub family: u8,
 }
 
-/// What became of one place.
+/// What became of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Swept {
     /// Entries removed.
@@ -67,13 +67,8 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Clears a group's bit, before its places are searched.
     #[inline(always)]
     pub fn begin_group(&self, job: Job, bit: u32) {
-        let Some(word) = self.tables.occupancy(job.word) else { return };
-        let bit = 1 << (bit & 63);
-        for _ in 0..4 {
-            let seen = self.tables.read(word);
-            if seen & bit == 0 || self.tables.swap(word, seen, seen & !bit) {
-                return;
-            }
+        if let Some(word) = self.tables.occupancy(job.word) {
+            self.tables.clear_bits(word, 1 << (bit & 63));
         }
     }
 
@@ -81,36 +76,35 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     pub fn end_group(&self, job: Job, bit: u32, left: bool) {
         if left && let Some(word) = self.tables.occupancy(job.word) {
-            self.set_bit(word, 1 << (bit & 63));
+            self.tables.set_bits(word, 1 << (bit & 63));
         }
     }
 
-    /// Removes what has expired at one place of a group.
+    /// Looks at one of the [`SLOTS`] slots of a group.
     #[inline(always)]
-    pub fn sweep(&self, job: Job, bit: u32, place: u32) -> Swept {
+    pub fn sweep(&self, job: Job, bit: u32, slot: u32) -> Swept {
         let first = if job.family == 4 { job.word } else { job.word - OCCUPANCY_WORDS };
-        let place = (first * WORD + bit) * GROUP + place;
-        if job.family == 4 { self.sweep_place::<V4>(place) } else { self.sweep_place::<V6>(place) }
+        let group = first * WORD + bit;
+        if job.family == 4 {
+            self.sweep_slot::<V4>(group, slot)
+        } else {
+            self.sweep_slot::<V6>(group, slot)
+        }
     }
 
     #[inline(always)]
-    fn sweep_place<A: Ip>(&self, place: u32) -> Swept {
-        let Some(slots) = A::connections(self.tables, place) else {
+    fn sweep_slot<A: Ip>(&self, group: u32, slot: u32) -> Swept {
+        let (place, index) = (slot / A::SLOTS as u32, slot as usize & (A::SLOTS - 1));
+        let slots =
+            if place < GROUP { A::connections(self.tables, group * GROUP + place) } else { None };
+        let Some(slot) = slots.and_then(|slots| slots.get(index)) else {
             return Swept { removed: 0, left: false };
         };
-        let mut removed = 0;
-        let mut left = false;
-        for slot in slots {
-            let value = Value(self.tables.read(slot.value()));
-            if value.0 == 0 {
-                continue;
-            }
-            if value.is_live() && !self.is_young(value) && self.retire::<A>(slot, value) {
-                removed += 1;
-            } else {
-                left = true;
-            }
-        }
-        Swept { removed, left }
+        let value = Value(self.tables.read(slot.value()));
+        let over = value.is_live() && !self.is_young(value) && self.retire::<A>(slot, value);
+        Swept { removed: u64::from(over), left: value.0 != 0 && !over }
     }
 }
+
+/// Slots of a group of the table with the larger places.
+pub const SLOTS: u32 = GROUP * SLOTS4 as u32;

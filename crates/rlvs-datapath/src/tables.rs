@@ -54,15 +54,25 @@ pub trait Tables {
     fn write(&self, word: &Word, value: u64);
     /// Replaces `old` by `new` if that is what is there; a full memory barrier.
     fn swap(&self, word: &Word, old: u64, new: u64) -> bool;
-    /// Returns `value`. A body whose verifier follows every value it knows through the rest of the
-    /// program hides it here, so that paths which differ in nothing else become one.
+    /// Sets bits; a full memory barrier.
+    fn set_bits(&self, word: &Word, bits: u64);
+    /// Clears bits; a full memory barrier.
+    fn clear_bits(&self, word: &Word, bits: u64);
+    /// Tries [`swap`](Self::swap) again for longer than any holder of a lock works, and returns
+    /// whether it was done.
+    fn wait_to_swap(&self, word: &Word, old: u64, new: u64) -> bool;
+    /// Returns 1 if `word` is not 0, else 0, without a branch: the BPF verifier follows every branch
+    /// and a processor guesses it. A body whose compiler makes one of this spells it out.
     #[inline(always)]
-    fn opaque(&self, value: usize) -> usize {
-        value
+    fn is_set(&self, word: u64) -> u64 {
+        (word | word.wrapping_neg()) >> 63
     }
     /// Adds with wrap-around and returns what was there; a full memory barrier.
     fn add(&self, word: &Word, value: u64) -> u64;
 }
+
+/// How often a lock that another CPU holds is tried.
+pub const SPINS: u32 = 4096;
 
 /// Adds to a counter that only this CPU writes.
 #[inline(always)]

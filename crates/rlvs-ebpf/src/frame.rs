@@ -7,11 +7,12 @@ use core::mem::{offset_of, size_of, zeroed};
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_redir_neigh, xdp_md};
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
+    bpf_xdp_adjust_tail,
 };
 use rlvs_datapath::abi::Hop;
-use rlvs_datapath::frame::{Answer, Deltas, Frame, Neighbour, Query};
+use rlvs_datapath::frame::{Answer, Deltas, Frame, Query};
 
 /// Interface index of the loopback device in every namespace. Asking as if a packet had come from
 /// it makes the look-up that of a packet the host itself sends, as with the kernel's IPVS, and does
@@ -78,21 +79,21 @@ impl Frame for XdpFrame {
     }
     #[inline(always)]
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
-        ask(self.ctx.cast(), query, hop, None)
+        ask(self.ctx.cast(), query, hop)
     }
 }
 
 /// A frame in a TC program.
 pub struct TcFrame {
     skb: *mut __sk_buff,
-    /// The neighbour that the last query found unresolved.
-    pub neighbour: Neighbour,
+    /// What sending to an unresolved neighbour returned.
+    pub action: i64,
 }
 
 impl TcFrame {
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Self {
-        Self { skb, neighbour: Neighbour { address: [0; 16], interface: 0, family: 0 } }
+        Self { skb, action: 0 }
     }
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
@@ -161,7 +162,7 @@ impl Frame for TcFrame {
     }
     #[inline(always)]
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
-        ask(self.skb.cast(), query, hop, Some(&mut self.neighbour))
+        ask(self.skb.cast(), query, hop)
     }
     /// The helper knows whether the checksum is complete or yet to be finished by hardware.
     #[inline(always)]
@@ -174,6 +175,10 @@ impl Frame for TcFrame {
                 && bpf_l4_csum_replace(self.skb, at as u32, 0, port, zero) == 0
         };
         if done { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn resolve(&mut self, hop: &Cell<Hop>) {
+        self.action = redirect_neighbour(hop);
     }
     #[inline(always)]
     fn lower_hop_limit(&mut self) -> Option<()> {
@@ -195,12 +200,7 @@ const NO_NEIGHBOUR: i64 = 7;
 
 /// Asks the routing table.
 #[inline(always)]
-fn ask(
-    ctx: *mut c_void,
-    query: &Query,
-    hop: &Cell<Hop>,
-    unresolved: Option<&mut Neighbour>,
-) -> Answer {
+fn ask(ctx: *mut c_void, query: &Query, hop: &Cell<Hop>) -> Answer {
     // SAFETY: a plain C structure for which zero is a value.
     let mut aligned: Aligned<bpf_fib_lookup> = unsafe { zeroed() };
     let params = &mut aligned.0;
@@ -219,13 +219,9 @@ fn ask(
                 Answer::Hop
             }
             NO_NEIGHBOUR => {
-                if let Some(neighbour) = unresolved {
-                    *neighbour = Neighbour {
-                        address: bytes(params.__bindgen_anon_4.ipv6_dst),
-                        interface: params.ifindex,
-                        family: if params.family == AF_INET { 4 } else { 6 },
-                    };
-                }
+                let is_v6 = params.family != AF_INET;
+                let address = params.__bindgen_anon_4.ipv6_dst;
+                hop.set(Hop::unresolved(params.ifindex, is_v6, address));
                 Answer::Unresolved
             }
             NOT_FORWARDED => Answer::NotForwarded,
@@ -246,31 +242,23 @@ fn mac(bytes: &[u8; 6]) -> [u8; 6] {
 }
 
 /// Sends a frame to a neighbour that the kernel resolves.
-#[inline(always)]
-pub fn redirect_neighbour(neighbour: &Neighbour) -> i32 {
+#[inline(never)]
+fn redirect_neighbour(hop: &Cell<Hop>) -> i64 {
+    let (interface, is_v6, address) = hop.get().awaited();
     // SAFETY: a plain C structure for which zero is a value.
     let mut aligned: Aligned<bpf_redir_neigh> = unsafe { zeroed() };
     let params = &mut aligned.0;
-    params.nh_family = if neighbour.family == 4 { AF_INET as u32 } else { AF_INET6 as u32 };
-    let words = words(&neighbour.address);
+    params.nh_family = if is_v6 { AF_INET6 as u32 } else { AF_INET as u32 };
     let at = (&raw mut params.__bindgen_anon_1.ipv6_nh).cast::<u32>();
-    // SAFETY: four words at an offset of 4; written one by one, as wider stores are not aligned.
+    // SAFETY: four words at an offset of 4, written one by one, as wider stores are not aligned;
+    // parameters of the size given.
     unsafe {
-        at.write_volatile(words[0]);
-        at.add(1).write_volatile(words[1]);
-        at.add(2).write_volatile(words[2]);
-        at.add(3).write_volatile(words[3]);
+        at.write_volatile(address[0]);
+        at.add(1).write_volatile(address[1]);
+        at.add(2).write_volatile(address[2]);
+        at.add(3).write_volatile(address[3]);
+        bpf_redirect_neigh(interface, params, size_of::<bpf_redir_neigh>() as i32, 0)
     }
-    // SAFETY: parameters of the size given.
-    let action = unsafe {
-        aya_ebpf::helpers::generated::bpf_redirect_neigh(
-            neighbour.interface,
-            params,
-            size_of::<bpf_redir_neigh>() as i32,
-            0,
-        )
-    };
-    action as i32
 }
 
 #[inline(always)]
@@ -282,11 +270,4 @@ fn words(address: &[u8; 16]) -> [u32; 4] {
         u32::from_ne_bytes([i, j, k, l]),
         u32::from_ne_bytes([m, n, o, p]),
     ]
-}
-
-#[inline(always)]
-fn bytes(words: [u32; 4]) -> [u8; 16] {
-    let [a, b, c, d] = words.map(u64::from);
-    let (high, low) = (a | b << 32, c | d << 32);
-    (u128::from(high) | u128::from(low) << 64).to_le_bytes()
 }

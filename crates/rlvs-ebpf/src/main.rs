@@ -16,7 +16,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use rlvs_datapath::frame::{Frame, Verdict};
 use rlvs_datapath::process::process;
 
-use crate::frame::{TcFrame, XdpFrame, redirect_neighbour};
+use crate::frame::{TcFrame, XdpFrame};
 use crate::maps::Maps;
 
 /// The XDP body.
@@ -41,7 +41,7 @@ pub fn rlvs_tc(ctx: TcContext) -> i32 {
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: the helper takes numbers only.
         Verdict::Transmit { interface } => unsafe { bpf_redirect(interface, 0) as i32 },
-        Verdict::Resolve => redirect_neighbour(&frame.neighbour),
+        Verdict::Resolve => frame.action as i32,
     }
 }
 

@@ -1,11 +1,13 @@
 //! The maps of one namespace as BPF maps, and memory operations as BPF has them.
 
-use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+use core::arch::asm;
+use core::ffi::c_void;
+use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd};
 
 use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
@@ -13,7 +15,7 @@ use rlvs_datapath::abi::{
     INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
     Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Word,
 };
-use rlvs_datapath::tables::Tables;
+use rlvs_datapath::tables::{SPINS, Tables};
 
 /// BPF_F_MMAPABLE: commands read and write through memory.
 const MAPPED: usize = 1 << 10;
@@ -75,6 +77,22 @@ impl Maps {
     pub fn keep() -> bool {
         TOTALS.get(0).is_some()
     }
+}
+
+/// A word that somebody else must change first.
+#[repr(C)]
+struct Wait<'a> {
+    word: &'a Word,
+    old: u64,
+    new: u64,
+    done: u64,
+}
+
+extern "C" fn try_swap(_index: u64, wait: *mut Wait<'_>) -> i64 {
+    // SAFETY: bpf_loop hands on the wait that `wait_to_swap` made.
+    let wait = unsafe { &mut *wait };
+    wait.done = Maps.swap(wait.word, wait.old, wait.new) as u64;
+    wait.done as i64
 }
 
 impl Tables for Maps {
@@ -176,13 +194,38 @@ impl Tables for Maps {
         done
     }
     #[inline(always)]
-    fn opaque(&self, value: usize) -> usize {
-        let Some(settings) = SETTINGS.get(0) else { return value };
-        let layout = &raw const settings.layout;
-        // SAFETY: a field of a map element. It never changes, so the difference is 0, which neither
-        // compiler nor verifier know.
-        let nothing = unsafe { layout.read_volatile() as usize - layout.read_volatile() as usize };
-        value + nothing
+    fn set_bits(&self, word: &Word, bits: u64) {
+        // SAFETY: as in `swap`.
+        unsafe { atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(word.as_ptr(), bits) };
+    }
+    #[inline(always)]
+    fn clear_bits(&self, word: &Word, bits: u64) {
+        // SAFETY: as in `swap`.
+        unsafe { atomic_and::<u64, u64, { AtomicOrdering::SeqCst }>(word.as_ptr(), !bits) };
+    }
+    #[inline(never)]
+    fn wait_to_swap(&self, word: &Word, old: u64, new: u64) -> bool {
+        let mut wait = Wait { word, old, new, done: 0 };
+        // SAFETY: the callback takes an index and a wait. The verifier follows it once, however
+        // often it runs.
+        unsafe { bpf_loop(SPINS, try_swap as *mut c_void, (&raw mut wait).cast(), 0) };
+        wait.done != 0
+    }
+    #[inline(always)]
+    fn is_set(&self, mut word: u64) -> u64 {
+        // SAFETY: arithmetic on two registers.
+        unsafe {
+            asm!(
+                "{negative} = {word}",
+                "{negative} = -{negative}",
+                "{word} |= {negative}",
+                "{word} >>= 63",
+                word = inout(reg) word,
+                negative = out(reg) _,
+                options(pure, nomem, nostack)
+            );
+        }
+        word
     }
     #[inline(always)]
     fn add(&self, word: &Word, value: u64) -> u64 {

@@ -5,9 +5,8 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::{
     bpf_loop, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
 };
-use rlvs_datapath::abi::GROUP;
 use rlvs_datapath::connection::Context;
-use rlvs_datapath::sweep::{Job, WORD};
+use rlvs_datapath::sweep::{Job, SLOTS, WORD};
 use rlvs_datapath::tables::{Tables, Time, bump};
 
 use crate::maps::{Maps, SWEEP, Sweep};
@@ -42,7 +41,7 @@ fn with_context(work: impl FnOnce(&Context<'_, Maps>)) {
     }
 }
 
-extern "C" fn place(index: u64, slice: *mut Slice) -> i64 {
+extern "C" fn slot(index: u64, slice: *mut Slice) -> i64 {
     // SAFETY: bpf_loop hands on the slice that `group` was given.
     let slice = unsafe { &mut *slice };
     with_context(|context| {
@@ -65,7 +64,7 @@ extern "C" fn group(index: u64, slice: *mut Slice) -> i64 {
     slice.left = 0;
     with_context(|context| context.begin_group(slice.job(), bit));
     // SAFETY: the callback takes an index and a slice.
-    unsafe { bpf_loop(GROUP, place as *mut c_void, pointer.cast(), 0) };
+    unsafe { bpf_loop(SLOTS, slot as *mut c_void, pointer.cast(), 0) };
     with_context(|context| context.end_group(slice.job(), bit, slice.left != 0));
     0
 }
