@@ -1,1 +1,3 @@
+//! End-to-end tests: what they have in common.
 
+pub mod lab;

@@ -74,13 +74,36 @@ pub struct Attached {
 /// A missing capability, a kernel without a feature, an interface that does not take the program.
 pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
     pins::collect(has_live_links)?;
-    let folder = match pins::open()? {
-        Some(folder) => folder,
-        None => create(options.sizes)?,
-    };
+    if let Some(folder) = pins::open()? {
+        return attach_more(&folder, options);
+    }
+    let unfinished = Unfinished::begin()?;
+    // Another command may have been faster to the lock.
+    if let Some(folder) = pins::open()? {
+        drop(unfinished);
+        return attach_more(&folder, options);
+    }
+    load::load(&unfinished, options.sizes)?;
+    let maps = Maps::open(unfinished.folder())?;
+    // The folder is finished with its links: whoever finds it may rely on them. If this fails or
+    // is killed, everything goes with the folder.
+    match attach_all(unfinished.folder(), &maps, options) {
+        Ok(attached) => unfinished.finish().map(|_| attached),
+        Err(error) => {
+            // What failed first is what is told.
+            drop(restore_forwarding(&maps));
+            Err(error)
+        }
+    }
+}
+
+fn attach_more(folder: &Folder, options: &Options) -> Result<Vec<Attached>, Error> {
     let _lock = folder.lock()?;
-    let maps = Maps::open(&folder)?;
-    route_as_local(&maps)?;
+    attach_all(folder, &Maps::open(folder)?, options)
+}
+
+fn attach_all(folder: &Folder, maps: &Maps, options: &Options) -> Result<Vec<Attached>, Error> {
+    route_as_local(maps)?;
     if options.any {
         let mut settings = maps.settings();
         settings.flags |= settings_flag::ANY;
@@ -90,19 +113,9 @@ pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
     let chosen = choose(&links, &options.interfaces)?;
     let mut attached = Vec::new();
     for link in chosen {
-        attached.push(attach_one(&folder, &maps, link, options.mode)?);
+        attached.push(attach_one(folder, maps, link, options.mode)?);
     }
     Ok(attached)
-}
-
-fn create(sizes: Sizes) -> Result<Folder, Error> {
-    let unfinished = Unfinished::begin()?;
-    // Another command may have been faster to the lock.
-    if let Some(folder) = pins::open()? {
-        return Ok(folder);
-    }
-    load::load(&unfinished, sizes)?;
-    unfinished.finish()
 }
 
 fn choose<'a>(links: &'a [Link], names: &[String]) -> Result<Vec<&'a Link>, Error> {
@@ -146,10 +159,22 @@ fn attach_one(
     }
     // TC first: XDP leaves packets to it, and it serves alone until XDP is there.
     register(maps, link, false)?;
-    if !is_there(KIND_TC) {
+    let new_tc = !is_there(KIND_TC);
+    if new_tc {
         attach_tc(folder, link)?;
     }
-    let mode = attach_xdp(folder, link, mode)?;
+    let mode = match attach_xdp(folder, link, mode) {
+        Ok(mode) => mode,
+        Err(error) => {
+            // As it was before. What failed first is what is told.
+            if new_tc {
+                drop(unpin(folder, &link_name(KIND_TC, link.index)));
+            } else {
+                drop(register(maps, link, before == Some(Mode::Native)));
+            }
+            return Err(error);
+        }
+    };
     if mode == Mode::Tc && is_there(KIND_XDP) {
         unpin(folder, &link_name(KIND_XDP, link.index))?;
     }
@@ -314,8 +339,13 @@ fn route_as_local(maps: &Maps) -> Result<(), Error> {
 pub fn detach() -> Result<(), Error> {
     let folder = pins::open()?.ok_or(Error::NotAttached)?;
     let _lock = folder.lock()?;
-    let changed = Maps::open(&folder)?.settings().flags;
+    let maps = Maps::open(&folder)?;
     pins::remove_own()?;
+    restore_forwarding(&maps)
+}
+
+fn restore_forwarding(maps: &Maps) -> Result<(), Error> {
+    let changed = maps.settings().flags;
     for (path, flag) in FORWARDING {
         if changed & flag != 0 {
             sysctl::write(path, "0")?;

@@ -1,0 +1,390 @@
+//! The product's life: it needs no process of ours, and leaves nothing.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use aya::maps::{MapInfo, loaded_maps};
+use aya::programs::tc::TcAttachType;
+use aya::programs::{ProgramInfo, SchedClassifier, loaded_programs};
+use e2e::lab::{
+    Method, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool, udp_client, udp_server,
+    wait_for, wait_until,
+};
+use rlvs::lab::topology::{REAL_SERVERS, VIPS, Wiring};
+use rlvs_control::model::Family;
+use rlvs_linux::dataplane::pins;
+use rlvs_linux::netns::{self, Namespace};
+use rlvs_linux::route::{Prefix, Rtnetlink};
+use rlvs_linux::sysctl;
+use rlvs_linux::xdp_pass::attach_pass;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
+
+/// A namespace with one addressed interface, `eth0`, and nothing else in it.
+struct Host {
+    namespace: Namespace,
+}
+
+impl Host {
+    fn new(role: &str) -> Self {
+        let name = format!("rlvs-e2e-{}-{role}", std::process::id());
+        let namespace = Namespace::create(&name).unwrap();
+        let host = Self { namespace };
+        let mut rtnetlink = Rtnetlink::open_in(&host.namespace).unwrap();
+        rtnetlink.add_veth("peer0", "eth0", &host.namespace).unwrap();
+        for name in ["peer0", "eth0"] {
+            let index = rtnetlink.link(name).unwrap().index;
+            rtnetlink.set_up(index, true).unwrap();
+        }
+        let index = rtnetlink.link("eth0").unwrap().index;
+        let address = "192.168.1.100".parse().unwrap();
+        rtnetlink.add_address(index, Prefix { address, bits: 24 }).unwrap();
+        host
+    }
+
+    fn rlvs(&self, words: &[&str]) -> Said {
+        run(&self.namespace, Path::new(PROGRAM), words)
+    }
+
+    /// Returns what hangs on the interface, as the kernel says: XDP programs, then TC programs.
+    fn hooks(&self) -> Vec<String> {
+        let link = run(&self.namespace, &tool("ip").unwrap(), &["link", "show", "eth0"]).ok();
+        let xdp = link.lines().filter(|line| line.contains("prog/xdp"));
+        let mut hooks: Vec<String> = xdp.map(|line| line.trim().to_owned()).collect();
+        let query = || SchedClassifier::query_tcx("eth0", TcAttachType::Ingress);
+        let (_, programs) = self.namespace.run(query).unwrap().unwrap();
+        hooks.extend(programs.iter().map(|program| program.name_as_str().unwrap().to_owned()));
+        hooks
+    }
+
+    fn forwarding(&self) -> [String; 2] {
+        ["net/ipv4/conf/lo/forwarding", "net/ipv6/conf/lo/forwarding"]
+            .map(|path| self.namespace.run(|| sysctl::read(path)).unwrap().unwrap().trim().into())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        netns::delete(self.namespace.name()).ok();
+    }
+}
+
+/// Returns the numbers of the maps and programs that a namespace's folder holds.
+fn pinned(namespace: &Namespace) -> (BTreeSet<u32>, BTreeSet<u32>) {
+    namespace
+        .run(|| {
+            let folder = pins::open().unwrap().unwrap();
+            let (mut maps, mut programs) = (BTreeSet::new(), BTreeSet::new());
+            for name in folder.names().unwrap() {
+                if name.starts_with("program_") {
+                    programs.insert(ProgramInfo::from_pin(folder.path(&name)).unwrap().id());
+                } else if !name.starts_with(pins::LINK) {
+                    maps.insert(MapInfo::from_pin(folder.path(&name)).unwrap().id());
+                }
+            }
+            (maps, programs)
+        })
+        .unwrap()
+}
+
+/// Returns those that the kernel still has.
+fn left((maps, programs): &(BTreeSet<u32>, BTreeSet<u32>)) -> Vec<u32> {
+    let maps = loaded_maps().flatten().map(|map| map.id()).filter(|id| maps.contains(id));
+    let found = loaded_programs().flatten().map(|program| program.id());
+    maps.chain(found.filter(|id| programs.contains(id))).collect()
+}
+
+#[test]
+fn detaching_leaves_no_map_no_program_no_link_no_pin_and_no_sysctl() {
+    let host = Host::new("leaves");
+    let (hooks, forwarding) = (host.hooks(), host.forwarding());
+    assert_eq!(forwarding, ["0", "0"]);
+    let begin = Instant::now();
+    let said = host.rlvs(&["attach", "eth0"]).ok();
+    assert!(begin.elapsed() < Duration::from_secs(10), "attaching took {:?}", begin.elapsed());
+    assert_eq!(said, "rlvs: eth0 attached: TC\n");
+    assert_eq!(host.forwarding(), ["1", "1"]);
+    assert_eq!(host.hooks(), ["rlvs_tc"]);
+    let numbers = pinned(&host.namespace);
+    assert!(numbers.0.len() > 10 && numbers.1.len() == 2, "{numbers:?}");
+    assert!(left(&numbers).len() >= numbers.0.len() + numbers.1.len());
+    // A second time: nothing is done twice.
+    assert_eq!(host.rlvs(&["attach", "eth0"]).ok(), "rlvs: eth0 was attached: TC\n");
+    assert_eq!(pinned(&host.namespace), numbers);
+    host.rlvs(&["detach"]).ok();
+    assert_eq!(host.hooks(), hooks);
+    assert_eq!(host.forwarding(), forwarding);
+    assert!(host.namespace.run(|| pins::open().unwrap().is_none()).unwrap());
+    wait_until("maps and programs that are left", &Vec::new(), || left(&numbers));
+    let again = host.rlvs(&["detach"]);
+    assert_eq!(again.status, Some(1));
+    assert!(again.errors.contains("no interface of this network namespace is attached"));
+}
+
+#[test]
+fn the_next_status_elsewhere_collects_what_a_removed_namespace_had() {
+    let host = Host::new("removed");
+    let elsewhere = Host::new("elsewhere");
+    host.rlvs(&["attach", "eth0"]).ok();
+    host.rlvs(&["ipvsadm", "-A", "-t", "192.168.1.100:80", "-s", "rr"]).ok();
+    let numbers = pinned(&host.namespace);
+    let cookie = format!("ns-{}-", host.namespace.cookie().unwrap());
+    let folders = || pins::root().unwrap().unwrap().names().unwrap();
+    assert!(folders().iter().any(|name| name.starts_with(&cookie)));
+    // Somebody else's look does not take it away while it is in use.
+    let said = elsewhere.rlvs(&["status"]);
+    assert!(said.output.starts_with("not attached"), "{said:?}");
+    assert!(folders().iter().any(|name| name.starts_with(&cookie)));
+    drop(host);
+    // The kernel takes a namespace apart in its own time.
+    wait_for("collecting", || {
+        elsewhere.rlvs(&["status"]);
+        let names = folders();
+        if names.iter().any(|name| name.starts_with(&cookie)) {
+            Err(names.join(" "))
+        } else {
+            Ok(())
+        }
+    });
+    wait_until("maps and programs that are left", &Vec::new(), || left(&numbers));
+}
+
+#[test]
+fn a_first_command_that_is_killed_keeps_the_next_from_nothing() {
+    let host = Host::new("first");
+    let forwarding = host.forwarding();
+    let add = ["ipvsadm", "-A", "-t", "192.168.1.100:80", "-s", "rr"];
+    host.rlvs(&add).ok();
+    host.rlvs(&["detach"]).ok();
+    assert_eq!(host.forwarding(), forwarding);
+    let root = pins::root().unwrap().unwrap();
+    let own = format!("ns-{}-", host.namespace.cookie().unwrap());
+    // Killed when its folder is begun, and when it is finished.
+    for part in ["-new", "", ""] {
+        let mut command = Command::new(PROGRAM);
+        command.args(add).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        inside(&host.namespace, &mut command);
+        let mut child = command.spawn().unwrap();
+        let deadline = Instant::now() + TIME_MAX;
+        let is_there =
+            |name: &String| name.starts_with(&own) && (name.ends_with("-new") == (part == "-new"));
+        while !root.names().unwrap().iter().any(is_there) {
+            assert!(Instant::now() < deadline, "no folder");
+            std::hint::spin_loop();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // It is there already if the first came so far.
+        let again = host.rlvs(&add);
+        let exists = again.errors.contains("exists already");
+        assert!(again.status == Some(0) || exists, "part {part}: {again:?}");
+        assert_eq!(host.hooks(), ["rlvs_tc"], "part {part}");
+        let listing = host.rlvs(&["ipvsadm", "-S", "-n"]).ok();
+        assert_eq!(listing, "-A -t 192.168.1.100:80 -s rr\n", "part {part}");
+        host.rlvs(&["detach"]).ok();
+        assert_eq!(host.hooks(), Vec::<String>::new(), "part {part}");
+        let names = root.names().unwrap();
+        assert!(!names.iter().any(|name| name.starts_with(&own)), "part {part}: {names:?}");
+    }
+}
+
+#[test]
+fn a_foreign_xdp_program_is_named_with_the_way_round_it() {
+    let host = Host::new("foreign");
+    let mut rtnetlink = Rtnetlink::open_in(&host.namespace).unwrap();
+    let index = rtnetlink.link("eth0").unwrap().index;
+    host.namespace.run(|| attach_pass(&mut rtnetlink, index)).unwrap().unwrap();
+    let before = host.hooks();
+    let refused = host.rlvs(&["attach", "--mode", "native", "eth0"]);
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    for words in ["eth0", "another XDP program", "`--mode tc`"] {
+        assert!(refused.errors.contains(words), "{refused:?}");
+    }
+    assert_eq!(host.hooks(), before, "a refused attachment has left something");
+    assert_eq!(host.forwarding(), ["0", "0"]);
+    assert!(host.namespace.run(|| pins::open().unwrap().is_none()).unwrap());
+    assert_eq!(host.rlvs(&["attach", "--mode", "tc", "eth0"]).ok(), "rlvs: eth0 attached: TC\n");
+    assert_eq!(host.hooks(), [before.clone(), vec!["rlvs_tc".to_owned()]].concat());
+    host.rlvs(&["detach"]).ok();
+    assert_eq!(host.hooks(), before);
+}
+
+#[test]
+fn without_capabilities_each_command_names_them_and_changes_nothing() {
+    let Some(setpriv) = tool("setpriv") else { return };
+    let host = Host::new("weak");
+    let (hooks, forwarding) = (host.hooks(), host.forwarding());
+    let folder = std::env::temp_dir().join(format!("rlvs-e2e-{}", std::process::id()));
+    let copy = folder.join("rlvs");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(PROGRAM, &copy).unwrap();
+    let copy = copy.display().to_string();
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"].as_slice();
+    let mere_root = ["--bounding-set=-all", "--inh-caps=-all"].as_slice();
+    for who in [nobody, mere_root] {
+        for command in [
+            ["attach", "eth0"].as_slice(),
+            &["ipvsadm", "-A", "-t", "192.168.1.100:80", "-s", "rr"],
+        ] {
+            let words: Vec<&str> =
+                who.iter().chain([&copy.as_str()]).chain(command).copied().collect();
+            let said = run(&host.namespace, &setpriv, &words);
+            assert!(said.status.is_some_and(|status| status != 0), "{who:?} {said:?}");
+            assert!(said.errors.contains("CAP_"), "{who:?} {command:?}: {said:?}");
+            assert_eq!(said.output, "", "{who:?} {command:?}");
+        }
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!((host.hooks(), host.forwarding()), (hooks, forwarding));
+    assert!(host.namespace.run(|| pins::open().unwrap().is_none()).unwrap());
+}
+
+/// Runs a script where /run and the process numbers are its own, so that `rlvs` takes its first
+/// process for the machine's.
+fn on_a_machine_of_its_own(script: &str) -> Said {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.args(["sh", "-euc", script, "sh", PROGRAM]).stdin(Stdio::null());
+    command.output().unwrap().into()
+}
+
+#[test]
+fn uninstalling_leaves_nothing_in_any_namespace() {
+    let (Some(_), Some(_)) = (tool("unshare"), tool("bpftool")) else { return };
+    let said = on_a_machine_of_its_own(
+        r#"
+        mount -t tmpfs none /run
+        ip netns add other
+        for enter in "" "ip netns exec other"; do
+            $enter ip link add eth0 type veth peer name peer0
+            $enter ip address add 10.9.8.7/24 dev eth0
+            $enter ip link set eth0 up
+            $enter ip link set peer0 up
+            $enter "$1" ipvsadm -A -t 10.9.8.7:80 -s rr
+            $enter "$1" ipvsadm -L -n | grep 10.9.8.7:80
+            $enter "$1" status | grep 'interface     eth0: TC'
+        done
+        numbers=$(for pin in /run/rlvs/bpf/ns-*/program_tc; do
+            bpftool prog show pinned "$pin" | sed -n 's/^\([0-9]*\):.*name rlvs_tc.*/\1/p'
+        done)
+        test "$(echo $numbers | wc -w)" = 2
+        ls /run/rlvs/bpf | grep -c ^ns-
+        "$1" uninstall
+        test ! -e /run/rlvs
+        ! grep /run/rlvs /proc/mounts
+        for enter in "" "ip netns exec other"; do
+            $enter "$1" status || echo "status: $?"
+            $enter cat /proc/sys/net/ipv4/conf/lo/forwarding
+        done
+        # A link holds its program: none is left when these are gone, which takes a moment.
+        for number in $numbers; do
+            tries=0
+            while bpftool prog show id "$number" >/dev/null 2>&1; do
+                tries=$((tries + 1))
+                test "$tries" -lt 5000
+            done
+        done
+        "$1" uninstall
+        "#,
+    );
+    let text = said.clone().ok();
+    assert!(text.contains("\n2\nrlvs: removed 2 data plane(s) and /run/rlvs/bpf\n"), "{said:?}");
+    assert_eq!(text.matches("not attached").count(), 2, "{said:?}");
+    assert!(text.ends_with("rlvs: removed 0 data plane(s) and /run/rlvs/bpf\n"), "{said:?}");
+}
+
+fn start_restore(stage: &Stage) -> Child {
+    let mut command = stage.ipvsadm_command("-R");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn killing_our_processes_under_load_fails_no_request() {
+    let (Some(wrk), Some(_)) = (tool("wrk"), tool("nginx")) else { return };
+    for (wiring, method) in [(Wiring::Plain, Method::Nat), (Wiring::Tuned, Method::Direct)] {
+        let stage = Stage::attached(wiring, PROGRAM);
+        let target = stage.serve("-t", SocketAddr::new(VIPS[0].of(Family::V4), 80), method, 80);
+        let saved = stage.ipvsadm("-S -n").ok();
+        let mut command = Command::new(&wrk);
+        // A new connection for each request: every one is scheduled.
+        command.args(["-t1", "-c8", "-d2s", "-H", "Connection: close"]);
+        command.arg(format!("http://{target}/")).stdin(Stdio::null()).stdout(Stdio::piped());
+        inside(stage.lab.client(), &mut command);
+        let mut load = command.spawn().unwrap();
+        let mut killed = 0;
+        for _ in 0..1000 {
+            let mut restore = start_restore(&stage);
+            let mut lines = restore.stdin.take().unwrap();
+            // It has the lock while it waits for more.
+            writeln!(lines, "-A -t 192.168.1.207:{} -s wrr", 1000 + killed).unwrap();
+            let service = format!("192.168.1.207:{}", 1000 + killed);
+            wait_for("the restore at work", || {
+                let status = restore.try_wait().unwrap();
+                assert_eq!(status, None);
+                let fds = std::fs::read_dir(format!("/proc/{}/fd", restore.id())).unwrap().count();
+                if fds > 10 { Ok(()) } else { Err(format!("{fds} descriptors, {service}")) }
+            });
+            restore.kill().unwrap();
+            restore.wait().unwrap();
+            killed += 1;
+            if load.try_wait().unwrap().is_some() {
+                break;
+            }
+        }
+        let said = Said::from(load.wait_with_output().unwrap()).ok();
+        assert!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
+        assert!(killed >= 5, "only {killed} killed");
+        let after = stage.ipvsadm("-S -n").ok();
+        for line in saved.lines() {
+            assert!(after.contains(line), "{line} is gone:\n{after}");
+        }
+    }
+}
+
+#[test]
+fn connections_expire_with_no_process_of_ours() {
+    let stage = Stage::attached(Wiring::Plain, PROGRAM);
+    stage.ipvsadm("--set 900 2 2").ok();
+    let timeouts = stage.ipvsadm("-L --timeout").ok();
+    assert_eq!(timeouts, "Timeout (tcp tcpfin udp): 900 2 2\n");
+    for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+        tcp_server(namespace, 7, Some(server.title));
+        for family in [Family::V4, Family::V6] {
+            udp_server(namespace, SocketAddr::new(VIPS[0].of(family), 7), "");
+        }
+    }
+    for family in [Family::V4, Family::V6] {
+        let target = SocketAddr::new(VIPS[0].of(family), 7);
+        stage.serve("-t", target, Method::Direct, 7);
+        stage.serve("-u", target, Method::Direct, 7);
+        let count = |protocol: &str| -> Vec<(u32, u32)> {
+            let rows = stage.counts(protocol, target);
+            rows.into_iter().map(|(_, active, idle)| (active, idle)).collect()
+        };
+        let held = stage.as_client(|| {
+            let held = connect(target).unwrap();
+            for _ in 0..4 {
+                drop(connect(target).unwrap());
+                let socket = udp_client(target).unwrap();
+                socket.send(b"x").unwrap();
+                assert_eq!(socket.recv(&mut [0; 4]).unwrap(), 1);
+            }
+            held
+        });
+        let begin = Instant::now();
+        assert_eq!(count("-u"), [(0, 2), (0, 2)]);
+        wait_until("UDP connections", &vec![(0, 0), (0, 0)], || count("-u"));
+        wait_until("closed TCP connections", &vec![(0, 0), (1, 0)], || count("-t"));
+        assert!(begin.elapsed() > Duration::from_secs(1), "gone after {:?}", begin.elapsed());
+        // What is alive stays.
+        let mut stream = &held.stream;
+        stream.write_all(b"alive").unwrap();
+        std::io::Read::read_exact(&mut stream, &mut [0; 5]).unwrap();
+    }
+}
