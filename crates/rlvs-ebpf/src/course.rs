@@ -58,7 +58,7 @@ impl Course {
                 let mut mixed = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 mixed ^= mixed >> 29;
                 mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                (mixed >> 32) * self.flows as u64 >> 32
+                ((mixed >> 32) * self.flows as u64) >> 32
             }
             SEQUENTIAL => match counter.checked_rem(self.flows as u64) {
                 Some(flow) => flow,
