@@ -113,7 +113,6 @@ fn measure_all(
     let cpu = arguments.cpu.unwrap_or(cpus - 1);
     pin_to(cpu)?;
     let bytes = object::read("rlvs.bpf.o")?;
-    let load_ms = load_time(&bytes, cpus)?;
     let sized = |family| {
         let pairs = paths.iter().filter(|path| path.family == family).map(measure::pairs).max();
         pairs.unwrap_or(1).max(if family == 4 { 1 << 20 } else { 1 })
@@ -129,6 +128,7 @@ fn measure_all(
         bench.dwell(&paths[0], effort, seconds)?;
         return Ok(None);
     }
+    let load_ms = load_time(&bytes, cpus)?;
     let mut rows = Vec::new();
     for path in paths {
         eprintln!("{}", path.name());
