@@ -214,16 +214,14 @@ impl Bench {
 
     fn check(&self, path: &Path, was: (u64, u64), is: (u64, u64), repeat: u32) -> Result<()> {
         let reasons = self.tables.reasons();
-        let forwarded = is.0 - was.0;
-        ensure!(forwarded == u64::from(repeat), "{forwarded} of {repeat} forwarded: {reasons:?}");
-        let opened = is.1 - was.1;
-        match path.load {
-            Load::Established { .. } => ensure!(opened == 0, "{opened} connections opened"),
-            // A few may be forwarded without a connection when their buckets are full.
-            Load::Empty | Load::Design => {
-                ensure!(opened > u64::from(repeat - repeat / 100), "{opened} opened: {reasons:?}");
-            }
-        }
+        let (forwarded, opened) = (is.0 - was.0, is.1 - was.1);
+        // The buckets of a few new connections may be full.
+        let (least, opened_least) = match path.load {
+            Load::Established { .. } => (repeat, 0),
+            Load::Empty | Load::Design => (repeat - repeat / 1_000, repeat - repeat / 1_000),
+        };
+        ensure!(forwarded >= least.into(), "{forwarded} of {repeat} forwarded: {reasons:?}");
+        ensure!(opened >= opened_least.into(), "{opened} of {repeat} opened: {reasons:?}");
         Ok(())
     }
 
