@@ -1,3 +1,3 @@
-//! End-to-end tests: what they have in common.
+//! Tests of the whole, and the benchmark of the packet path: what they have in common.
 
 pub mod lab;

@@ -1,0 +1,218 @@
+//! The benchmark of the packet path: what a packet costs, in units of the least that a program
+//! which sends it back could cost.
+//!
+//! Needs root. `docs/performance.md` says how to read what it prints.
+
+#[allow(dead_code, unreachable_pub, reason = "shared with the wrapper program, which needs more")]
+#[path = "../../../../crates/rlvs-ebpf/src/course.rs"]
+mod course;
+mod frame;
+#[expect(unsafe_code, reason = "maps are memory")]
+mod maps;
+mod measure;
+mod object;
+mod paths;
+mod report;
+mod stage;
+mod tables;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use clap::Parser;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use rlvs_datapath::abi::{CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, method};
+
+use crate::course::Course;
+use crate::maps::Mapped;
+use crate::measure::{Bench, Effort};
+use crate::object::Pairs;
+use crate::paths::{Kind, Path};
+use crate::report::{Report, Spread};
+use crate::stage::{Interface, SERVERS, Stage, VIP4, VIP6, server};
+use crate::tables::{Tables, Virtual};
+
+/// Measures the packet path, as root.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", disable_version_flag = true)]
+struct Arguments {
+    /// Measure only the paths whose names contain one of these, such as `v4/dr/1M`
+    #[arg(long = "path", value_name = "TEXT")]
+    paths: Vec<String>,
+    /// Fewer paths and shorter rounds
+    #[arg(long)]
+    quick: bool,
+    /// Rounds, each of the floor and of the program
+    #[arg(long, value_name = "NUMBER")]
+    rounds: Option<usize>,
+    /// The CPU to run on; by default the last one
+    #[arg(long)]
+    cpu: Option<u32>,
+    /// Write the figures to this file too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Fail if a bound is missed
+    #[arg(long)]
+    check: bool,
+    /// Do not measure: run the one path chosen for so long, for a profiler
+    #[arg(long, value_name = "SECONDS")]
+    dwell: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    ensure!(nix::unistd::geteuid().is_root(), "loading BPF programs takes root");
+    let chosen = |path: &Path| {
+        let name = path.name();
+        let named = arguments.paths.is_empty() && (!arguments.quick || path.is_quick());
+        named || arguments.paths.iter().any(|part| name.contains(part))
+    };
+    let mut paths = Path::all();
+    paths.retain(chosen);
+    ensure!(!paths.is_empty(), "no path has such a name");
+    let stage = Stage::make()?;
+    let report = stage.run(|interface| measure_all(arguments, &paths, interface))?;
+    let Some(report) = report else { return Ok(ExitCode::SUCCESS) };
+    report.print();
+    if let Some(file) = &arguments.json {
+        let text = serde_json::to_string_pretty(&report).context("writing the figures as JSON")?;
+        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    let missed = report.missed();
+    for one in &missed {
+        eprintln!("missed: {one}");
+    }
+    let failed = arguments.check && !missed.is_empty();
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn measure_all(
+    arguments: &Arguments,
+    paths: &[Path],
+    interface: Interface,
+) -> Result<Option<Report>> {
+    let cpus =
+        u32::try_from(aya::util::nr_cpus().map_err(|(what, error)| {
+            anyhow::Error::new(error).context(format!("reading {what}"))
+        })?)?;
+    let cpu = arguments.cpu.unwrap_or(cpus - 1);
+    pin_to(cpu)?;
+    let bytes = object::read("rlvs.bpf.o")?;
+    let sized = |family| {
+        let pairs = paths.iter().filter(|path| path.family == family).map(measure::pairs).max();
+        pairs.unwrap_or(1).max(if family == 4 { 1 << 20 } else { 1 })
+    };
+    let mut ebpf = object::load(&bytes, cpus, Pairs { v4: sized(4), v6: sized(6) })?;
+    let programs = object::load_programs(&mut ebpf)?;
+    let mut bench = furnish(&ebpf, cpus, cpu, interface)?;
+    let effort = Effort {
+        rounds: arguments.rounds.unwrap_or(if arguments.quick { 5 } else { 11 }),
+        round_ns: if arguments.quick { 40_000_000 } else { 120_000_000 },
+    };
+    if let Some(seconds) = arguments.dwell {
+        bench.dwell(&paths[0], effort, seconds)?;
+        return Ok(None);
+    }
+    let load_ms = load_time(&bytes, cpus)?;
+    let mut rows = Vec::new();
+    for path in paths {
+        eprintln!("{}", path.name());
+        rows.push(bench.measure(path, effort).with_context(|| format!("path {}", path.name()))?);
+    }
+    let mut capacity = Vec::new();
+    if arguments.paths.is_empty() {
+        for kind in [Kind::Direct, Kind::Request] {
+            capacity.push(bench.capacity(kind).context("filling the table")?);
+        }
+    }
+    Ok(Some(Report::new(rows, programs, load_ms, capacity)))
+}
+
+/// Fills everything but the connection tables.
+fn furnish(ebpf: &Ebpf, cpus: u32, cpu: u32, interface: Interface) -> Result<Bench> {
+    let mut tools = EbpfLoader::new().btf(None).load(&object::read("bench.bpf.o")?)?;
+    object::load_programs(&mut tools)?;
+    let mut course = Mapped::new(&tools, "course")?;
+    let mut tables = Tables::new(ebpf, cpus, cpu)?;
+    tables.set_settings(hz(&tools, &mut course)?);
+    tables.add_interface(&interface);
+    let mut services = Vec::new();
+    for family in [4, 6] {
+        let address: IpAddr = if family == 4 { VIP4.into() } else { VIP6.into() };
+        let [a, b, c, d] = SERVERS;
+        for (forwarding, numbers) in [(method::DIRECT, [a, b]), (method::MASQUERADE, [c, d])] {
+            let id = services.len() as u32 + 1;
+            let destination = |number| (id * 4 + u32::from(number), server(family, number));
+            let destinations = numbers.map(destination).to_vec();
+            let port = tables::PORT + u16::from(forwarding == method::MASQUERADE);
+            let service = Virtual { id, address, port, method: forwarding, destinations };
+            tables.add_service(&service)?;
+            services.push((family, service));
+        }
+    }
+    let floor = program_fd(&tools, "floor")?;
+    let under_test = program_fd(ebpf, "rlvs_xdp")?;
+    Ok(Bench { tables, interface, services, tools, under_test, floor, course })
+}
+
+fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
+    let program = ebpf.program(name).with_context(|| format!("no program {name}"))?;
+    let program: &Xdp = program.try_into()?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+/// Loads the whole object several times, with tables of default size.
+fn load_time(bytes: &[u8], cpus: u32) -> Result<Spread> {
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let started = Instant::now();
+        let pairs = Pairs { v4: CONNECTIONS4_DEFAULT, v6: CONNECTIONS6_DEFAULT };
+        let mut ebpf = object::load(bytes, cpus, pairs)?;
+        object::load_programs(&mut ebpf)?;
+        times.push(object::ms(started.elapsed()));
+    }
+    Ok(Spread::of(times))
+}
+
+/// Returns how many jiffies the kernel counts in a second.
+fn hz(tools: &Ebpf, course: &mut Mapped<Course>) -> Result<u32> {
+    let program = tools.program("clock").context("the object has no program clock")?;
+    let program: &Xdp = program.try_into()?;
+    let read = || -> Result<u64> {
+        let frame = [0; course::FRAME];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&frame);
+        program.test_run(options)?;
+        Ok(course.get(0).jiffies)
+    };
+    let (started, first) = (Instant::now(), read()?);
+    while started.elapsed() < Duration::from_millis(200) {}
+    let passed = read()? - first;
+    let measured = passed as f64 / started.elapsed().as_secs_f64();
+    let known = [100.0, 250.0, 300.0, 1000.0];
+    let nearest = known
+        .into_iter()
+        .min_by(|a: &f64, b: &f64| f64::total_cmp(&(a - measured).abs(), &(b - measured).abs()));
+    Ok(nearest.unwrap_or(250.0) as u32)
+}
+
+fn pin_to(cpu: u32) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu as usize)?;
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("moving to CPU {cpu}"))
+}
