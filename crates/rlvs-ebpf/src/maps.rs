@@ -184,7 +184,9 @@ impl Tables for Maps {
     }
     #[inline(always)]
     fn add(&self, word: &Word, value: u64) -> u64 {
+        // A relaxed addition becomes the instruction that fetches nothing (LLVM 22), also where
+        // the result is used; what is used then is `value`.
         // SAFETY: as in `swap`.
-        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word.as_ptr(), value) }
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word.as_ptr(), value) }
     }
 }
