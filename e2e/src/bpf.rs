@@ -159,7 +159,7 @@ pub const XDP_CODES: [u32; 4] = [1, 2, 3, 4];
 /// `TC_ACT_OK`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
 pub const TC_CODES: [u32; 3] = [0, 2, 7];
 /// Bytes of metadata that leave no room before an XDP frame.
-const METADATA: usize = 252;
+const METADATA: usize = 216;
 
 /// The object, loaded, with its maps.
 pub struct Bpf {
@@ -318,14 +318,6 @@ impl Bpf {
     /// # Errors
     /// The kernel does not run programs on such a frame.
     pub fn run(&self, body: Body, input: &Input<'_>) -> io::Result<Ran> {
-        self.repeat(body, input, 1)
-    }
-
-    /// Runs a program on a frame again and again, each time as it came.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    pub fn repeat(&self, body: Body, input: &Input<'_>, times: u32) -> io::Result<Ran> {
         let mut data = vec![0; if input.cramped { METADATA } else { 0 }];
         let metadata = data.len() as u32;
         data.extend_from_slice(input.frame);
@@ -341,7 +333,6 @@ impl Bpf {
                 data_in: Some(&data),
                 data_out: Some(&mut out),
                 ctx_in: Some(&context),
-                repeat: times,
                 ..TestRunOptions::default()
             };
             let ran = match body {

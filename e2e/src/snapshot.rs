@@ -22,62 +22,65 @@ pub fn take(tables: &HostTables) -> Snapshot {
     let cpus = tables.settings.cpus;
     let mut sums: BTreeMap<String, u64> = BTreeMap::new();
     let mut words = Snapshot::new();
-    let mut add = |name: String, value: u64| *sums.entry(name).or_default() += value;
+    let mut add = |value: u64, name: &dyn Fn() -> String| {
+        if value != 0 {
+            *sums.entry(name()).or_default() += value;
+        }
+    };
     for (number, counter) in (0..).zip(&tables.reasons) {
-        add(format!("reason {}", Reason::from_number(number % REASONS).name()), counter.get());
+        add(counter.get(), &|| format!("reason {}", Reason::from_number(number % REASONS).name()));
     }
     for (index, row) in (0u32..).zip(&tables.rows) {
         let id = index / cpus;
-        add(format!("d{id} connections"), row.connections.get());
-        add(format!("d{id} packets in"), row.in_packets.get());
-        add(format!("d{id} packets out"), row.out_packets.get());
-        add(format!("d{id} bytes in"), row.in_bytes.get());
-        add(format!("d{id} bytes out"), row.out_bytes.get());
-        way(&mut words, format!("d{id} way"), &row.hop.get(), now);
+        add(row.connections.get(), &|| format!("d{id} connections"));
+        add(row.in_packets.get(), &|| format!("d{id} packets in"));
+        add(row.out_packets.get(), &|| format!("d{id} packets out"));
+        add(row.in_bytes.get(), &|| format!("d{id} bytes in"));
+        add(row.out_bytes.get(), &|| format!("d{id} bytes out"));
+        way(&mut words, || format!("d{id} way"), &row.hop.get(), now);
     }
     for (id, counts) in tables.counts.iter().enumerate() {
-        add(format!("d{id} active"), counts.connections.get() & 0xffff_ffff);
-        add(format!("d{id} inactive"), counts.connections.get() >> 32);
-        add(format!("d{id} persistent"), counts.persistent.get());
+        add(counts.connections.get() & 0xffff_ffff, &|| format!("d{id} active"));
+        add(counts.connections.get() >> 32, &|| format!("d{id} inactive"));
+        add(counts.persistent.get(), &|| format!("d{id} persistent"));
     }
     for (id, schedule) in tables.schedules.iter().enumerate() {
-        add(format!("s{id} position"), schedule.position.get());
+        add(schedule.position.get(), &|| format!("s{id} position"));
         let local = schedule.local.get();
         if local != 0 {
             let word = if local & 1 != 0 { "yes" } else { "no" };
             words.insert(format!("s{id} local"), word.to_owned() + &age(now, (local >> 32) as u32));
         }
     }
-    for (index, lock) in tables.locks.iter().enumerate() {
-        add(format!("lock {index}"), lock.get());
+    for (index, lock) in tables.locks.iter().enumerate().filter(|(_, lock)| lock.get() != 0) {
+        add(lock.get(), &|| format!("lock {index}"));
     }
-    for (index, word) in (0u32..).zip(&tables.occupancy) {
+    // Most words are zero, and there are many.
+    for (index, word) in (0u32..).zip(&tables.occupancy).filter(|(_, word)| word.get() != 0) {
         for bit in (0..64).filter(|bit| word.get() >> bit & 1 != 0) {
             let (family, first) =
                 if index < OCCUPANCY_WORDS { (4, 0) } else { (6, OCCUPANCY_WORDS) };
-            add(format!("occupied v{family} {}", (index - first) * 64 + bit), 1);
+            add(1, &|| format!("occupied v{family} {}", (index - first) * 64 + bit));
         }
     }
-    for route in &tables.routes {
+    for route in tables.routes.iter().filter(|route| route.hop.get().interface != 0) {
         let (high, low) = (route.high.get(), route.low.get());
         let client = if high == 0 {
             IpAddr::V4(Ipv4Addr::from_bits(low as u32))
         } else {
             IpAddr::V6(Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low)))
         };
-        way(&mut words, format!("way to {client}"), &route.hop.get(), now);
+        way(&mut words, || format!("way to {client}"), &route.hop.get(), now);
     }
-    words.extend(
-        sums.into_iter().filter(|(_, sum)| *sum != 0).map(|(name, sum)| (name, sum.to_string())),
-    );
+    words.extend(sums.into_iter().map(|(name, sum)| (name, sum.to_string())));
     words.extend(connections(tables));
     words
 }
 
-fn way(words: &mut Snapshot, name: String, hop: &Hop, now: Time) {
-    if *hop != Hop::default() {
+fn way(words: &mut Snapshot, name: impl FnOnce() -> String, hop: &Hop, now: Time) {
+    if hop.interface != 0 {
         let [.., last] = hop.neighbour();
-        words.insert(name, format!(".. {last:02x}{}", age(now, hop.checked)));
+        words.insert(name(), format!(".. {last:02x}{}", age(now, hop.checked)));
     }
 }
 

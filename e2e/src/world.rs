@@ -64,7 +64,7 @@ impl<const R: bool> Pair<R> {
         }
         let verdict = process(&mut frame, &self.host);
         let ran = self.bpf.run(body, input).unwrap_or_else(|error| {
-            panic!("running the {body:?} body on {}: {error}", shown(input.frame))
+            panic!("running the {body:?} body on {}: {error:?}", shown(input.frame))
         });
         let [xdp_drop, xdp_pass, xdp_tx, xdp_redirect] = XDP_CODES;
         let [tc_ok, tc_shot, tc_redirect] = TC_CODES;
@@ -78,14 +78,13 @@ impl<const R: bool> Pair<R> {
             (Body::Tc, Verdict::Transmit { .. } | Verdict::Resolve) => tc_redirect,
         };
         let of = format!("of {body:?} for {verdict:?} on {}", shown(input.frame));
-        assert_eq!(ran.code, expected, "return value {of}");
+        let difference = self.bpf.difference(&self.host, all).unwrap_or_default();
+        assert_eq!(ran.code, expected, "return value {of}\n{difference}");
         // The frame of a failed refusal is dropped in whatever state it is.
         if !matches!(verdict, Verdict::Drop(_)) {
-            assert_eq!(ran.bytes, frame.bytes, "bytes {of}");
+            assert_eq!(ran.bytes, frame.bytes, "bytes {of}\n{difference}");
         }
-        if let Some(difference) = self.bpf.difference(&self.host, all) {
-            panic!("{difference}\n{of}");
-        }
+        assert_eq!(difference, "", "tables {of}");
         (verdict, ran.bytes)
     }
 
@@ -234,6 +233,18 @@ impl<'a> World<'a> {
         let changes = snapshot::changes(&before, &snapshot::take(&self.tc.host));
         self.tc.bpf.push(&self.tc.host);
         Outcome { verdict, bytes: frame.bytes, changes }
+    }
+
+    /// Runs a frame through XDP as it is before anything has written the maps; returns the frame.
+    ///
+    /// # Panics
+    /// The frame does not pass.
+    #[must_use]
+    pub fn run_with_zeroed_maps(&self, input: &Input<'_>) -> Vec<u8> {
+        let bpf = Bpf::load(&self.tables().settings, &["rlvs_xdp"]);
+        let ran = bpf.run(Body::Xdp, input).expect("a frame that programs run on");
+        assert_eq!(ran.code, XDP_CODES[1]);
+        ran.bytes
     }
 
     /// Runs a frame that the hardware has summed through the TC program alone.
