@@ -8,6 +8,7 @@
 #[expect(unsafe_code, reason = "maps are memory shared with the kernel")]
 pub mod bpf;
 pub mod host;
+#[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]
 pub mod network;
 pub mod packet;
 pub mod scene;

@@ -68,7 +68,7 @@ pub fn take(tables: &HostTables) -> Snapshot {
         let client = if high == 0 {
             IpAddr::V4(Ipv4Addr::from_bits(low as u32))
         } else {
-            IpAddr::V6(Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low)))
+            IpAddr::V6(Ipv6Addr::from_bits((u128::from(high) << 64) | u128::from(low)))
         };
         way(&mut words, || format!("way to {client}"), &route.hop.get(), now);
     }
@@ -105,7 +105,7 @@ pub fn connections(tables: &HostTables) -> Snapshot {
             return;
         }
         let value = Value(value);
-        let owner = (key as u32 & 0xffff) | (value.0 >> 54 & 63) as u32 * 0x1_0000;
+        let owner = (key as u32 & 0xffff) | ((value.0 >> 54 & 63) as u32 * 0x1_0000);
         let owner = match owner.checked_sub(FIRST_REPLY) {
             Some(number) => format!("r{}", number + 1),
             None => format!("s{owner}"),
@@ -125,7 +125,7 @@ pub fn connections(tables: &HostTables) -> Snapshot {
         enter(key.get(), value.get(), client.into());
     }
     for Slot6 { key, value, high, low } in tables.connections6.iter().flat_map(|b| &b.slots) {
-        let bits = u128::from(high.get()) << 64 | u128::from(low.get());
+        let bits = (u128::from(high.get()) << 64) | u128::from(low.get());
         enter(key.get(), value.get(), address_of(6, &bits.to_be_bytes()));
     }
     entries

@@ -18,6 +18,8 @@ use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 
 const PACKETS: u32 = 5000;
 const FLOWS: u64 = 400;
+/// Flows that have packets at the same time.
+const AT_ONCE: u64 = 60;
 
 /// A generator of numbers that is the same everywhere (SplitMix64).
 struct Random(u64);
@@ -86,14 +88,14 @@ fn description(network: &Network, unresolved: bool) -> Description {
     description
 }
 
-/// Makes a packet of one of the flows, in either direction.
-fn packet(random: &mut Random, network: &Network) -> (Packet, u32) {
-    let flow = random.below(FLOWS);
+/// Makes a packet of one of the flows that are alive, in either direction.
+fn packet(random: &mut Random, network: &Network, number: u32) -> (Packet, u32) {
+    let flow = (u64::from(number / 64) * 8 + random.below(AT_ONCE)) % FLOWS;
     let family = if flow & 1 == 0 { 4 } else { 6 };
     let client: SocketAddr =
         (client(family, (flow / 16) as u8 + 1), 1000 + (flow % 16) as u16).into();
     let flags = random.one(&[SYN, SYN, SYN, ACK, ACK, ACK, FIN | ACK, RST, SYN | ACK, 0, 0xff]);
-    let kind = if flow % 3 == 0 { Kind::Udp } else { Kind::Tcp(flags) };
+    let kind = if flow.is_multiple_of(3) { Kind::Udp } else { Kind::Tcp(flags) };
     let length = if random.chance(2) { 1600 } else { random.below(40) };
     let payload = (0..length).map(|_| random.below(256) as u8).collect();
     let ttl = if random.chance(4) { random.below(3) as u8 } else { 64 };
@@ -151,7 +153,7 @@ fn play(test: &str, unresolved: bool) {
         world.set_clock(TIME_MASK - 3000 * SECOND);
         let mut sent = 0;
         for number in 0..PACKETS {
-            let (packet, interface) = packet(&mut random, network);
+            let (packet, interface) = packet(&mut random, network, number);
             let mut frame = packet.bytes();
             if random.chance(12) {
                 mutate(&mut random, &mut frame);
@@ -184,13 +186,12 @@ fn play(test: &str, unresolved: bool) {
             Reason::Unreachable,
             Reason::TableFull,
             Reason::Stateless,
-            Reason::ReplyTaken,
         ];
         let missing: Vec<Reason> = wanted.into_iter().filter(|&reason| !counted(reason)).collect();
         let reasons: Vec<_> = seen.iter().filter(|(name, _)| name.starts_with("reason")).collect();
         assert_eq!(missing, [], "{reasons:?}");
         println!("{sent} of {PACKETS} packets were forwarded, the others: {reasons:?}");
-        assert!(sent > PACKETS / 4, "{sent} packets were forwarded");
+        assert!(sent > PACKETS / 10, "{sent} packets were forwarded");
         assert_counts(&world);
     });
 }
