@@ -1,3 +1,20 @@
 //! Tests of the whole, and the benchmark of the packet path: what they have in common.
+//!
+//! [`lab`] has the network of the tests that send real traffic. The others run the bodies of the
+//! forwarding function side by side:
+//! [`host`] is its host body, [`bpf`] its XDP and TC bodies in the kernel, [`table`] fills the maps
+//! of all from one description, [`packet`] makes frames with an independent library, [`network`] is
+//! the namespace whose routing table the programs ask, [`scene`] what most tests begin with, [`world`] runs a frame through all bodies,
+//! holds them against each other and tells what changed.
 
+#[expect(unsafe_code, reason = "maps are memory shared with the kernel")]
+pub mod bpf;
+pub mod host;
 pub mod lab;
+#[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]
+pub mod network;
+pub mod packet;
+pub mod scene;
+pub mod snapshot;
+pub mod table;
+pub mod world;

@@ -1,0 +1,456 @@
+//! The XDP and TC bodies: the object in the kernel, its maps in this process's memory.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aya::maps::Map;
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use rlvs_datapath::abi::{
+    Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
+    Endpoints4, Endpoints6, INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, REASONS, ROUTES,
+    Route, Row, Schedule, Service, Settings, Word,
+};
+
+use crate::host::{HostTables, IDS, RING_ELEMENTS};
+
+/// A type of the maps' layout.
+///
+/// # Safety
+/// `repr(C)`, integers and cells of integers only, no padding, a multiple of 8 bytes long.
+unsafe trait Plain {}
+// SAFETY: `rlvs_datapath::abi` lays them out so; their sizes are asserted there.
+unsafe impl Plain for Settings {}
+// SAFETY: as above.
+unsafe impl Plain for Connections4 {}
+// SAFETY: as above.
+unsafe impl Plain for Connections6 {}
+// SAFETY: as above; the endpoints of IPv6 have the layout of its connections.
+unsafe impl Plain for Endpoints4 {}
+// SAFETY: as above.
+unsafe impl Plain for Service {}
+// SAFETY: as above.
+unsafe impl Plain for Schedule {}
+// SAFETY: as above.
+unsafe impl Plain for Destination {}
+// SAFETY: as above.
+unsafe impl Plain for Counts {}
+// SAFETY: as above.
+unsafe impl Plain for Row {}
+// SAFETY: as above.
+unsafe impl Plain for Route {}
+// SAFETY: as above.
+unsafe impl Plain for Interfaces {}
+// SAFETY: an integer in a cell.
+unsafe impl Plain for Cell<u64> {}
+// SAFETY: an integer.
+unsafe impl Plain for u64 {}
+
+const _: () = assert!(size_of::<Connections6>() == size_of::<Endpoints6>());
+
+fn bytes_of<T: Plain>(items: &[T]) -> &[u8] {
+    // SAFETY: `Plain` has no padding, so every byte is initialised; nothing changes a cell while
+    // the bytes are looked at, as this process does so in one thread and reads only here.
+    unsafe { std::slice::from_raw_parts(items.as_ptr().cast(), size_of_val(items)) }
+}
+
+fn items_of<T: Plain>(bytes: &[u8]) -> Vec<T> {
+    bytes
+        .chunks_exact(size_of::<T>())
+        // SAFETY: a chunk is as long as `T`, and every pattern of bits is a value of it.
+        .map(|chunk| unsafe { chunk.as_ptr().cast::<T>().read_unaligned() })
+        .collect()
+}
+
+/// The memory of an array map.
+#[derive(Debug)]
+struct Memory {
+    words: &'static [AtomicU64],
+}
+
+impl Memory {
+    fn new(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
+        let length =
+            NonZeroUsize::new(bytes.next_multiple_of(4096)).expect("a map holds something");
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }?;
+        // SAFETY: the mapping is that long, aligned to a page, and stays until `drop`, which takes
+        // `words` with it; the kernel and this process change it by words.
+        let words = unsafe { std::slice::from_raw_parts(start.as_ptr().cast(), bytes / 8) };
+        Ok(Self { words })
+    }
+
+    /// Returns the bytes, for when no program runs.
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the same memory; callers look while nothing changes it.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.words.len() * 8) }
+    }
+
+    fn write(&self, at: usize, bytes: &[u8]) {
+        let (words, _) = bytes.as_chunks::<8>();
+        for (to, from) in self.words[at / 8..].iter().zip(words) {
+            to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let start = self.words.as_ptr().cast_mut().cast();
+        if let Some(start) = std::ptr::NonNull::new(start) {
+            // SAFETY: the mapping of `new`, which nothing refers to any more.
+            unsafe { munmap(start, (self.words.len() * 8).next_multiple_of(4096)) }.ok();
+        }
+    }
+}
+
+/// Which program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// `rlvs_xdp`.
+    Xdp,
+    /// `rlvs_tc`.
+    Tc,
+}
+
+/// A frame and how it comes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The bytes from the Ethernet header on.
+    pub frame: &'a [u8],
+    /// Interface index.
+    pub interface: u32,
+    /// TC only: the kernel will cut it into segments.
+    pub segmented: bool,
+    /// XDP only: there is no room before the frame.
+    pub cramped: bool,
+    /// TC only: the hardware has summed the packet, and the kernel checks afterwards that what it
+    /// knows of the sum is still true.
+    pub summed: bool,
+}
+
+impl<'a> Input<'a> {
+    /// A plain frame.
+    #[must_use]
+    pub fn new(frame: &'a [u8], interface: u32) -> Self {
+        Self { frame, interface, segmented: false, cramped: false, summed: false }
+    }
+}
+
+/// What a program did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// What it returned.
+    pub code: u32,
+    /// The frame afterwards.
+    pub bytes: Vec<u8>,
+}
+
+/// `XDP_DROP`, `XDP_PASS`, `XDP_TX`, `XDP_REDIRECT`.
+pub const XDP_CODES: [u32; 4] = [1, 2, 3, 4];
+/// `TC_ACT_OK`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
+pub const TC_CODES: [u32; 3] = [0, 2, 7];
+/// Bytes of metadata that leave no room before an XDP frame.
+const METADATA: usize = 216;
+
+/// The object, loaded, with its maps.
+pub struct Bpf {
+    ebpf: Ebpf,
+    maps: BTreeMap<&'static str, Memory>,
+    entered: Mutex<[Vec<u32>; 2]>,
+}
+
+/// Returns where the object is: in the folder that `RLVS_BPF_OBJECT_DIR` names, else beside its
+/// source.
+fn object() -> PathBuf {
+    let folder = std::env::var_os("RLVS_BPF_OBJECT_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/rlvs-ebpf/object"),
+        PathBuf::from,
+    );
+    folder.join("rlvs.bpf.o")
+}
+
+impl Bpf {
+    /// Loads the programs named, with maps of the sizes that `settings` say, all empty.
+    #[must_use]
+    pub fn load(settings: &Settings, programs: &[&str]) -> Self {
+        let (connections4, connections6) =
+            (settings.connections4_mask + 1, settings.connections6_mask + 1);
+        // Name, elements, bytes an element: the kernel lays elements out at multiples of 8.
+        let maps = [
+            ("settings", 1, size_of::<Settings>()),
+            ("connections4", connections4, size_of::<Connections4>()),
+            ("connections6", connections6, size_of::<Connections6>()),
+            ("endpoints4", ENDPOINT4_BUCKETS, size_of::<Endpoints4>()),
+            ("endpoints6", ENDPOINT6_BUCKETS, size_of::<Endpoints6>()),
+            ("services", IDS, size_of::<Service>()),
+            ("schedules", IDS, size_of::<Schedule>()),
+            ("rings", RING_ELEMENTS, 8),
+            ("destinations", IDS, size_of::<Destination>()),
+            ("counts", IDS, size_of::<Counts>()),
+            ("rows", IDS * settings.cpus, size_of::<Row>()),
+            ("routes", ROUTES * settings.cpus, size_of::<Route>()),
+            ("interfaces", INTERFACE_BUCKETS, size_of::<Interfaces>()),
+            ("occupancy", 2 * OCCUPANCY_WORDS, size_of::<Word>()),
+            ("locks", 2 * LOCKS, size_of::<Word>()),
+            ("reasons", REASONS * settings.cpus, size_of::<Word>()),
+        ];
+        let mut loader = EbpfLoader::new();
+        for &(name, elements, _) in &maps {
+            loader.map_max_entries(name, elements);
+        }
+        let path = object();
+        let mut ebpf = loader
+            .load_file(&path)
+            .unwrap_or_else(|error| panic!("loading {}: {error:?}", path.display()));
+        for name in programs {
+            let program = ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}"));
+            let loaded = match <&mut Xdp>::try_from(&mut *program) {
+                Ok(program) => program.load(),
+                Err(_) => <&mut SchedClassifier>::try_from(program).expect("XDP or TC").load(),
+            };
+            loaded.unwrap_or_else(|error| panic!("loading {name}: {error}"));
+        }
+        let maps = maps.map(|(name, elements, bytes)| {
+            let map = ebpf.map(name).unwrap_or_else(|| panic!("no map {name}"));
+            let Map::Array(data) = map else { panic!("{name} is not an array") };
+            let memory = Memory::new(data.fd().as_fd(), elements as usize * bytes);
+            (name, memory.unwrap_or_else(|error| panic!("mapping {name}: {error}")))
+        });
+        Self { ebpf, maps: maps.into(), entered: Mutex::default() }
+    }
+
+    fn memory(&self, name: &str) -> &Memory {
+        self.maps.get(name).unwrap_or_else(|| panic!("no map {name}"))
+    }
+
+    /// Makes every map equal to `tables`.
+    pub fn push(&self, tables: &HostTables) {
+        for (name, bytes) in dense(tables) {
+            self.memory(name).write(0, &bytes);
+        }
+        let mut entered = self.entered.lock().expect("no thread panicked");
+        let [four, six] = &mut *entered;
+        let (memory4, memory6) = (self.memory("endpoints4"), self.memory("endpoints6"));
+        for place in four.drain(..) {
+            memory4.write(place as usize * 64, &[0; 64]);
+        }
+        for place in six.drain(..) {
+            memory6.write(place as usize * 128, &[0; 128]);
+        }
+        for (&place, bucket) in &tables.endpoints4 {
+            memory4.write(place as usize * 64, bytes_of(std::slice::from_ref(bucket)));
+            four.push(place);
+        }
+        for (&place, bucket) in &tables.endpoints6 {
+            memory6.write(place as usize * 128, bytes_of(std::slice::from_ref(bucket)));
+            six.push(place);
+        }
+    }
+
+    /// Makes `tables` equal to every map that programs write.
+    pub fn pull(&self, tables: &mut HostTables) {
+        fn read<T: Plain>(bpf: &Bpf, name: &str) -> Vec<T> {
+            let words = bpf.memory(name).words.iter();
+            let words: Vec<u64> = words.map(|word| word.load(Ordering::Relaxed)).collect();
+            items_of(bytes_of(&words))
+        }
+        tables.connections4 = read(self, "connections4");
+        tables.connections6 = read(self, "connections6");
+        tables.schedules = read(self, "schedules");
+        tables.counts = read(self, "counts");
+        tables.rows = read(self, "rows");
+        tables.routes = read(self, "routes");
+        tables.occupancy = read(self, "occupancy");
+        tables.locks = read(self, "locks");
+        tables.reasons = read(self, "reasons");
+    }
+
+    /// Writes the settings alone.
+    pub fn set(&self, settings: &Settings) {
+        self.memory("settings").write(0, bytes_of(std::slice::from_ref(settings)));
+    }
+
+    /// Says where a map that programs write differs from `tables`; `all` looks at the large ones
+    /// too.
+    #[must_use]
+    pub fn difference(&self, tables: &HostTables, all: bool) -> Option<String> {
+        // The occupancy map is long, the first words are all that a small table uses.
+        let occupied = |from: u32| &tables.occupancy[from as usize..][..16];
+        let mut pairs: Vec<(&str, usize, usize, &[u8])> = vec![
+            ("connections4", 128, 0, bytes_of(&tables.connections4)),
+            ("connections6", 128, 0, bytes_of(&tables.connections6)),
+            ("schedules", 64, 0, bytes_of(&tables.schedules)),
+            ("counts", 16, 0, bytes_of(&tables.counts)),
+            ("rows", 64, 0, bytes_of(&tables.rows)),
+            ("reasons", 8, 0, bytes_of(&tables.reasons)),
+            ("occupancy", 8, 0, bytes_of(occupied(0))),
+            ("occupancy", 8, 8 * OCCUPANCY_WORDS as usize, bytes_of(occupied(OCCUPANCY_WORDS))),
+        ];
+        if all {
+            pairs.push(("routes", 64, 0, bytes_of(&tables.routes)));
+            pairs.push(("locks", 8, 0, bytes_of(&tables.locks)));
+            pairs.push(("occupancy", 8, 0, bytes_of(&tables.occupancy)));
+        }
+        pairs.into_iter().find_map(|(name, size, from, host)| {
+            let kernel = &self.memory(name).bytes()[from..from + host.len()];
+            if kernel == host {
+                return None;
+            }
+            let element =
+                kernel.chunks(size).zip(host.chunks(size)).position(|(one, other)| one != other)?;
+            let range = element * size..(element + 1) * size;
+            let (kernel, host) = (&kernel[range.clone()], &host[range]);
+            Some(format!("{name}[{element}] is\n{kernel:02x?} in the kernel and\n{host:02x?} here"))
+        })
+    }
+
+    /// Runs a program on a frame.
+    ///
+    /// # Errors
+    /// The kernel does not run programs on such a frame.
+    pub fn run(&self, body: Body, input: &Input<'_>) -> io::Result<Ran> {
+        let mut data = vec![0; if input.cramped { METADATA } else { 0 }];
+        let metadata = data.len() as u32;
+        data.extend_from_slice(input.frame);
+        let mut out = vec![0; data.len() + 512];
+        let context = match body {
+            Body::Xdp => xdp_context(input.interface, metadata, data.len() as u32),
+            Body::Tc => tc_context(input.interface, input.segmented),
+        };
+        let (code, length) = if input.summed {
+            self.run_summed(&data, &mut out, &context)?
+        } else {
+            let options = TestRunOptions {
+                data_in: Some(&data),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            };
+            let ran = match body {
+                Body::Xdp => self.program::<Xdp>("rlvs_xdp").test_run(options),
+                Body::Tc => self.program::<SchedClassifier>("rlvs_tc").test_run(options),
+            };
+            let ran = ran.map_err(io::Error::other)?;
+            (ran.return_value, ran.data_size_out)
+        };
+        out.truncate(length as usize);
+        Ok(Ran { code, bytes: out.split_off(metadata as usize) })
+    }
+
+    /// Runs `rlvs_arm` once.
+    pub fn arm(&self) {
+        let options = TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::default() };
+        let ran = self.program::<Xdp>("rlvs_arm").test_run(options).expect("running rlvs_arm");
+        assert_eq!(ran.return_value, 2, "rlvs_arm");
+    }
+
+    fn program<'a, P>(&'a self, name: &str) -> &'a P
+    where
+        &'a P: TryFrom<&'a aya::programs::Program>,
+    {
+        let program = self.ebpf.program(name).unwrap_or_else(|| panic!("no program {name}"));
+        <&P>::try_from(program).unwrap_or_else(|_| panic!("{name} is of another type"))
+    }
+
+    /// As `aya`'s test run, with a flag that it does not have.
+    fn run_summed(&self, data: &[u8], out: &mut [u8], context: &[u8]) -> io::Result<(u32, u32)> {
+        #[repr(C)]
+        struct TestRunAttribute {
+            program: u32,
+            result: u32,
+            data_size_in: u32,
+            data_size_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+            context_size_in: u32,
+            context_size_out: u32,
+            context_in: u64,
+            context_out: u64,
+            flags: u32,
+            cpu: u32,
+            batch_size: u32,
+            padding: u32,
+        }
+        const BPF_PROG_TEST_RUN: libc::c_long = 10;
+        const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
+        let program = self.program::<SchedClassifier>("rlvs_tc").fd().map_err(io::Error::other)?;
+        let mut attribute = TestRunAttribute {
+            program: program.as_fd().as_raw_fd() as u32,
+            result: 0,
+            data_size_in: data.len() as u32,
+            data_size_out: out.len() as u32,
+            data_in: data.as_ptr() as u64,
+            data_out: out.as_mut_ptr() as u64,
+            repeat: 1,
+            duration: 0,
+            context_size_in: context.len() as u32,
+            context_size_out: 0,
+            context_in: context.as_ptr() as u64,
+            context_out: 0,
+            flags: BPF_F_TEST_SKB_CHECKSUM_COMPLETE,
+            cpu: 0,
+            batch_size: 0,
+            padding: 0,
+        };
+        // SAFETY: the attribute of this command; the buffers it points to outlive the call and are
+        // as long as it says.
+        let status = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_TEST_RUN,
+                &raw mut attribute,
+                size_of::<TestRunAttribute>(),
+            )
+        };
+        if status < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok((attribute.result, attribute.data_size_out))
+    }
+}
+
+/// Returns the maps but the endpoints as bytes.
+fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
+    let rings: Vec<u64> = tables.rings.iter().map(|&id| id.into()).collect();
+    vec![
+        ("settings", bytes_of(std::slice::from_ref(&tables.settings)).to_vec()),
+        ("connections4", bytes_of(&tables.connections4).to_vec()),
+        ("connections6", bytes_of(&tables.connections6).to_vec()),
+        ("services", bytes_of(&tables.services).to_vec()),
+        ("schedules", bytes_of(&tables.schedules).to_vec()),
+        ("rings", bytes_of(&rings).to_vec()),
+        ("destinations", bytes_of(&tables.destinations).to_vec()),
+        ("counts", bytes_of(&tables.counts).to_vec()),
+        ("rows", bytes_of(&tables.rows).to_vec()),
+        ("routes", bytes_of(&tables.routes).to_vec()),
+        ("interfaces", bytes_of(&tables.interfaces).to_vec()),
+        ("occupancy", bytes_of(&tables.occupancy).to_vec()),
+        ("locks", bytes_of(&tables.locks).to_vec()),
+        ("reasons", bytes_of(&tables.reasons).to_vec()),
+    ]
+}
+
+/// Lays out `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, queue, egress_ifindex.
+fn xdp_context(interface: u32, data: u32, data_end: u32) -> Vec<u8> {
+    [data, data_end, 0, interface, 0, 0].iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+/// Lays out `struct __sk_buff`.
+fn tc_context(interface: u32, segmented: bool) -> Vec<u8> {
+    let mut context = vec![0; 192];
+    context[40..44].copy_from_slice(&interface.to_ne_bytes());
+    let size = if segmented { 1000_u32 } else { 0 };
+    context[176..180].copy_from_slice(&size.to_ne_bytes());
+    context
+}

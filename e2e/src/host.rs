@@ -1,0 +1,321 @@
+//! The host body: packets in byte vectors, maps on the heap, a routing table in a map.
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use rlvs_datapath::abi::{
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Hop,
+    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, REASONS, ROUTES, Route, Row, Schedule,
+    Service, Settings, Word,
+};
+use rlvs_datapath::frame::{Answer, Frame, Query};
+use rlvs_datapath::tables::Tables;
+
+/// Service and destination ids of a test's table; less than [`rlvs_datapath::abi::IDS`], so that
+/// whole tables can be compared after every packet.
+pub const IDS: u32 = 64;
+/// Ring elements of a test's table.
+pub const RING_ELEMENTS: u32 = 1024;
+
+/// Where the routing table leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To a neighbour whose MAC address is known.
+    Hop {
+        /// Interface index.
+        interface: u32,
+        /// The neighbour's MAC address.
+        neighbour: [u8; 6],
+        /// The interface's MAC address.
+        own: [u8; 6],
+        /// Largest IP packet.
+        mtu: u32,
+    },
+    /// To a neighbour whose MAC address is not known: the address itself.
+    Unresolved {
+        /// Interface index.
+        interface: u32,
+    },
+    /// Here, or nowhere.
+    NotForwarded,
+    /// Forbidden.
+    Unreachable,
+}
+
+/// A routing table with its neighbours: the longest prefix decides.
+#[derive(Clone, Debug, Default)]
+pub struct Routes(BTreeMap<(IpAddr, u8), Way>);
+
+impl Routes {
+    /// Adds a way to all addresses that begin with the first `bits` of `address`.
+    pub fn insert(&mut self, address: IpAddr, bits: u8, way: Way) {
+        self.0.insert((network_of(address, bits), bits), way);
+    }
+
+    /// Returns the way to an address.
+    #[must_use]
+    pub fn find(&self, address: IpAddr) -> Way {
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        (0..=longest)
+            .rev()
+            .find_map(|bits| self.0.get(&(network_of(address, bits), bits)))
+            .copied()
+            .unwrap_or(Way::NotForwarded)
+    }
+}
+
+fn network_of(address: IpAddr, bits: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+            IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() & mask))
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & mask))
+        }
+    }
+}
+
+/// Reads an address as maps hold it.
+#[must_use]
+pub fn address_of(family: u32, bytes: &[u8; 16]) -> IpAddr {
+    if family == 4 {
+        let [a, b, c, d, ..] = *bytes;
+        IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+    } else {
+        IpAddr::V6(Ipv6Addr::from(*bytes))
+    }
+}
+
+/// A frame in a byte vector; `RESOLVES` as TC does, or not, as XDP does not.
+#[derive(Clone, Debug)]
+pub struct HostFrame<'a, const RESOLVES: bool> {
+    /// The bytes from the Ethernet header on.
+    pub bytes: Vec<u8>,
+    /// Index of the interface it came in by.
+    pub interface: u32,
+    /// Whether the kernel will cut it into segments.
+    pub segmented: bool,
+    /// Bytes that may be put before the first.
+    pub headroom: usize,
+    /// The routing table.
+    pub routes: &'a Routes,
+}
+
+impl<'a, const RESOLVES: bool> HostFrame<'a, RESOLVES> {
+    /// Makes a frame with plenty of room before it.
+    #[must_use]
+    pub fn new(bytes: &[u8], interface: u32, routes: &'a Routes) -> Self {
+        Self {
+            bytes: bytes.to_vec(),
+            interface,
+            segmented: false,
+            headroom: 256,
+            routes,
+        }
+    }
+}
+
+impl<const R: bool> Frame for HostFrame<'_, R> {
+    const RESOLVES: bool = R;
+
+    fn interface(&self) -> u32 {
+        self.interface
+    }
+    fn length(&self) -> usize {
+        self.bytes.len()
+    }
+    fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.bytes.first_chunk_mut()
+    }
+    fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
+        self.headroom = self.headroom.checked_sub(by)?;
+        // What the kernel leaves there is not ours to rely on.
+        self.bytes.splice(0..0, std::iter::repeat_n(0xa5, by));
+        self.bytes.resize(length, 0xa5);
+        Some(())
+    }
+    fn segment(&self, length: u32) -> u32 {
+        if self.segmented { 0 } else { length }
+    }
+    fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
+        let address = address_of(query.family, &query.target);
+        match self.routes.find(address) {
+            Way::Hop { interface, neighbour, own, mtu } => {
+                hop.set(Hop::new(interface, neighbour, own, mtu, query.now));
+                Answer::Hop
+            }
+            Way::Unresolved { interface } => {
+                let (words, _) = query.target.as_chunks::<4>();
+                let mut address = [0; 4];
+                for (word, bytes) in address.iter_mut().zip(words) {
+                    *word = u32::from_ne_bytes(*bytes);
+                }
+                hop.set(Hop::unresolved(interface, query.family == 6, address));
+                Answer::Unresolved
+            }
+            Way::NotForwarded => Answer::NotForwarded,
+            Way::Unreachable => Answer::Unreachable,
+        }
+    }
+}
+
+/// The maps on the heap. Endpoint buckets that hold nothing are not kept.
+#[derive(Debug)]
+pub struct HostTables {
+    /// Map `settings`.
+    pub settings: Settings,
+    /// The clock.
+    pub jiffies: Cell<u64>,
+    /// The CPU.
+    pub cpu: Cell<u32>,
+    /// Map `connections4`.
+    pub connections4: Vec<Connections4>,
+    /// Map `connections6`.
+    pub connections6: Vec<Connections6>,
+    /// Map `endpoints4`.
+    pub endpoints4: BTreeMap<u32, Endpoints4>,
+    /// Map `endpoints6`.
+    pub endpoints6: BTreeMap<u32, Endpoints6>,
+    /// Map `services`.
+    pub services: Vec<Service>,
+    /// Map `schedules`.
+    pub schedules: Vec<Schedule>,
+    /// Map `rings`.
+    pub rings: Vec<u32>,
+    /// Map `destinations`.
+    pub destinations: Vec<Destination>,
+    /// Map `counts`.
+    pub counts: Vec<Counts>,
+    /// Map `rows`.
+    pub rows: Vec<Row>,
+    /// Map `routes`.
+    pub routes: Vec<Route>,
+    /// Map `interfaces`.
+    pub interfaces: Vec<Interfaces>,
+    /// Map `occupancy`.
+    pub occupancy: Vec<Word>,
+    /// Map `locks`.
+    pub locks: Vec<Word>,
+    /// Map `reasons`.
+    pub reasons: Vec<Word>,
+    empty4: Endpoints4,
+    empty6: Endpoints6,
+}
+
+impl HostTables {
+    /// Makes empty tables of the sizes that `settings` say.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        fn many<T: Default>(count: u32) -> Vec<T> {
+            (0..count).map(|_| T::default()).collect()
+        }
+        Self {
+            jiffies: Cell::new(0),
+            cpu: Cell::new(0),
+            connections4: many(settings.connections4_mask + 1),
+            connections6: many(settings.connections6_mask + 1),
+            endpoints4: BTreeMap::new(),
+            endpoints6: BTreeMap::new(),
+            services: many(IDS),
+            schedules: many(IDS),
+            rings: many(RING_ELEMENTS),
+            destinations: many(IDS),
+            counts: many(IDS),
+            rows: many(IDS * settings.cpus),
+            routes: many(ROUTES * settings.cpus),
+            interfaces: many(INTERFACE_BUCKETS),
+            occupancy: many(2 * OCCUPANCY_WORDS),
+            locks: many(2 * LOCKS),
+            reasons: many(REASONS * settings.cpus),
+            empty4: Endpoints4::default(),
+            empty6: Endpoints6::default(),
+            settings,
+        }
+    }
+}
+
+impl Tables for HostTables {
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
+    }
+    fn jiffies(&self) -> u64 {
+        self.jiffies.get()
+    }
+    fn cpu(&self) -> u32 {
+        self.cpu.get()
+    }
+    fn connections4(&self, index: u32) -> Option<&Connections4> {
+        self.connections4.get(index as usize)
+    }
+    fn connections6(&self, index: u32) -> Option<&Connections6> {
+        self.connections6.get(index as usize)
+    }
+    fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {
+        Some(self.endpoints4.get(&index).unwrap_or(&self.empty4))
+    }
+    fn endpoints6(&self, index: u32) -> Option<&Endpoints6> {
+        Some(self.endpoints6.get(&index).unwrap_or(&self.empty6))
+    }
+    fn service(&self, id: u32) -> Option<&Service> {
+        self.services.get(id as usize)
+    }
+    fn schedule(&self, id: u32) -> Option<&Schedule> {
+        self.schedules.get(id as usize)
+    }
+    fn ring(&self, index: u32) -> Option<u32> {
+        self.rings.get(index as usize).copied()
+    }
+    fn destination(&self, id: u32) -> Option<&Destination> {
+        self.destinations.get(id as usize)
+    }
+    fn counts(&self, id: u32) -> Option<&Counts> {
+        self.counts.get(id as usize)
+    }
+    fn row(&self, index: u32) -> Option<&Row> {
+        self.rows.get(index as usize)
+    }
+    fn route(&self, index: u32) -> Option<&Route> {
+        self.routes.get(index as usize)
+    }
+    fn interfaces(&self, index: u32) -> Option<&Interfaces> {
+        self.interfaces.get(index as usize)
+    }
+    fn occupancy(&self, index: u32) -> Option<&Word> {
+        self.occupancy.get(index as usize)
+    }
+    fn lock(&self, index: u32) -> Option<&Word> {
+        self.locks.get(index as usize)
+    }
+    fn reason(&self, index: u32) -> Option<&Word> {
+        self.reasons.get(index as usize)
+    }
+    fn read(&self, word: &Word) -> u64 {
+        word.get()
+    }
+    fn write(&self, word: &Word, value: u64) {
+        word.set(value);
+    }
+    fn swap(&self, word: &Word, old: u64, new: u64) -> bool {
+        if word.get() != old {
+            return false;
+        }
+        word.set(new);
+        true
+    }
+    fn set_bits(&self, word: &Word, bits: u64) {
+        word.set(word.get() | bits);
+    }
+    fn clear_bits(&self, word: &Word, bits: u64) {
+        word.set(word.get() & !bits);
+    }
+    fn wait_to_swap(&self, word: &Word, old: u64, new: u64) -> bool {
+        self.swap(word, old, new)
+    }
+    fn add(&self, word: &Word, value: u64) -> u64 {
+        word.replace(word.get().wrapping_add(value))
+    }
+}

@@ -1,0 +1,213 @@
+//! Tables from a description, laid out as the control plane will.
+//!
+//! Services get ids from 1 in the order given, destinations likewise; reply endpoints get ids from
+//! [`FIRST_REPLY`], which does not fit in 16 bits, so that the upper bits of an owner are at work.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use rlvs_datapath::abi::{
+    Destination, INTERFACE_BUCKETS, Interface, LAYOUT, Service, Settings, Slot4, Slot6,
+    destination_flag, endpoint_kind, method, scheduler, service_flag,
+};
+use rlvs_datapath::endpoint::Key;
+use rlvs_datapath::ip::{Ip, V4, V6};
+use rlvs_datapath::state::State;
+use rlvs_wire::checksum;
+
+use crate::host::HostTables;
+
+/// Id of the first reply endpoint.
+pub const FIRST_REPLY: u32 = 0x0002_0001;
+/// With this shift the clock stands still: jiffies reach the next unit after months, and tests move
+/// the clock by its offset.
+pub const FROZEN_SHIFT: u32 = 31;
+/// Coarse units in a second, as with 250 jiffies a second and 64 jiffies a unit.
+pub const SECOND: u32 = 4;
+
+/// A destination of a service.
+#[derive(Clone, Copy, Debug)]
+pub struct Server {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// A [`method`] number.
+    pub method: u8,
+    /// Its weight.
+    pub weight: u32,
+}
+
+/// A virtual service with its destinations.
+#[derive(Clone, Debug)]
+pub struct Virtual {
+    /// Virtual address.
+    pub address: IpAddr,
+    /// Virtual port.
+    pub port: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// A [`scheduler`] number.
+    pub scheduler: u32,
+    /// Its destinations, in the order in which rr picks them.
+    pub servers: Vec<Server>,
+}
+
+/// Everything that a table is made from.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// The services.
+    pub services: Vec<Virtual>,
+    /// Interfaces that are served.
+    pub interfaces: Vec<Interface>,
+    /// Pairs of connection buckets, IPv4 and IPv6 alike; a power of two.
+    pub buckets: u32,
+    /// Bits of [`Settings::flags`].
+    pub flags: u32,
+    /// CPUs.
+    pub cpus: u32,
+    /// [`Settings::clock_offset`].
+    pub clock: u32,
+}
+
+impl Description {
+    /// Returns the settings.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let mut timeouts = [0; 16];
+        for (units, seconds) in timeouts.iter_mut().zip(State::TIMEOUTS_S) {
+            *units = seconds * SECOND;
+        }
+        let destinations: usize = self.services.iter().map(|service| service.servers.len()).sum();
+        Settings {
+            layout: LAYOUT,
+            cpus: self.cpus,
+            connections4_mask: self.buckets - 1,
+            connections6_mask: self.buckets - 1,
+            keys: [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb],
+            clock_shift: FROZEN_SHIFT,
+            clock_offset: self.clock,
+            flags: self.flags,
+            second: SECOND,
+            timeouts,
+            services: self.services.len() as u32 + 1,
+            destinations: destinations as u32 + 1,
+        }
+    }
+
+    /// Builds the tables.
+    #[must_use]
+    pub fn build(&self) -> HostTables {
+        let mut tables = HostTables::new(self.settings());
+        for interface in &self.interfaces {
+            let bucket =
+                &mut tables.interfaces[(interface.index & (INTERFACE_BUCKETS - 1)) as usize];
+            let slot = bucket.slots.iter_mut().find(|slot| slot.index == 0);
+            *slot.expect("room for an interface") = *interface;
+        }
+        let mut replies = BTreeMap::new();
+        let (mut destination_id, mut ring_start) = (0, 0);
+        for (service, service_id) in self.services.iter().zip(1u32..) {
+            let (address, port) = (service.address, service.port);
+            enter(&mut tables, endpoint_kind::SERVICE, address, port, service.protocol, service_id);
+            tables.services[service_id as usize] = Service {
+                address: octets(address),
+                port: port.to_be_bytes(),
+                protocol: service.protocol,
+                family: if address.is_ipv4() { 4 } else { 6 },
+                flags: service_flag::LIVE,
+                scheduler: service.scheduler,
+                head: 0,
+                reserved: [0; 8],
+            };
+            let first = destination_id + 1;
+            for server in &service.servers {
+                destination_id += 1;
+                let mut reply = 0;
+                if server.method == method::MASQUERADE {
+                    let key = (server.address, server.port, service.protocol);
+                    let next = FIRST_REPLY + replies.len() as u32;
+                    reply = *replies.entry(key).or_insert(next);
+                    if reply == next {
+                        let kind = endpoint_kind::REPLY;
+                        enter(&mut tables, kind, server.address, server.port, key.2, reply);
+                    }
+                }
+                let sum = |address| checksum::fold(checksum::sum(&octets(address)));
+                tables.destinations[destination_id as usize] = Destination {
+                    address: octets(server.address),
+                    port: server.port.to_be_bytes(),
+                    method: server.method,
+                    flags: destination_flag::AVAILABLE,
+                    service: service_id,
+                    reply,
+                    weight: server.weight,
+                    address_delta: checksum::delta(sum(address), sum(server.address)),
+                    port_delta: checksum::delta(port, server.port),
+                    ..Destination::default()
+                };
+            }
+            let ring = ring(service, first);
+            let range = ring_start..ring_start + ring.len();
+            tables.rings[range].copy_from_slice(&ring);
+            let word = (ring_start as u64) << 32 | ring.len() as u64;
+            tables.schedules[service_id as usize].ring.set(word);
+            ring_start += ring.len();
+        }
+        tables
+    }
+}
+
+/// Lays out one round of a service's picks.
+fn ring(service: &Virtual, first: u32) -> Vec<u32> {
+    let weighted: Vec<(u32, u32)> =
+        (first..).zip(service.servers.iter().map(|server| server.weight)).collect();
+    let highest = weighted.iter().map(|&(_, weight)| weight).max().unwrap_or(0);
+    if service.scheduler != scheduler::WRR {
+        return weighted.into_iter().filter(|&(_, weight)| weight > 0).map(|(id, _)| id).collect();
+    }
+    // A level at a time, from the highest weight down to 1.
+    let level =
+        |level| weighted.iter().filter(move |&&(_, weight)| weight >= level).map(|&(id, _)| id);
+    (1..=highest).rev().flat_map(level).collect()
+}
+
+fn enter(tables: &mut HostTables, kind: u64, address: IpAddr, port: u16, protocol: u8, id: u32) {
+    match address {
+        IpAddr::V4(address) => {
+            let address = V4(address.to_bits());
+            let key = Key::new(&tables.settings, kind, address, port, protocol);
+            for place in [key.places.first, key.places.second] {
+                let bucket = tables.endpoints4.entry(place).or_default();
+                if let Some(slot) = bucket.slots.iter_mut().find(|slot| slot.value.get() == 0) {
+                    *slot = Slot4 { key: key.word.into(), value: u64::from(id).into() };
+                    return;
+                }
+            }
+        }
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            let address = V6((bits >> 64) as u64, bits as u64);
+            let key = Key::new(&tables.settings, kind, address, port, protocol);
+            let (high, low) = address.words();
+            for place in [key.places.first, key.places.second] {
+                let bucket = tables.endpoints6.entry(place).or_default();
+                if let Some(slot) = bucket.slots.iter_mut().find(|slot| slot.value.get() == 0) {
+                    let (key, value) = (key.word.into(), u64::from(id).into());
+                    *slot = Slot6 { key, value, high: high.into(), low: low.into() };
+                    return;
+                }
+            }
+        }
+    }
+    panic!("no room for an endpoint");
+}
+
+/// Writes an address as maps hold it.
+#[must_use]
+pub fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()) << 96).to_be_bytes(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}

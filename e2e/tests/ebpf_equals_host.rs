@@ -1,0 +1,229 @@
+//! Random packets through XDP, TC and the host: the same verdicts, bytes, counters and tables.
+//!
+//! The seed is printed; `RLVS_SEED` plays one again.
+
+use std::net::SocketAddr;
+
+use e2e::bpf::Input;
+use e2e::network::{self, Network, client, forbidden, server, server_mac, vip};
+use e2e::packet::{Kind, Packet};
+use e2e::scene::{self, REAL_PORT, TCP, UDP, destination, service};
+use e2e::table::{Description, SECOND};
+use e2e::world::World;
+use rlvs_datapath::abi::{destination_flag, method, scheduler};
+use rlvs_datapath::frame::Verdict;
+use rlvs_datapath::reason::Reason;
+use rlvs_datapath::tables::TIME_MASK;
+use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
+
+const PACKETS: u32 = 5000;
+const FLOWS: u64 = 400;
+/// Flows that have packets at the same time.
+const AT_ONCE: u64 = 60;
+
+/// A generator of numbers that is the same everywhere (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (word ^ word >> 31) % limit
+    }
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+    fn one<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
+    }
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("RLVS_SEED").map_or_else(
+        |_| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.expect("a clock that is right").as_nanos() as u64
+        },
+        |text| text.parse().expect("RLVS_SEED is a number"),
+    );
+    println!("RLVS_SEED={seed}");
+    seed
+}
+
+/// Services with all methods mixed; two virtual addresses share the NAT destinations. The table is
+/// small enough to fill up.
+fn description(network: &Network, unresolved: bool) -> Description {
+    let mut services = Vec::new();
+    for family in [4, 6] {
+        for (number, protocol) in [(100, TCP), (100, UDP), (101, TCP), (101, UDP)] {
+            let mut servers = vec![
+                destination(family, 11, method::DIRECT),
+                destination(family, 12, method::MASQUERADE),
+                destination(family, 13, method::MASQUERADE),
+                destination(family, 14, method::DIRECT),
+            ];
+            servers[1].weight = 2;
+            if number == 101 {
+                servers[3].address = forbidden(family);
+            }
+            if unresolved {
+                servers.push(destination(family, 99, method::MASQUERADE));
+                servers.push(destination(family, 99, method::DIRECT));
+            }
+            let mut service = service(family, protocol, servers);
+            service.address = vip(family, number);
+            service.scheduler = if number == 100 { scheduler::WRR } else { scheduler::RR };
+            services.push(service);
+        }
+        let mut nat = service(family, TCP, vec![destination(family, 15, method::MASQUERADE)]);
+        nat.port = 8000;
+        let mut other = nat.clone();
+        other.address = vip(family, 101);
+        services.extend([nat, other]);
+    }
+    let mut description = scene::description(network, services);
+    description.buckets = 32;
+    description
+}
+
+/// Makes a packet of one of the flows that are alive, in either direction.
+fn packet(random: &mut Random, network: &Network, number: u32) -> (Packet, u32) {
+    let flow = (u64::from(number / 64) * 8 + random.below(AT_ONCE)) % FLOWS;
+    let family = if flow & 1 == 0 { 4 } else { 6 };
+    let client: SocketAddr =
+        (client(family, (flow / 16) as u8 + 1), 1000 + (flow % 16) as u16).into();
+    let flags = random.one(&[SYN, SYN, SYN, ACK, ACK, ACK, FIN | ACK, RST, SYN | ACK, 0, 0xff]);
+    let kind = if flow.is_multiple_of(3) { Kind::Udp } else { Kind::Tcp(flags) };
+    let length = if random.chance(2) { 1600 } else { random.below(40) };
+    let payload = (0..length).map(|_| random.below(256) as u8).collect();
+    let ttl = if random.chance(4) { random.below(3) as u8 } else { 64 };
+    if random.chance(40) {
+        let number = random.one(&[12, 12, 13, 13, 15]);
+        let source = (server(family, number), REAL_PORT).into();
+        let (from, to) = (server_mac(number), network.outside.mac);
+        return (
+            Packet { from, to, source, target: client, kind, ttl, payload },
+            network.outside.index,
+        );
+    }
+    let port = if random.chance(25) { 8000 } else { 80 };
+    let target = (vip(family, random.one(&[100, 101])), port).into();
+    let (from, to) = (network::GATEWAY_MAC, network.inside.mac);
+    (Packet { from, to, source: client, target, kind, ttl, payload }, network.inside.index)
+}
+
+/// Spoils a frame a little.
+fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
+    match random.below(4) {
+        0 => frame.truncate(54.max(random.below(frame.len() as u64) as usize)),
+        1 => frame.extend_from_slice(&[0x5a; 7]),
+        _ => {
+            let at = random.below(frame.len().min(78) as u64) as usize;
+            frame[at] ^= 1 << random.below(8);
+        }
+    }
+}
+
+/// What an administrator does now and then.
+fn administer(random: &mut Random, world: &mut World<'_>) {
+    let id = 1 + random.below(40) as usize;
+    match random.below(4) {
+        0 => world.edit(|tables| {
+            let destination = &mut tables.destinations[id];
+            if destination.service != 0 {
+                destination.flags ^= destination_flag::AVAILABLE;
+            }
+        }),
+        1 => world.edit(|tables| {
+            let destination = &mut tables.destinations[id];
+            destination.weight = u32::from(destination.weight == 0);
+        }),
+        _ => {}
+    }
+    let units = random.one(&[0, 1, SECOND, 10 * SECOND, 61 * SECOND, 301 * SECOND]);
+    world.advance(units);
+}
+
+fn play(test: &str, unresolved: bool) {
+    network::run(test, |network| {
+        let mut random = Random(seed());
+        let mut world = World::new(network, &description(network, unresolved));
+        world.set_clock(TIME_MASK - 3000 * SECOND);
+        let mut sent = 0;
+        for number in 0..PACKETS {
+            let (packet, interface) = packet(&mut random, network, number);
+            let mut frame = packet.bytes();
+            if random.chance(12) {
+                mutate(&mut random, &mut frame);
+            }
+            let input = Input::new(&frame, interface);
+            let step = world.step_quietly(&input, number % 64 == 0);
+            sent += u32::from(matches!(step.xdp.verdict, Verdict::Transmit { .. }));
+            if !unresolved {
+                assert_eq!(step.xdp.verdict, step.tc.verdict, "packet {number}: {frame:02x?}");
+                if !matches!(step.xdp.verdict, Verdict::Drop(_)) {
+                    assert_eq!(step.xdp.bytes, step.tc.bytes, "packet {number}: {frame:02x?}");
+                }
+            }
+            if number % 64 == 0 {
+                assert_counts(&world);
+                if !unresolved {
+                    world.assert_equal_tables();
+                }
+                administer(&mut random, &mut world);
+            }
+        }
+        // The play was not about nothing.
+        let seen = world.snapshot();
+        let counted = |reason: Reason| seen.contains_key(&format!("reason {}", reason.name()));
+        let wanted = [
+            Reason::Malformed,
+            Reason::NoConnection,
+            Reason::Expired,
+            Reason::TooBig,
+            Reason::Unreachable,
+            Reason::TableFull,
+            Reason::Stateless,
+        ];
+        let missing: Vec<Reason> = wanted.into_iter().filter(|&reason| !counted(reason)).collect();
+        let reasons: Vec<_> = seen.iter().filter(|(name, _)| name.starts_with("reason")).collect();
+        assert_eq!(missing, [], "{reasons:?}");
+        println!("{sent} of {PACKETS} packets were forwarded, the others: {reasons:?}");
+        assert!(sent > PACKETS / 10, "{sent} packets were forwarded");
+        assert_counts(&world);
+    });
+}
+
+/// What is counted is what is in the table.
+fn assert_counts(world: &World<'_>) {
+    let tables = world.tables();
+    let entries = e2e::snapshot::connections(tables);
+    for (id, counts) in tables.counts.iter().enumerate().skip(1) {
+        let mine = format!(" d{id}");
+        let of = |entry: &&String| {
+            let rest = entry.find(&mine).map(|at| &entry[at + mine.len()..]);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+                && !entry.contains(" reply")
+        };
+        let is_active = |entry: &&String| {
+            ["ESTABLISHED", "SYN_SENT", "SYN_RECV", "SYNACK"]
+                .iter()
+                .any(|state| entry.starts_with(state))
+        };
+        let all = entries.values().filter(of).count() as u64;
+        let active = entries.values().filter(of).filter(is_active).count() as u64;
+        assert_eq!(counts.connections.get(), active | (all - active) << 32, "destination {id}");
+    }
+}
+
+#[test]
+fn random_packets_fare_alike_in_all_bodies() {
+    play("random", false);
+}
+
+#[test]
+fn random_packets_to_unresolved_neighbours_fare_as_on_the_host() {
+    play("random-unresolved", true);
+}

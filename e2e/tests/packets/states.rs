@@ -1,0 +1,189 @@
+//! TCP states, driven by packets: the kernel's tables, every state by every event.
+
+use e2e::bpf::Input;
+use e2e::network::{self, client};
+use e2e::packet::Kind;
+use e2e::scene::{plain, reply, request};
+use e2e::world::World;
+use rlvs_datapath::abi::method;
+use rlvs_datapath::connection::Value;
+use rlvs_datapath::state::State;
+use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
+
+/// ip_vs_proto_tcp.c, from left to right the states in the order of their numbers.
+const INPUT: &str = "
+    syn SR ES ES SR SR SR SR SR SR SR SR
+    fin CL CW SS TW TW TW CL CW LA LI TW
+    ack ES ES SS ES FW TW CL CW CL LI ES
+    rst CL CL CL SR CL CL CL CL LA LI SR";
+const OUTPUT: &str = "
+    syn SS ES SS SR SS SS SS SS SS LI SR
+    fin TW FW SS TW FW TW CL TW LA LI TW
+    ack ES ES SS ES FW TW CL CW LA ES ES
+    rst CL CL SS CL CL TW CL CL CL CL CL";
+const INPUT_ONLY: &str = "
+    syn SR ES ES SR SR SR SR SR SR SR SR
+    fin CL FW SS TW FW TW CL CW LA LI TW
+    ack ES ES SS ES FW TW CL CW CL LI ES
+    rst CL CL CL SR CL CL CL CL LA LI CL";
+const SHORT: [&str; 11] = ["NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA"];
+const ACTIVE: [&str; 4] = ["SS", "SR", "SA", "ES"];
+
+fn next(table: &str, state: usize, event: &str) -> usize {
+    let line = table.lines().find(|line| line.trim().starts_with(event)).unwrap();
+    let short = line.split_whitespace().nth(1 + state).unwrap();
+    SHORT.iter().position(|name| *name == short).unwrap()
+}
+
+/// Events with flags that mean them: RST comes first, then SYN, FIN, ACK.
+const EVENTS: [(&str, u8); 8] = [
+    ("syn", SYN),
+    ("syn", SYN | FIN | ACK),
+    ("fin", FIN),
+    ("fin", FIN | ACK),
+    ("ack", ACK),
+    ("ack", ACK | 8),
+    ("rst", RST),
+    ("rst", RST | SYN | FIN | ACK),
+];
+
+fn put(value: u64, state: usize) -> u64 {
+    value & !(15 << 25) | (state as u64) << 25
+}
+
+#[test]
+fn every_state_by_every_event_is_the_kernels() {
+    network::run("states", |network| {
+        let mut world = World::new(network, &plain(network, 4, method::DIRECT));
+        let walks = [
+            (method::DIRECT, INPUT_ONLY, false),
+            (method::MASQUERADE, INPUT, false),
+            (method::MASQUERADE, OUTPUT, true),
+        ];
+        for (family, (method, table, replies)) in
+            [4, 6].into_iter().flat_map(|family| walks.map(|walk| (family, walk)))
+        {
+            world.reset(&plain(network, family, method));
+            let opening = request(network, family, Kind::Tcp(SYN)).bytes();
+            let step = world.step_quietly(&Input::new(&opening, network.inside.index), false);
+            assert_eq!(step.xdp, step.tc);
+            for (before, (event, flags)) in
+                (0..11).flat_map(|state| EVENTS.map(|event| (state, event)))
+            {
+                world.edit(|tables| {
+                    let four = tables.connections4.iter().flat_map(|bucket| &bucket.slots);
+                    let six = tables.connections6.iter().flat_map(|bucket| &bucket.slots);
+                    let values = four.map(|slot| &slot.value).chain(six.map(|slot| &slot.value));
+                    for value in values.filter(|value| Value(value.get()).is_live()) {
+                        value.set(put(value.get(), before));
+                    }
+                    let active = ACTIVE.contains(&SHORT[before]);
+                    tables.counts[1].connections.set(if active { 1 } else { 1 << 32 });
+                });
+                let kind = Kind::Tcp(flags);
+                let (packet, interface) = if replies {
+                    (reply(network, family, kind), network.outside.index)
+                } else {
+                    (request(network, family, kind), network.inside.index)
+                };
+                let step = world.step_quietly(&Input::new(&packet.bytes(), interface), false);
+                assert_eq!(step.xdp, step.tc);
+                let after = next(table, before, event);
+                let said = format!("{} and {event} ({flags:02x}) of {table}", SHORT[before]);
+                let entries = e2e::snapshot::connections(world.tables());
+                let name = State::NAMES[after];
+                let client = client(family, 7);
+                if method == method::MASQUERADE {
+                    let half = |owner| entries.get(&format!("{client}:4242 {owner}")).cloned();
+                    assert_eq!(half("s1"), Some(format!("{name} d1 paired")), "{said}");
+                    assert_eq!(half("r1"), Some(format!("{name} d1 paired reply")), "{said}");
+                    assert_eq!(entries.len(), 2, "{said}");
+                } else {
+                    let values: Vec<&String> = entries.values().collect();
+                    assert_eq!(values, [&format!("{name} d1")], "{said}");
+                }
+                let counts = world.tables().counts[1].connections.get();
+                let active = ACTIVE.contains(&SHORT[after]);
+                assert_eq!(counts, if active { 1 } else { 1 << 32 }, "{said}");
+            }
+        }
+    });
+}
+
+/// The lives of connections as the kernel was seen to lead them.
+#[test]
+fn connections_live_as_in_the_kernel() {
+    network::run("lives", |network| {
+        let mut world = World::new(network, &plain(network, 4, method::DIRECT));
+        // A capital letter is the client's, a small one the server's.
+        let lives: [(u8, &[(char, u8, &str)]); 6] = [
+            (
+                method::MASQUERADE,
+                &[
+                    ('C', SYN, "SYN_RECV"),
+                    ('s', SYN | ACK, "SYN_RECV"),
+                    ('C', ACK, "ESTABLISHED"),
+                    ('C', FIN | ACK, "CLOSE_WAIT"),
+                    ('s', FIN | ACK, "TIME_WAIT"),
+                    ('C', ACK, "TIME_WAIT"),
+                ],
+            ),
+            (
+                method::MASQUERADE,
+                &[
+                    ('C', SYN, "SYN_RECV"),
+                    ('s', SYN | ACK, "SYN_RECV"),
+                    ('C', ACK, "ESTABLISHED"),
+                    ('s', FIN | ACK, "FIN_WAIT"),
+                    ('C', FIN | ACK, "TIME_WAIT"),
+                ],
+            ),
+            (method::MASQUERADE, &[('C', SYN, "SYN_RECV"), ('s', RST | ACK, "CLOSE")]),
+            (
+                method::MASQUERADE,
+                &[
+                    ('C', SYN, "SYN_RECV"),
+                    ('s', SYN | ACK, "SYN_RECV"),
+                    ('C', ACK, "ESTABLISHED"),
+                    ('C', RST, "CLOSE"),
+                ],
+            ),
+            (
+                method::DIRECT,
+                &[
+                    ('C', SYN, "SYN_RECV"),
+                    ('C', ACK, "ESTABLISHED"),
+                    ('C', FIN | ACK, "FIN_WAIT"),
+                    ('C', ACK, "FIN_WAIT"),
+                ],
+            ),
+            (
+                method::DIRECT,
+                &[('C', SYN, "SYN_RECV"), ('C', ACK, "ESTABLISHED"), ('C', RST, "CLOSE")],
+            ),
+        ];
+        for (family, (method, life)) in
+            [4, 6].into_iter().flat_map(|family| lives.map(|life| (family, life)))
+        {
+            world.reset(&plain(network, family, method));
+            for &(who, flags, state) in life {
+                let kind = Kind::Tcp(flags);
+                let outcome = if who == 'C' {
+                    world.step(&request(network, family, kind).bytes())
+                } else {
+                    let frame = reply(network, family, kind).bytes();
+                    world.step_with(&Input::new(&frame, network.outside.index))
+                };
+                assert!(matches!(
+                    outcome.same().verdict,
+                    rlvs_datapath::frame::Verdict::Transmit { .. }
+                ));
+                let entries = e2e::snapshot::connections(world.tables());
+                assert!(entries.values().all(|value| value.starts_with(state)), "{entries:?}");
+                let active = ["SYN_RECV", "ESTABLISHED"].contains(&state);
+                let counts = world.tables().counts[1].connections.get();
+                assert_eq!(counts, if active { 1 } else { 1 << 32 }, "{state}");
+            }
+        }
+    });
+}

@@ -1,0 +1,108 @@
+//! The sweep: the kernel's timer removes what has expired, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use e2e::bpf::{Body, Bpf, Input};
+use e2e::host::HostTables;
+use e2e::network::{self, Network, client};
+use e2e::packet::Kind;
+use e2e::scene::{TCP, UDP, description, destination, request, service};
+use e2e::snapshot;
+use e2e::table::SECOND;
+use rlvs_datapath::abi::method;
+use rlvs_wire::tcp::SYN;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Looks until the tables are as wanted.
+fn wait(bpf: &Bpf, tables: &mut HostTables, wanted: impl Fn(&snapshot::Snapshot) -> bool) {
+    let start = Instant::now();
+    loop {
+        bpf.pull(tables);
+        let seen = snapshot::take(tables);
+        if wanted(&seen) {
+            return;
+        }
+        assert!(start.elapsed() < DEADLINE, "after {DEADLINE:?} the tables hold {seen:#?}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+fn count(seen: &snapshot::Snapshot, name: &str) -> u32 {
+    seen.get(name).map_or(0, |value| value.parse().expect("a number"))
+}
+
+/// Opens as many connections by TCP as by UDP: `flows` of each.
+fn open(bpf: &Bpf, network: &Network, family: u8, flows: u16) {
+    for (flow, kind) in (0..flows).flat_map(|flow| [(flow, Kind::Tcp(SYN)), (flow, Kind::Udp)]) {
+        let mut packet = request(network, family, kind);
+        packet.source = (client(family, (flow % 200) as u8 + 1), 1000 + flow / 200).into();
+        let ran = bpf.run(Body::Xdp, &Input::new(&packet.bytes(), network.inside.index));
+        assert_eq!(ran.expect("a frame").code, 4);
+    }
+}
+
+fn sweep(test: &str, buckets: u32, flows: u16) {
+    network::run(test, |network| {
+        let of = |family, protocol, method| {
+            service(family, protocol, vec![destination(family, 11, method)])
+        };
+        let services = vec![
+            of(4, TCP, method::MASQUERADE),
+            of(4, UDP, method::DIRECT),
+            of(6, TCP, method::DIRECT),
+            of(6, UDP, method::MASQUERADE),
+        ];
+        let mut description = description(network, services);
+        description.buckets = buckets;
+        let mut settings = description.settings();
+        let bpf = Bpf::load(&settings, &["rlvs_xdp", "rlvs_arm"]);
+        let mut tables = description.build();
+        bpf.push(&tables);
+        bpf.arm();
+        for family in [4, 6] {
+            open(&bpf, network, family, flows);
+        }
+        let flows = u32::from(flows);
+        wait(&bpf, &mut tables, |_| true);
+        let seen = snapshot::take(&tables);
+        let counts = |seen: &snapshot::Snapshot| {
+            ["d1 active", "d2 inactive", "d3 active", "d4 inactive"].map(|name| count(seen, name))
+        };
+        assert_eq!(counts(&seen), [flows; 4]);
+        assert_eq!(snapshot::connections(&tables).len() as u32, 6 * flows);
+
+        // A minute later SYN_RECV is over, UDP is not.
+        settings.clock_offset += 60 * SECOND + 1;
+        bpf.set(&settings);
+        tables.settings = settings;
+        wait(&bpf, &mut tables, |seen| counts(seen) == [0, flows, 0, flows]);
+        wait(&bpf, &mut tables, |seen| seen.keys().filter(|name| name.contains(":")).count() > 0);
+        let left = snapshot::connections(&tables);
+        assert_eq!(left.len() as u32, 3 * flows);
+        assert!(left.values().all(|value| value.starts_with("UDP")));
+
+        settings.clock_offset += 240 * SECOND;
+        bpf.set(&settings);
+        tables.settings = settings;
+        let is_empty = |seen: &snapshot::Snapshot| {
+            !seen.keys().any(|name| name.contains(" s") || name.contains(" r"))
+                && counts(seen) == [0; 4]
+                && !seen.keys().any(|name| name.starts_with("occupied"))
+        };
+        wait(&bpf, &mut tables, is_empty);
+        assert!(snapshot::connections(&tables).is_empty());
+        assert!(tables.locks.iter().all(|lock| lock.get() == 0));
+        assert!(tables.reasons.iter().all(|counter| counter.get() == 0));
+    });
+}
+
+#[test]
+fn a_few_connections_leave_the_table_and_the_counts_in_time() {
+    sweep("sweep-few", 64, 5);
+}
+
+#[test]
+fn ten_thousand_connections_leave_the_table_and_the_counts_in_time() {
+    sweep("sweep-many", 1 << 14, 2500);
+}
