@@ -109,13 +109,7 @@ impl<'a, const RESOLVES: bool> HostFrame<'a, RESOLVES> {
     /// Makes a frame with plenty of room before it.
     #[must_use]
     pub fn new(bytes: &[u8], interface: u32, routes: &'a Routes) -> Self {
-        Self {
-            bytes: bytes.to_vec(),
-            interface,
-            segmented: false,
-            headroom: 256,
-            routes,
-        }
+        Self { bytes: bytes.to_vec(), interface, segmented: false, headroom: 256, routes }
     }
 }
 

@@ -79,15 +79,14 @@ fn ip<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Ve
             }
         }
     };
-    let found = context.find_live(&Key::new(settings, &flow, owner));
-    if found.is_none() && is_reply {
-        return Verdict::Pass(Reason::NoConnection);
-    }
-    if packet.ttl <= 1 {
-        return complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired);
-    }
-    let found = match found {
+    let found = match context.find_live(&Key::new(settings, &flow, owner)) {
+        // The stack answers it, in the director's name.
+        Some(_) if packet.ttl <= 1 && is_reply => return Verdict::Pass(Reason::Expired),
+        Some(_) if packet.ttl <= 1 => {
+            return complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired);
+        }
         Some(found) => found,
+        None if is_reply => return Verdict::Pass(Reason::NoConnection),
         None => match start(context, frame, &packet, owner) {
             Ok(found) => found,
             Err(verdict) => return verdict,
@@ -122,6 +121,7 @@ fn start<'a, A: Ip, F: Frame, T: Tables>(
         Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken => {
             complain(context, frame, packet, Complaint::PortUnreachable, refused)
         }
+        Reason::Expired => complain(context, frame, packet, Complaint::TimeExceeded, refused),
         _ => quiet(refused),
     })
 }

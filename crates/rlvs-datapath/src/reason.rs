@@ -24,7 +24,8 @@ pub enum Reason {
     Unresolved = 8,
     /// Answered with ICMP: no destination takes connections.
     NoDestination = 9,
-    /// Answered with ICMP: the time to live is used up.
+    /// Answered with ICMP, a server's packet by the stack to which it is passed: the time to live is
+    /// used up.
     Expired = 10,
     /// Answered with ICMP: the connection table has no room (NAT).
     TableFull = 11,

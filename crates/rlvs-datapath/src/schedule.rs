@@ -62,7 +62,10 @@ impl<'a, T: Tables> Context<'a, T> {
         if service.flags & service_flag::LIVE == 0 {
             return Reason::NoService as u32;
         }
-        if self.is_local(frame, packet.target, id) { DONE } else { Reason::NotLocal as u32 }
+        if !self.is_local(frame, packet.target, id) {
+            return Reason::NotLocal as u32;
+        }
+        if packet.ttl <= 1 { Reason::Expired as u32 } else { DONE }
     }
 
     #[inline(never)]

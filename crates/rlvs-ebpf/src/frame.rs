@@ -7,9 +7,9 @@ use core::mem::{offset_of, size_of, zeroed};
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_redir_neigh, xdp_md};
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_change_head,
-    bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
-    bpf_xdp_adjust_tail,
+    bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use rlvs_datapath::abi::Hop;
 use rlvs_datapath::frame::{Answer, Deltas, Frame, Query};
@@ -85,16 +85,10 @@ impl Frame for XdpFrame {
 
 /// A frame in a TC program.
 pub struct TcFrame {
-    skb: *mut __sk_buff,
-    /// What sending to an unresolved neighbour returned.
-    pub action: i64,
+    pub skb: *mut __sk_buff,
 }
 
 impl TcFrame {
-    #[inline(always)]
-    pub fn new(skb: *mut __sk_buff) -> Self {
-        Self { skb, action: 0 }
-    }
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
         const { assert!(offset_of!(__sk_buff, data) == 76 && offset_of!(__sk_buff, data_end) == 80) };
@@ -108,6 +102,8 @@ impl TcFrame {
     }
 }
 
+/// Longest headers of an IPv4 packet without options: Ethernet, IP, TCP.
+const IPV4_HEADERS: usize = 54;
 const PSEUDO_HEADER: u64 = 1 << 4;
 const MANGLED_ZERO: u64 = 1 << 5;
 const RECOMPUTE: u64 = 1;
@@ -164,21 +160,15 @@ impl Frame for TcFrame {
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
         ask(self.skb.cast(), query, hop)
     }
-    /// The helper knows whether the checksum is complete or yet to be finished by hardware.
     #[inline(always)]
     fn follow<const N: usize>(&mut self, at: usize, udp: bool, by: Deltas) -> Option<()> {
+        let deltas = u64::from(by.address.to_be()) << 16 | u64::from(by.port.to_be());
         let zero = if udp { MANGLED_ZERO } else { 0 };
-        let (address, port) = (u64::from(by.address.to_be()), u64::from(by.port.to_be()));
-        // SAFETY: valid context; the helper checks the offset.
-        let done = unsafe {
-            bpf_l4_csum_replace(self.skb, at as u32, 0, address, PSEUDO_HEADER | zero) == 0
-                && bpf_l4_csum_replace(self.skb, at as u32, 0, port, zero) == 0
-        };
-        if done { Some(()) } else { None }
+        if replace(self.skb, at as u32, deltas, zero, N > IPV4_HEADERS) { Some(()) } else { None }
     }
     #[inline(always)]
     fn resolve(&mut self, hop: &Cell<Hop>) {
-        self.action = redirect_neighbour(hop);
+        redirect_neighbour(hop);
     }
     #[inline(always)]
     fn lower_hop_limit(&mut self) -> Option<()> {
@@ -187,6 +177,25 @@ impl Frame for TcFrame {
         // SAFETY: valid context; one byte is read from the stack.
         let done = unsafe { bpf_skb_store_bytes(self.skb, 21, from, 1, RECOMPUTE) == 0 };
         if done { Some(()) } else { None }
+    }
+}
+
+/// Lets a transport checksum follow an address (upper half of `deltas`) and a port. The helper knows
+/// whether the checksum is complete or yet to be finished by hardware.
+#[inline(never)]
+fn replace(skb: *mut __sk_buff, at: u32, deltas: u64, zero: u64, is_v6: bool) -> bool {
+    let (address, port) = (deltas >> 16, deltas & 0xffff);
+    // SAFETY: valid context; the helpers check the offset. What the second does to the hardware's
+    // sum: the first takes the address out of it, which is right for IPv4, whose own header checksum
+    // has changed the other way, and not for IPv6.
+    unsafe {
+        if bpf_l4_csum_replace(skb, at, 0, address, PSEUDO_HEADER | zero) != 0 {
+            return false;
+        }
+        if is_v6 {
+            bpf_csum_update(skb, address as u32);
+        }
+        bpf_l4_csum_replace(skb, at, 0, port, zero) == 0
     }
 }
 
@@ -241,7 +250,8 @@ fn mac(bytes: &[u8; 6]) -> [u8; 6] {
     [a, b, c, d, e, f]
 }
 
-/// Sends a frame to a neighbour that the kernel resolves.
+/// Has the frame sent to a neighbour that the kernel resolves, if the verdict is TC_ACT_REDIRECT. It is
+/// what the helper returns, as its arguments are in order.
 #[inline(never)]
 fn redirect_neighbour(hop: &Cell<Hop>) -> i64 {
     let (interface, is_v6, address) = hop.get().awaited();

@@ -9,7 +9,7 @@ mod maps;
 mod sweep;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -35,13 +35,13 @@ pub fn rlvs_xdp(ctx: XdpContext) -> u32 {
 /// The TC body.
 #[classifier]
 pub fn rlvs_tc(ctx: TcContext) -> i32 {
-    let mut frame = TcFrame::new(ctx.as_ptr().cast());
+    let mut frame = TcFrame { skb: ctx.as_ptr().cast() };
     match process(&mut frame, &Maps) {
         Verdict::Pass(_) => TC_ACT_OK,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: the helper takes numbers only.
         Verdict::Transmit { interface } => unsafe { bpf_redirect(interface, 0) as i32 },
-        Verdict::Resolve => frame.action as i32,
+        Verdict::Resolve => TC_ACT_REDIRECT,
     }
 }
 
