@@ -20,8 +20,8 @@ use rlvs_control::model::Family;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::netns::{self, Namespace};
 use rlvs_linux::route::{Prefix, Rtnetlink};
-use rlvs_linux::sysctl;
 use rlvs_linux::xdp_pass::attach_pass;
+use rlvs_linux::{process, sysctl};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
 
@@ -321,7 +321,6 @@ fn killing_our_processes_under_load_fails_no_request() {
         for _ in 0..1000 {
             let mut restore = start_restore(&stage);
             let mut lines = restore.stdin.take().unwrap();
-            // It has the lock while it waits for more.
             writeln!(lines, "-A -t 192.168.1.207:{} -s wrr", 1000 + killed).unwrap();
             let service = format!("192.168.1.207:{}", 1000 + killed);
             wait_for("the restore at work", || {
@@ -345,6 +344,34 @@ fn killing_our_processes_under_load_fails_no_request() {
             assert!(after.contains(line), "{line} is gone:\n{after}");
         }
     }
+}
+
+#[test]
+fn a_restore_that_waits_for_its_input_keeps_nobody_waiting() {
+    let host = Host::new("waits");
+    host.rlvs(&["attach", "eth0"]).ok();
+    let mut command = Command::new(PROGRAM);
+    command.args(["ipvsadm", "-R"]).stdin(Stdio::piped());
+    inside(&host.namespace, &mut command);
+    let mut restore = command.spawn().unwrap();
+    let mut lines = restore.stdin.take().unwrap();
+    for port in [80, 81] {
+        lines.write_all(format!("-A -t 192.168.1.100:{port} -s rr\n").as_bytes()).unwrap();
+        wait_for("what was restored so far", || {
+            let mut command = Command::new(PROGRAM);
+            command.args(["ipvsadm", "-S", "-n"]).stdin(Stdio::null()).stdout(Stdio::piped());
+            inside(&host.namespace, &mut command);
+            let mut child = command.spawn().unwrap();
+            if process::wait_for(&mut child, TIME_MAX).unwrap().is_none() {
+                child.kill().unwrap();
+                panic!("a listing waits for a restore that waits for its input");
+            }
+            let saved = Said::from(child.wait_with_output().unwrap()).ok();
+            if saved.contains(&format!("192.168.1.100:{port} ")) { Ok(()) } else { Err(saved) }
+        });
+    }
+    drop(lines);
+    assert!(restore.wait().unwrap().success());
 }
 
 #[test]

@@ -452,7 +452,7 @@ fn everybody_serves(stage: &Stage, saved: &str) {
         }
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         // Full rounds, so that it does not matter where the scheduler stood.
-        let full = (1..=3).fold(1, |product, weight| product * weight);
+        let full = (1..=3).product::<usize>();
         stage.as_client(|| {
             for _ in 0..round * full {
                 *seen.entry(connect(target).unwrap().name).or_default() += 1;

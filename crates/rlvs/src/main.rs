@@ -65,7 +65,8 @@ fn run_ipvsadm(args: &[OsString]) -> ExitCode {
     let environment = Environment {
         open: &mut face::open_table,
         names: &Names::system(),
-        stdin: &mut std::io::stdin().lock(),
+        // A large restore opens the table once for each fill of this.
+        stdin: &mut std::io::BufReader::with_capacity(1 << 20, std::io::stdin().lock()),
         stdout: &mut std::io::BufWriter::new(std::io::stdout().lock()) as &mut dyn Write,
         stderr: &mut std::io::stderr().lock(),
     };

@@ -2,7 +2,7 @@
 //!
 //! A restore is not atomic: what was carried out before a line that ends it stays, as upstream.
 
-use std::io::{BufRead, Read};
+use std::io::ErrorKind;
 
 use super::Session;
 use super::failure::Failure;
@@ -24,8 +24,9 @@ impl Session<'_> {
             return self.report(&failure, None);
         }
         let mut status = 0;
+        let mut buffered = 0;
         for number in 1.. {
-            let outcome = match self.next_words() {
+            let outcome = match self.next_words(&mut buffered) {
                 Ok(None) => break,
                 Ok(Some(words)) if words.is_empty() => continue,
                 Ok(Some(words)) => self.restore_line(&words),
@@ -57,14 +58,33 @@ impl Session<'_> {
         Ok(goes_on)
     }
 
-    /// Returns the words of the next line, none of them for a blank one.
-    fn next_words(&mut self) -> Result<Option<Vec<String>>, Failure> {
+    /// Returns the words of the next line, none of them for a blank one. `buffered` is how much of
+    /// the input is there already: the table is closed before there can be a wait, for as long as
+    /// it is open nobody else can use it.
+    fn next_words(&mut self, buffered: &mut usize) -> Result<Option<Vec<String>>, Failure> {
         let mut line = Vec::new();
-        let mut limited = (&mut *self.environment.stdin).take(LINE_BYTES_MAX + 1);
-        let read = limited.read_until(b'\n', &mut line).map_err(Failure::Input)?;
-        if read as u64 > LINE_BYTES_MAX {
-            return Err(Failure::Usage(format!("longer than {LINE_BYTES_MAX} bytes")));
+        while line.last() != Some(&b'\n') {
+            if *buffered == 0 {
+                self.table = None;
+            }
+            let bytes = match self.environment.stdin.fill_buf() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                bytes => bytes.map_err(Failure::Input)?,
+            };
+            if bytes.is_empty() {
+                break;
+            }
+            let end = bytes.iter().position(|&byte| byte == b'\n');
+            let (part, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
+            let length = part.len();
+            line.extend_from_slice(part);
+            *buffered = rest.len();
+            self.environment.stdin.consume(length);
+            if line.len() as u64 > LINE_BYTES_MAX {
+                return Err(Failure::Usage(format!("longer than {LINE_BYTES_MAX} bytes")));
+            }
         }
+        let read = line.len();
         let line = String::from_utf8_lossy(&line);
         let words = line.split([' ', '\t', '\n', '\r']);
         let words = words.filter(|word| !word.is_empty() && *word != PROGRAM);
