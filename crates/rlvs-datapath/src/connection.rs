@@ -385,10 +385,10 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     fn occupy<A: Ip>(&self, place: u32) {
         let (word, bit) = occupancy_of::<A>(place / GROUP);
-        if let Some(word) = self.tables.occupancy(word) {
-            if self.tables.read(word) & bit == 0 {
-                self.tables.set_bits(word, bit);
-            }
+        if let Some(word) = self.tables.occupancy(word)
+            && self.tables.read(word) & bit == 0
+        {
+            self.tables.set_bits(word, bit);
         }
     }
 

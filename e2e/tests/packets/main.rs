@@ -2,6 +2,11 @@
 //!
 //! Every packet goes through XDP, TC and the host; `World` holds them against each other, so what
 //! is asserted here once holds for all three.
+#![allow(
+    clippy::unwrap_used,
+    clippy::let_underscore_must_use,
+    reason = "a step that fails panics; what it shows is not always looked at"
+)]
 
 mod expiry;
 mod malformed;

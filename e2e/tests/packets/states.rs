@@ -10,6 +10,9 @@ use rlvs_datapath::connection::Value;
 use rlvs_datapath::state::State;
 use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 
+/// Who sends, with which flags, and the state after that.
+type Moment = (char, u8, &'static str);
+
 /// ip_vs_proto_tcp.c, from left to right the states in the order of their numbers.
 const INPUT: &str = "
     syn SR ES ES SR SR SR SR SR SR SR SR
@@ -116,7 +119,7 @@ fn connections_live_as_in_the_kernel() {
     network::run("lives", |network| {
         let mut world = World::new(network, &plain(network, 4, method::DIRECT));
         // A capital letter is the client's, a small one the server's.
-        let lives: [(u8, &[(char, u8, &str)]); 6] = [
+        let lives: [(u8, &[Moment]); 6] = [
             (
                 method::MASQUERADE,
                 &[
