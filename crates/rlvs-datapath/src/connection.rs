@@ -11,7 +11,7 @@
 
 use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, Settings, Word};
 use crate::hash::{self, Places};
-use crate::ip::{Ip, Packet, Slot};
+use crate::ip::{Flow, Ip, Packet, Slot};
 use crate::state::{self, Seen, State};
 use crate::tables::{TIME_BITS, TIME_MASK, Tables, Time};
 
@@ -22,13 +22,15 @@ const LIVE: u64 = 1 << 63;
 const STATE_SHIFT: u32 = TIME_BITS;
 const REPLY: u64 = 1 << 29;
 const PAIRED: u64 = 1 << 30;
+const ELSEWHERE: u64 = 1 << 31;
 const DESTINATION_SHIFT: u32 = 32;
 const DESTINATION_MASK: u64 = (1 << 22) - 1;
 const OWNER_SHIFT: u32 = 54;
 const OWNER_MASK: u64 = (1 << 6) - 1;
 
 /// What a slot says of its connection, in 64 bits: coarse time of the last packet (25), state (4),
-/// reply half, paired, destination id (22 from bit 32), upper bits of the owner (6), live.
+/// reply half, paired, in its second place, destination id (22 from bit 32), upper bits of the owner
+/// (6), live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value(pub u64);
 
@@ -96,16 +98,6 @@ impl Value {
     pub fn port(key: u64) -> u16 {
         (key >> 16) as u16
     }
-}
-
-/// The client's end of a connection: what both halves have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(align(8))]
-pub struct Flow<A> {
-    /// Client address.
-    pub client: A,
-    /// Client port.
-    pub port: u16,
 }
 
 /// The key of one half of a connection, with its places.
@@ -202,6 +194,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let key = Key::new(self.settings, flow, owner);
         let found = match self.find_in(&key, A::connections(self.tables, key.places.first)?) {
             Some(found) => found,
+            None if self.none_elsewhere() => return None,
             None => self.find_in(&key, A::connections(self.tables, key.places.second)?)?,
         };
         *value = found.value;
@@ -212,8 +205,22 @@ impl<'a, T: Tables> Context<'a, T> {
     fn find<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
         match self.find_at(key, key.places.first) {
             Some(found) => Some(found),
+            None if self.none_elsewhere() => None,
             None => self.find_at(key, key.places.second),
         }
+    }
+
+    /// Returns whether nothing at all is in its second place, as in a table that is not very full:
+    /// then a new connection need not look there.
+    #[inline(always)]
+    fn none_elsewhere(&self) -> bool {
+        self.elsewhere().is_some_and(|count| self.tables.read(count) == 0)
+    }
+
+    /// Returns the number of slots in use that are in their second place.
+    #[inline(always)]
+    fn elsewhere(&self) -> Option<&'a Word> {
+        Some(&self.tables.schedule(0)?.position)
     }
 
     /// Searches a place one cache line after the other, each without a branch.
@@ -326,38 +333,65 @@ impl<'a, T: Tables> Context<'a, T> {
             return false;
         }
         self.tables.write(found.slot.key(), 0);
+        if found.value.0 & ELSEWHERE != 0
+            && let Some(count) = self.elsewhere()
+        {
+            self.tables.add(count, u64::MAX);
+        }
         self.tables.swap(found.slot.value(), DYING, 0)
     }
 
-    /// Puts a half into a free slot: in its first place, so that one cache line serves its packets,
-    /// unless that is all but full and the second has more room. The caller holds the lock of the
+    /// Puts a half into a free slot and returns what it says there. The caller holds the lock of the
     /// key and has not found it.
+    #[inline(always)]
+    pub fn insert<A: Ip>(
+        &self,
+        flow: &Flow<A>,
+        owner: u32,
+        value: Value,
+    ) -> Option<Found<'a, A::Slot>> {
+        let slot = self.insert_out_of_line(flow, owner, value)?;
+        Some(Found { slot, value: Value(self.tables.read(slot.value())) })
+    }
+
+    /// Puts a half into a free slot: in its first place, so that one cache line serves its packets,
+    /// unless that is all but full and the second has more room.
     #[inline(never)]
-    pub fn insert<A: Ip>(&self, flow: &Flow<A>, owner: u32, value: Value) -> Option<&'a A::Slot> {
+    fn insert_out_of_line<A: Ip>(
+        &self,
+        flow: &Flow<A>,
+        owner: u32,
+        value: Value,
+    ) -> Option<&'a A::Slot> {
         let key = Key::new(self.settings, flow, owner);
         let Places { first, second } = key.places;
-        let in_first = self.vacancy::<A>(first);
-        let place = if in_first < A::SLOTS as u64 * 3 / 4 || in_first <= self.vacancy::<A>(second) {
-            first
-        } else {
-            second
-        };
+        let (mut place, mut index) = (first, self.vacancy::<A>(first));
+        if index >= A::SLOTS as u64 * 3 / 4 {
+            let in_second = self.vacancy::<A>(second);
+            if in_second < index {
+                (place, index) = (second, in_second);
+            }
+        }
         let slots = A::connections(self.tables, place)?;
+        let (mark, more) = if place == first { (0, 0) } else { (ELSEWHERE, 1) };
+        // Counted before it is there, so that nobody who could find it passes by its second place.
+        self.tables.add(self.elsewhere()?, more);
         for _ in 0..TRIES {
-            let index = self.vacancy::<A>(place);
             if index >= A::SLOTS as u64 {
-                return None;
+                break;
             }
             let slot = slots.get(index as usize & (A::SLOTS - 1))?;
             // Another CPU may be faster to this slot.
-            if self.tables.swap(slot.value(), 0, value.0) {
+            if self.tables.swap(slot.value(), 0, value.0 | mark) {
                 let (high, low) = key.client.words();
                 slot.set_address(self.tables, high, low);
                 self.tables.swap(slot.key(), 0, key.word());
                 self.occupy::<A>(place);
                 return Some(slot);
             }
+            index = self.vacancy::<A>(place);
         }
+        self.tables.add(self.elsewhere()?, more.wrapping_neg());
         None
     }
 

@@ -6,11 +6,20 @@ use rlvs_wire::{
 };
 
 use crate::abi::{Settings, Slot4, Slot6};
-use crate::connection::Flow;
 use crate::frame::{Deltas, Frame};
 use crate::hash;
 use crate::reason::Reason;
 use crate::tables::Tables;
+
+/// The client's end of a connection: what both halves have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
+pub struct Flow<A> {
+    /// Client address.
+    pub client: A,
+    /// Client port.
+    pub port: u16,
+}
 
 /// A parsed TCP or UDP packet. Ports in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 use core::cell::Cell;
 
 use crate::abi::{Destination, destination_flag, method, service_flag, settings_flag};
-use crate::connection::{Context, Flow, Found, Key, Value};
+use crate::connection::{Context, Found, Key, Value};
 use crate::frame::{Answer, Frame, Query, Verdict};
-use crate::ip::{Ip, Packet};
+use crate::ip::{Flow, Ip, Packet};
 use crate::reason::Reason;
 use crate::state::{self, Seen, State};
 use crate::tables::{Tables, bump};
@@ -150,7 +150,7 @@ impl<'a, T: Tables> Context<'a, T> {
                 return result;
             }
         } else {
-            let Some(slot) = self.insert(flow, service, value) else {
+            let Some(Found { slot, value }) = self.insert(flow, service, value) else {
                 return Reason::Stateless as u32;
             };
             *opened = Opened { slot: Some(slot), value };
@@ -181,12 +181,11 @@ impl<'a, T: Tables> Context<'a, T> {
         {
             return NEXT | Reason::ReplyTaken as u32;
         }
-        let reply_value = value.reply(reply);
-        let Some(reply_slot) = self.insert(flow, reply, reply_value) else {
+        let Some(reply) = self.insert(flow, reply, value.reply(reply)) else {
             return Reason::TableFull as u32;
         };
-        let Some(slot) = self.insert(flow, service, value) else {
-            self.remove(&Found { slot: reply_slot, value: reply_value });
+        let Some(Found { slot, value }) = self.insert(flow, service, value) else {
+            self.remove(&reply);
             return Reason::TableFull as u32;
         };
         *opened = Opened { slot: Some(slot), value };
