@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rlvs_control::model::Protocol;
@@ -16,6 +16,8 @@ const STEP_TIME_MAX: Duration = Duration::from_secs(3);
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// After how many failed requests the rest is not tried; each may take seconds.
 const FAILURES_MAX: usize = 4;
+/// Ports that datagrams are sent from: below those that the kernel gives out.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
 /// What precedes a server's name on its page.
 const GREETING: &str = "Hello from ";
 
@@ -89,12 +91,27 @@ fn ask_http(target: SocketAddr) -> io::Result<String> {
     body.trim().strip_prefix(GREETING).map(str::to_owned).ok_or_else(strange)
 }
 
+/// Binds a port that no earlier request of this process had: the kernel draws ports at random, and a
+/// datagram from one that was used before belongs to the connection of then.
+fn bind_new_port(any: IpAddr) -> io::Result<UdpSocket> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in PORTS {
+        let drawn = NEXT.fetch_add(1, Ordering::Relaxed) as usize % PORTS.len();
+        let port = PORTS.start + drawn as u16;
+        match UdpSocket::bind((any, port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            result => return result,
+        }
+    }
+    Err(io::Error::from(io::ErrorKind::AddrInUse))
+}
+
 fn ask_udp(target: SocketAddr) -> io::Result<String> {
     let any: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = bind_new_port(any)?;
     socket.set_read_timeout(Some(STEP_TIME_MAX))?;
     // Connected, so that only an answer from the address that was asked is taken.
     socket.connect(target)?;
