@@ -180,6 +180,10 @@ pub mod scheduler {
 
 /// What programs change while a service schedules, and what the control plane needs to go on where
 /// they are. By service id.
+///
+/// Schedule 0 belongs to no service: its `position` counts the connection slots that are in their
+/// second place, its `last` names the service that is being edited, its `base` is where the control
+/// plane looks for room for the next ring.
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub struct Schedule {
