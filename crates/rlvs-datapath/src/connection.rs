@@ -373,9 +373,12 @@ impl<'a, T: Tables> Context<'a, T> {
             }
         }
         let slots = A::connections(self.tables, place)?;
-        let (mark, more) = if place == first { (0, 0) } else { (ELSEWHERE, 1) };
+        let mark = if place == first { 0 } else { ELSEWHERE };
         // Counted before it is there, so that nobody who could find it passes by its second place.
-        self.tables.add(self.elsewhere()?, more);
+        // A first place leaves the count alone, which every CPU reads.
+        if mark != 0 {
+            self.tables.add(self.elsewhere()?, 1);
+        }
         for _ in 0..TRIES {
             if index >= A::SLOTS as u64 {
                 break;
@@ -391,7 +394,9 @@ impl<'a, T: Tables> Context<'a, T> {
             }
             index = self.vacancy::<A>(place);
         }
-        self.tables.add(self.elsewhere()?, more.wrapping_neg());
+        if mark != 0 {
+            self.tables.add(self.elsewhere()?, u64::MAX);
+        }
         None
     }
 

@@ -262,8 +262,12 @@ fn complain<A: Ip, F: Frame, T: Tables>(
     complaint: Complaint,
     reason: Reason,
 ) -> Verdict {
-    context.count(reason);
-    refuse(frame, packet, complaint)
+    let verdict = refuse(frame, packet, complaint);
+    // One that fails is counted under its own reason.
+    if matches!(verdict, Verdict::Transmit { .. }) {
+        context.count(reason);
+    }
+    verdict
 }
 
 #[inline(always)]

@@ -378,11 +378,7 @@ fn dropped(case: &mut Case<'_>) {
     let input = Input { cramped: true, ..Input::new(&frame, network.inside.index) };
     for outcome in [case.world.step_xdp(&input), case.world.step_on_host(&input)] {
         assert_eq!(outcome.verdict, Verdict::Drop(Reason::NoRoom));
-        case.changed(
-            &outcome,
-            Reason::NoRoom,
-            ["reason ttl_expired = 1".to_owned(), "s1 local = yes".to_owned()],
-        );
+        case.changed(&outcome, Reason::NoRoom, ["s1 local = yes".to_owned()]);
     }
 }
 
