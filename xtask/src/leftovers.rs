@@ -18,7 +18,9 @@ impl Snapshot {
         for name in names_in(Path::new("/run/netns")) {
             found.insert(format!("network namespace {name}"));
         }
-        for name in names_in(Path::new("/run/rlvs/bpf")) {
+        let pins = Path::new("/run/rlvs/bpf");
+        // Files in the root of a BPF file system are the kernel's own (`bpf_preload`): we pin in folders.
+        for name in names_in(pins).filter(|name| pins.join(name).is_dir()) {
             found.insert(format!("pins /run/rlvs/bpf/{name}"));
         }
         let target = run::target()?;
@@ -46,7 +48,7 @@ impl Snapshot {
 }
 
 /// The names in a folder; none if it is not there.
-fn names_in(folder: &Path) -> Vec<String> {
-    let Ok(entries) = folder.read_dir() else { return Vec::new() };
-    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+fn names_in(folder: &Path) -> impl Iterator<Item = String> {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
