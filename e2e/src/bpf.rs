@@ -15,9 +15,12 @@ use aya::{Ebpf, EbpfLoader};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
-    Endpoints4, Endpoints6, INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, REASONS, ROUTES,
+    Endpoints4, Endpoints6, INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS,
+    REASONS, ROUTES,
     Route, Row, Schedule, Service, Settings, Word,
 };
+
+use rlvs_linux::dataplane::stages;
 
 use crate::host::{HostTables, IDS, RING_ELEMENTS};
 
@@ -112,14 +115,7 @@ impl Drop for Memory {
     }
 }
 
-/// Which program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
-    /// `rlvs_xdp`.
-    Xdp,
-    /// `rlvs_tc`.
-    Tc,
-}
+pub use rlvs_linux::dataplane::stages::Body;
 
 /// A frame and how it comes in.
 #[derive(Clone, Copy, Debug)]
@@ -179,9 +175,9 @@ fn object() -> PathBuf {
 }
 
 impl Bpf {
-    /// Loads the programs named, with maps of the sizes that `settings` say, all empty.
+    /// Loads the programs of a body, with maps of the sizes that `settings` say, all empty.
     #[must_use]
-    pub fn load(settings: &Settings, programs: &[&str]) -> Self {
+    pub fn load(settings: &Settings, body: Body) -> Self {
         let (connections4, connections6) =
             (settings.connections4_mask + 1, settings.connections6_mask + 1);
         // Name, elements, bytes an element: the kernel lays elements out at multiples of 8.
@@ -191,6 +187,7 @@ impl Bpf {
             ("connections6", connections6, size_of::<Connections6>()),
             ("endpoints4", ENDPOINT4_BUCKETS, size_of::<Endpoints4>()),
             ("endpoints6", ENDPOINT6_BUCKETS, size_of::<Endpoints6>()),
+            ("presence", PRESENCE_WORDS, size_of::<Word>()),
             ("services", IDS, size_of::<Service>()),
             ("schedules", IDS, size_of::<Schedule>()),
             ("rings", RING_ELEMENTS, 8),
@@ -211,14 +208,7 @@ impl Bpf {
         let mut ebpf = loader
             .load_file(&path)
             .unwrap_or_else(|error| panic!("loading {}: {error:?}", path.display()));
-        for name in programs {
-            let program = ebpf.program_mut(name).unwrap_or_else(|| panic!("no program {name}"));
-            let loaded = match <&mut Xdp>::try_from(&mut *program) {
-                Ok(program) => program.load(),
-                Err(_) => <&mut SchedClassifier>::try_from(program).expect("XDP or TC").load(),
-            };
-            loaded.unwrap_or_else(|error| panic!("loading {name}: {error}"));
-        }
+        stages::load(&mut ebpf, body).unwrap_or_else(|error| panic!("loading {body:?}: {error}"));
         let maps = maps.map(|(name, elements, bytes)| {
             let map = ebpf.map(name).unwrap_or_else(|| panic!("no map {name}"));
             let Map::Array(data) = map else { panic!("{name} is not an array") };
@@ -347,7 +337,8 @@ impl Bpf {
     }
 
     /// Runs `rlvs_arm` once.
-    pub fn arm(&self) {
+    pub fn arm(&mut self) {
+        stages::load_program(&mut self.ebpf, "rlvs_arm").expect("loading rlvs_arm");
         let options = TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::default() };
         let ran = self.program::<Xdp>("rlvs_arm").test_run(options).expect("running rlvs_arm");
         assert_eq!(ran.return_value, 2, "rlvs_arm");
@@ -427,6 +418,7 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("settings", bytes_of(std::slice::from_ref(&tables.settings)).to_vec()),
         ("connections4", bytes_of(&tables.connections4).to_vec()),
         ("connections6", bytes_of(&tables.connections6).to_vec()),
+        ("presence", bytes_of(&tables.presence).to_vec()),
         ("services", bytes_of(&tables.services).to_vec()),
         ("schedules", bytes_of(&tables.schedules).to_vec()),
         ("rings", bytes_of(&rings).to_vec()),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Hop,
-    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, REASONS, ROUTES, Route, Row, Schedule,
+    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule,
     Service, Settings, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Query};
@@ -174,6 +174,8 @@ pub struct HostTables {
     pub endpoints4: BTreeMap<u32, Endpoints4>,
     /// Map `endpoints6`.
     pub endpoints6: BTreeMap<u32, Endpoints6>,
+    /// Map `presence`.
+    pub presence: Vec<Word>,
     /// Map `services`.
     pub services: Vec<Service>,
     /// Map `schedules`.
@@ -214,6 +216,7 @@ impl HostTables {
             connections6: many(settings.connections6_mask + 1),
             endpoints4: BTreeMap::new(),
             endpoints6: BTreeMap::new(),
+            presence: many(PRESENCE_WORDS),
             services: many(IDS),
             schedules: many(IDS),
             rings: many(RING_ELEMENTS),
@@ -253,6 +256,9 @@ impl Tables for HostTables {
     }
     fn endpoints6(&self, index: u32) -> Option<&Endpoints6> {
         Some(self.endpoints6.get(&index).unwrap_or(&self.empty6))
+    }
+    fn presence(&self, index: u32) -> Option<&Word> {
+        self.presence.get(index as usize)
     }
     fn service(&self, id: u32) -> Option<&Service> {
         self.services.get(id as usize)

@@ -177,6 +177,7 @@ fn enter(tables: &mut HostTables, kind: u64, address: IpAddr, port: u16, protoco
         IpAddr::V4(address) => {
             let address = V4(address.to_bits());
             let key = Key::new(&tables.settings, kind, address, port, protocol);
+            announce(tables, key.presence);
             for place in [key.places.first, key.places.second] {
                 let bucket = tables.endpoints4.entry(place).or_default();
                 if let Some(slot) = bucket.slots.iter_mut().find(|slot| slot.value.get() == 0) {
@@ -189,6 +190,7 @@ fn enter(tables: &mut HostTables, kind: u64, address: IpAddr, port: u16, protoco
             let bits = address.to_bits();
             let address = V6((bits >> 64) as u64, bits as u64);
             let key = Key::new(&tables.settings, kind, address, port, protocol);
+            announce(tables, key.presence);
             let (high, low) = address.words();
             for place in [key.places.first, key.places.second] {
                 let bucket = tables.endpoints6.entry(place).or_default();
@@ -201,6 +203,11 @@ fn enter(tables: &mut HostTables, kind: u64, address: IpAddr, port: u16, protoco
         }
     }
     panic!("no room for an endpoint");
+}
+
+fn announce(tables: &HostTables, (word, bit): (u32, u64)) {
+    let word = &tables.presence[word as usize];
+    word.set(word.get() | bit);
 }
 
 /// Writes an address as maps hold it.

@@ -3,7 +3,7 @@
 
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
-use rlvs_datapath::process::process;
+use rlvs_datapath::process::{go_on, process};
 use rlvs_datapath::tables::TIME_MASK;
 
 use crate::bpf::{Body, Bpf, Input, TC_CODES, XDP_CODES};
@@ -62,20 +62,21 @@ impl<const R: bool> Pair<R> {
         if input.cramped {
             frame.headroom = 0;
         }
-        let verdict = process(&mut frame, &self.host);
+        let verdict = decide(&mut frame, &self.host);
         let ran = self.bpf.run(body, input).unwrap_or_else(|error| {
             panic!("running the {body:?} body on {}: {error:?}", shown(input.frame))
         });
         let [xdp_drop, xdp_pass, xdp_tx, xdp_redirect] = XDP_CODES;
         let [tc_ok, tc_shot, tc_redirect] = TC_CODES;
         let expected = match (body, verdict) {
-            (Body::Xdp, Verdict::Pass(_) | Verdict::Resolve) => xdp_pass,
+            (Body::Xdp, Verdict::Pass(_) | Verdict::Resolve { .. }) => xdp_pass,
             (Body::Xdp, Verdict::Drop(_)) => xdp_drop,
             (Body::Xdp, Verdict::Transmit { interface }) if interface == input.interface => xdp_tx,
             (Body::Xdp, Verdict::Transmit { .. }) => xdp_redirect,
             (Body::Tc, Verdict::Pass(_)) => tc_ok,
             (Body::Tc, Verdict::Drop(_)) => tc_shot,
-            (Body::Tc, Verdict::Transmit { .. } | Verdict::Resolve) => tc_redirect,
+            (Body::Tc, Verdict::Transmit { .. } | Verdict::Resolve { .. }) => tc_redirect,
+            (_, Verdict::Next(stage)) => panic!("stopped before {stage:?}"),
         };
         let of = format!("of {body:?} for {verdict:?} on {}", shown(input.frame));
         let difference = self.bpf.difference(&self.host, all).unwrap_or_default();
@@ -94,6 +95,19 @@ impl<const R: bool> Pair<R> {
         let changes = snapshot::changes(&before, &snapshot::take(&self.host));
         Outcome { verdict, bytes, changes }
     }
+}
+
+/// The host body: all stages.
+fn decide<const R: bool>(frame: &mut HostFrame<'_, R>, tables: &HostTables) -> Verdict {
+    let mut verdict = process(frame, tables);
+    // Rest and Open may hand on to each other.
+    for _ in 0..3 {
+        match verdict {
+            Verdict::Next(stage) => verdict = go_on(stage, frame, tables),
+            done => return done,
+        }
+    }
+    verdict
 }
 
 /// Shows the headers of a frame.
@@ -117,8 +131,8 @@ impl<'a> World<'a> {
     #[must_use]
     pub fn new(network: &'a Network, description: &Description) -> Self {
         let settings = description.settings();
-        let xdp = Bpf::load(&settings, &["rlvs_xdp"]);
-        let tc = Bpf::load(&settings, &["rlvs_tc"]);
+        let xdp = Bpf::load(&settings, Body::Xdp);
+        let tc = Bpf::load(&settings, Body::Tc);
         let base = base_of_clock(network, &xdp, description.buckets);
         let mut world = Self {
             network,
@@ -229,7 +243,7 @@ impl<'a> World<'a> {
         if input.cramped {
             frame.headroom = 0;
         }
-        let verdict = process(&mut frame, &self.tc.host);
+        let verdict = decide(&mut frame, &self.tc.host);
         let changes = snapshot::changes(&before, &snapshot::take(&self.tc.host));
         self.tc.bpf.push(&self.tc.host);
         Outcome { verdict, bytes: frame.bytes, changes }
@@ -241,7 +255,7 @@ impl<'a> World<'a> {
     /// The frame does not pass.
     #[must_use]
     pub fn run_with_zeroed_maps(&self, input: &Input<'_>) -> Vec<u8> {
-        let bpf = Bpf::load(&self.tables().settings, &["rlvs_xdp"]);
+        let bpf = Bpf::load(&self.tables().settings, Body::Xdp);
         let ran = bpf.run(Body::Xdp, input).expect("a frame that programs run on");
         assert_eq!(ran.code, XDP_CODES[1]);
         ran.bytes

@@ -27,7 +27,7 @@ fn race(
     frames: impl Fn(u16) -> [Vec<u8>; 2],
 ) -> (snapshot::Snapshot, snapshot::Snapshot) {
     let settings = description.settings();
-    let bpf = Bpf::load(&settings, &["rlvs_xdp"]);
+    let bpf = Bpf::load(&settings, Body::Xdp);
     let mut tables = description.build();
     bpf.push(&tables);
     let rounds: Vec<[Vec<u8>; 2]> = (0..ROUNDS).map(frames).collect();

@@ -61,7 +61,7 @@ fn sweep(test: &str, buckets: u32, flows: u16) {
         let mut description = description(network, services);
         description.buckets = buckets;
         let mut settings = description.settings();
-        let bpf = Bpf::load(&settings, &["rlvs_xdp", "rlvs_arm"]);
+        let mut bpf = Bpf::load(&settings, Body::Xdp);
         let mut tables = description.build();
         bpf.push(&tables);
         bpf.arm();

@@ -22,6 +22,8 @@ pub const RING_ELEMENTS: u32 = 1 << 20;
 pub const ENDPOINT4_BUCKETS: u32 = 1 << 16;
 /// Buckets of the IPv6 endpoint map.
 pub const ENDPOINT6_BUCKETS: u32 = 1 << 16;
+/// Words of the map `presence`: four bits for each endpoint that there can be.
+pub const PRESENCE_WORDS: u32 = 1 << 13;
 /// Slots of the client route cache of one CPU.
 pub const ROUTES: u32 = 1 << 12;
 /// Buckets of the interface map.

@@ -117,10 +117,9 @@ impl<A: Ip> Key<A> {
     /// Computes where the half of a flow that belongs to `owner` is kept.
     #[inline(always)]
     pub fn new(settings: &Settings, flow: &Flow<A>, owner: u32) -> Self {
-        let Flow { client, port } = *flow;
-        let more = u64::from(owner) << 16 | u64::from(port);
-        let hash = client.hash(&settings.keys, more);
-        Self { client, port, owner, places: hash::places(hash, A::mask(settings)) }
+        let Flow { client, port, .. } = *flow;
+        let places = hash::places(A::hash_flow(&settings.keys, flow), A::mask(settings));
+        Self { client, port, owner, places }
     }
 
     /// Returns a number that is the same for every packet of the flow.
@@ -135,13 +134,18 @@ impl<A: Ip> Key<A> {
         A::Slot::key_word(low, u32::from(self.port) << 16 | self.owner & 0xffff)
     }
 
-    /// Returns 0 if a slot holds this half, anything else if not.
+    /// Returns 0 if a slot holds this half, anything else if not. Without `EXACT` the owner's upper
+    /// bits, which are in the value, are not looked at.
     #[inline(always)]
-    fn difference<T: Tables>(&self, tables: &T, slot: &A::Slot, word: u64) -> u64 {
+    fn difference<T: Tables, const EXACT: bool>(
+        &self,
+        tables: &T,
+        slot: &A::Slot,
+        word: u64,
+    ) -> u64 {
         let (high, low) = self.client.words();
-        (tables.read(slot.key()) ^ word)
-            | slot.address_difference(tables, high, low)
-            | self.foreign(tables.read(slot.value()))
+        let foreign = if EXACT { self.foreign(tables.read(slot.value())) } else { 0 };
+        (tables.read(slot.key()) ^ word) | slot.address_difference(tables, high, low) | foreign
     }
 
     /// Returns 0 if a value is that of a living half of this key's owner.
@@ -174,39 +178,35 @@ pub struct Context<'a, T> {
 }
 
 impl<'a, T: Tables> Context<'a, T> {
-    /// Finds a half, expired or not. Out of line, for all but the packet's own half.
+    /// Finds a half, expired or not.
     #[inline(always)]
-    pub fn find_other<A: Ip>(&self, flow: &Flow<A>, owner: u32) -> Option<Found<'a, A::Slot>> {
+    pub fn find<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
         let mut value = Value(0);
-        let slot = self.find_out_of_line(flow, owner, &mut value)?;
+        let slot = self.find_out_of_line(key, &mut value)?;
         Some(Found { slot, value })
     }
 
     // BPF functions return one word that must not be a pointer to the stack, which the register of
     // a function without a result may hold by accident: so each out-of-line one returns something.
     #[inline(never)]
-    fn find_out_of_line<A: Ip>(
-        &self,
-        flow: &Flow<A>,
-        owner: u32,
-        value: &mut Value,
-    ) -> Option<&'a A::Slot> {
-        let key = Key::new(self.settings, flow, owner);
-        let found = match self.find_in(&key, A::connections(self.tables, key.places.first)?) {
+    fn find_out_of_line<A: Ip>(&self, key: &Key<A>, value: &mut Value) -> Option<&'a A::Slot> {
+        let Places { first, second } = key.places;
+        let found = match self.find_in::<A, true>(key, A::connections(self.tables, first)?) {
             Some(found) => found,
             None if self.none_elsewhere() => return None,
-            None => self.find_in(&key, A::connections(self.tables, key.places.second)?)?,
+            None => self.find_in::<A, true>(key, A::connections(self.tables, second)?)?,
         };
         *value = found.value;
         Some(found.slot)
     }
 
+    /// Finds a half quickly. `None` leaves the question open: [`find_live`](Self::find_live) answers.
     #[inline(always)]
-    fn find<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
-        match self.find_at(key, key.places.first) {
+    pub fn glance<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
+        match self.glance_at(key, key.places.first) {
             Some(found) => Some(found),
             None if self.none_elsewhere() => None,
-            None => self.find_at(key, key.places.second),
+            None => self.glance_at(key, key.places.second),
         }
     }
 
@@ -223,23 +223,29 @@ impl<'a, T: Tables> Context<'a, T> {
         Some(&self.tables.schedule(0)?.position)
     }
 
-    /// Searches a place one cache line after the other, each without a branch.
+    /// Searches a place one cache line after the other.
     #[inline(always)]
-    fn find_at<A: Ip>(&self, key: &Key<A>, place: u32) -> Option<Found<'a, A::Slot>> {
+    fn glance_at<A: Ip>(&self, key: &Key<A>, place: u32) -> Option<Found<'a, A::Slot>> {
         let slots = A::connections(self.tables, place)?;
         let (near, far) = slots.split_at_checked(A::SLOTS / 2)?;
-        match self.find_in(key, near) {
+        match self.find_in::<A, false>(key, near) {
             Some(found) => Some(found),
-            None => self.find_in(key, far),
+            None => self.find_in::<A, false>(key, far),
         }
     }
 
+    /// Searches slots without a branch.
     #[inline(always)]
-    fn find_in<A: Ip>(&self, key: &Key<A>, slots: &'a [A::Slot]) -> Option<Found<'a, A::Slot>> {
+    fn find_in<A: Ip, const EXACT: bool>(
+        &self,
+        key: &Key<A>,
+        slots: &'a [A::Slot],
+    ) -> Option<Found<'a, A::Slot>> {
         let word = key.word();
         let (mut matches, mut index) = (0, 0);
         for (at, slot) in (0..).zip(slots) {
-            let same = 1 ^ self.tables.is_set(key.difference(self.tables, slot, word));
+            let difference = key.difference::<T, EXACT>(self.tables, slot, word);
+            let same = 1 ^ self.tables.is_set(difference);
             matches |= same;
             index |= same * at;
         }
@@ -270,14 +276,21 @@ impl<'a, T: Tables> Context<'a, T> {
         self.now.since(value.time()) <= timeout
     }
 
-    /// Returns the owner of a half's other half, if it has one.
+    /// Returns the key of a half's other half, if it has one.
     #[inline(always)]
-    fn other_owner(&self, value: Value) -> Option<u32> {
+    fn other_half<A: Ip>(&self, client: A, port: u16, value: Value) -> Option<Key<A>> {
         if !value.is_paired() {
             return None;
         }
         let destination = self.tables.destination(value.destination())?;
-        Some(if value.is_reply() { destination.service } else { destination.reply })
+        let (owner, peer, peer_port) = if value.is_reply() {
+            let service = self.tables.service(destination.service)?;
+            (destination.service, &service.address, service.port)
+        } else {
+            (destination.reply, &destination.address, destination.port)
+        };
+        let (peer, peer_port) = (A::from_octets(peer), u16::from_be_bytes(peer_port));
+        Some(Key::new(self.settings, &Flow { client, peer, port, peer_port }, owner))
     }
 
     /// Removes a connection one of whose halves has run out, unless its other half is younger.
@@ -290,11 +303,11 @@ impl<'a, T: Tables> Context<'a, T> {
             return false;
         }
         let (high, low) = slot.address(self.tables, word);
-        let flow = Flow { client: A::from_words(high, low), port: Value::port(word) };
-        let Some(owner) = self.other_owner(value) else {
+        let client = A::from_words(high, low);
+        let Some(key) = self.other_half(client, Value::port(word), value) else {
             return self.remove_counted(&found);
         };
-        let Some(other) = self.find_other(&flow, owner) else {
+        let Some(other) = self.find(&key) else {
             return self.remove_counted(&found);
         };
         if other.value.destination() != value.destination() {
@@ -344,26 +357,15 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Puts a half into a free slot and returns what it says there. The caller holds the lock of the
     /// key and has not found it.
     #[inline(always)]
-    pub fn insert<A: Ip>(
-        &self,
-        flow: &Flow<A>,
-        owner: u32,
-        value: Value,
-    ) -> Option<Found<'a, A::Slot>> {
-        let slot = self.insert_out_of_line(flow, owner, value)?;
+    pub fn insert<A: Ip>(&self, key: &Key<A>, value: Value) -> Option<Found<'a, A::Slot>> {
+        let slot = self.insert_out_of_line(key, value)?;
         Some(Found { slot, value: Value(self.tables.read(slot.value())) })
     }
 
     /// Puts a half into a free slot: in its first place, so that one cache line serves its packets,
     /// unless that is all but full and the second has more room.
     #[inline(never)]
-    fn insert_out_of_line<A: Ip>(
-        &self,
-        flow: &Flow<A>,
-        owner: u32,
-        value: Value,
-    ) -> Option<&'a A::Slot> {
-        let key = Key::new(self.settings, flow, owner);
+    fn insert_out_of_line<A: Ip>(&self, key: &Key<A>, value: Value) -> Option<&'a A::Slot> {
         let Places { first, second } = key.places;
         let (mut place, mut index) = (first, self.vacancy::<A>(first));
         if index >= A::SLOTS as u64 * 3 / 4 {
@@ -434,8 +436,7 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Takes the lock of a half; `kind` 0 for request halves, 1 for reply halves, taken in that
     /// order. `None` if another CPU does not let go.
     #[inline(always)]
-    pub fn lock<A: Ip>(&self, flow: &Flow<A>, owner: u32, kind: u32) -> Option<Lock<'a>> {
-        let key = Key::new(self.settings, flow, owner);
+    pub fn lock<A: Ip>(&self, key: &Key<A>, kind: u32) -> Option<Lock<'a>> {
         let index = kind * LOCKS + (key.places.first & (LOCKS - 1));
         let word = self.tables.lock(index)?;
         let free = self.tables.swap(word, 0, 1) || self.tables.wait_to_swap(word, 0, 1);
@@ -448,6 +449,21 @@ impl<'a, T: Tables> Context<'a, T> {
         self.tables.swap(lock.0, 1, 0);
     }
 
+    /// Notes the time of a packet that leaves the state as it is.
+    #[inline(always)]
+    pub fn touch<S: Slot>(&self, found: &Found<'_, S>) {
+        let Found { slot, value } = *found;
+        if value.time() != self.now.0 {
+            self.tables.swap(slot.value(), value.0, value.with(self.now, value.state()).0);
+        }
+    }
+
+    /// Returns whether a packet finds its connection in the middle of its life and leaves it there.
+    #[inline(always)]
+    pub fn is_steady(&self, value: Value, seen: Seen, protocol: u8, flags: u8) -> bool {
+        self.is_young(value) && value.state() == state::next(value.state(), seen, protocol, flags)
+    }
+
     /// Notes a request: its time, and what it does to the connection's state.
     #[inline(always)]
     pub fn track_request<A: Ip>(&self, packet: &Packet<A>, found: &Found<'_, A::Slot>) {
@@ -455,8 +471,8 @@ impl<'a, T: Tables> Context<'a, T> {
         let state = state::next(value.state(), seen(value), packet.protocol, packet.flags);
         if value.state() != state {
             self.change_by_request(packet, slot, value);
-        } else if value.time() != self.now.0 {
-            self.tables.swap(slot.value(), value.0, value.with(self.now, state).0);
+        } else {
+            self.touch(found);
         }
     }
 
@@ -467,7 +483,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let Some(state) = self.advance(&found, seen(value), protocol, flags, true) else {
             return false;
         };
-        self.mirror(&packet.from(), value, state);
+        self.mirror(packet, value, state);
         true
     }
 
@@ -478,8 +494,8 @@ impl<'a, T: Tables> Context<'a, T> {
         let state = state::next(value.state(), Seen::Reply, packet.protocol, packet.flags);
         if value.state() != state {
             self.change_by_reply(packet, slot, value);
-        } else if value.time() != self.now.0 {
-            self.tables.swap(slot.value(), value.0, value.with(self.now, state).0);
+        } else {
+            self.touch(found);
         }
     }
 
@@ -487,9 +503,8 @@ impl<'a, T: Tables> Context<'a, T> {
     fn change_by_reply<A: Ip>(&self, packet: &Packet<A>, slot: &A::Slot, value: Value) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let mut state = state::next(value.state(), Seen::Reply, protocol, flags);
-        let flow = packet.to();
-        if let Some(service) = self.other_owner(value)
-            && let Some(request) = self.find_other(&flow, service)
+        if let Some(key) = self.other_half(packet.target, packet.target_port, value)
+            && let Some(request) = self.find(&key)
             && let Some(agreed) = self.advance(&request, Seen::Reply, protocol, flags, false)
         {
             state = agreed;
@@ -540,9 +555,9 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Gives a request half's new state to its reply half.
     #[inline(always)]
-    fn mirror<A: Ip>(&self, flow: &Flow<A>, value: Value, state: State) {
-        if let Some(endpoint) = self.other_owner(value)
-            && let Some(mut reply) = self.find_other(flow, endpoint)
+    fn mirror<A: Ip>(&self, packet: &Packet<A>, value: Value, state: State) {
+        if let Some(key) = self.other_half(packet.source, packet.source_port, value)
+            && let Some(mut reply) = self.find(&key)
         {
             for _ in 0..TRIES {
                 let new = reply.value.with_state(state);
@@ -566,8 +581,9 @@ pub struct Lock<'a>(&'a Word);
 /// same connection at the same instant.
 const TRIES: u32 = 2;
 
+/// Returns how a request counts for the states of a connection.
 #[inline(always)]
-fn seen(value: Value) -> Seen {
+pub fn seen(value: Value) -> Seen {
     if value.is_paired() { Seen::Request } else { Seen::RequestOnly }
 }
 

@@ -13,6 +13,9 @@ pub struct Key<A> {
     pub word: u64,
     /// Where it is kept.
     pub places: Places,
+    /// Word and bit of the map `presence`, set if the endpoint, or another with the same bit, is kept
+    /// anywhere. An address that is none, such as a reply's client, need not be looked for.
+    pub presence: (u32, u64),
 }
 
 impl<A: Ip> Key<A> {
@@ -22,7 +25,8 @@ impl<A: Ip> Key<A> {
         let more = (kind as u32) << 24 | u32::from(protocol) << 16 | u32::from(port);
         let hash = address.hash(&settings.keys, u64::from(more));
         let word = A::Slot::key_word(address.words().1, more);
-        Self { address, word, places: hash::places(hash, A::ENDPOINT_MASK) }
+        let places = hash::places(hash, A::ENDPOINT_MASK);
+        Self { address, word, places, presence: hash::presence(hash) }
     }
 
     /// Searches a place without a branch for each slot.
@@ -43,6 +47,10 @@ impl<A: Ip> Key<A> {
     /// Returns the id that the endpoint stands for.
     #[inline(always)]
     pub fn id<T: Tables>(&self, tables: &T) -> Option<u32> {
+        let (word, bit) = self.presence;
+        if tables.read(tables.presence(word)?) & bit == 0 {
+            return None;
+        }
         let id = match self.id_at(tables, self.places.first) {
             0 => self.id_at(tables, self.places.second),
             id => id,

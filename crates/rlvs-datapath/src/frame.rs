@@ -8,6 +8,7 @@ use core::cell::Cell;
 use rlvs_wire::checksum;
 
 use crate::abi::Hop;
+use crate::process::Stage;
 use crate::reason::Reason;
 
 /// What becomes of a packet. The body carries it out and nothing else.
@@ -24,7 +25,12 @@ pub enum Verdict {
         interface: u32,
     },
     /// Leaves to a neighbour once the kernel has resolved it; the frame has been told which.
-    Resolve,
+    Resolve {
+        /// Interface index. Every verdict has a number, so that none is copied undefined.
+        interface: u32,
+    },
+    /// Nothing has been done yet: this stage decides.
+    Next(Stage),
 }
 
 impl Verdict {
@@ -36,7 +42,8 @@ impl Verdict {
             Self::Pass(reason) => reason as u64,
             Self::Drop(reason) => 1 << 32 | reason as u64,
             Self::Transmit { interface } => 2 << 32 | interface as u64,
-            Self::Resolve => 3 << 32,
+            Self::Resolve { interface } => 3 << 32 | interface as u64,
+            Self::Next(stage) => 4 << 32 | stage as u64,
         }
     }
 
@@ -48,7 +55,8 @@ impl Verdict {
             0 => Self::Pass(Reason::from_number(low)),
             1 => Self::Drop(Reason::from_number(low)),
             2 => Self::Transmit { interface: low },
-            _ => Self::Resolve,
+            3 => Self::Resolve { interface: low },
+            _ => Self::Next(Stage::from_number(low)),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Two rounds of multiply and xor-shift with secret words, so that nobody who does not know them
 //! can fill a bucket on purpose. The control plane computes the same.
 
+use crate::abi::PRESENCE_WORDS;
+
 /// The two places of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(align(8))]
@@ -11,6 +13,13 @@ pub struct Places {
     pub first: u32,
     /// The other one.
     pub second: u32,
+}
+
+/// Returns the word and the bit that stand for `hash` in the map `presence`.
+#[inline(always)]
+pub const fn presence(hash: u64) -> (u32, u64) {
+    let bit = (hash >> 16) as u32 & (PRESENCE_WORDS * 64 - 1);
+    (bit / 64, 1 << (bit % 64))
 }
 
 /// Hashes a word with what else belongs to the key.

@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use crate::abi::{Destination, Hop, ROUTES, Row};
+use crate::abi::{Destination, Hop, ROUTES, Route, Row};
 use crate::connection::Context;
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::hash;
@@ -48,12 +48,8 @@ impl<'a, T: Tables> Context<'a, T> {
         frame: &mut F,
         client: A,
     ) -> Result<Way<'a>, Verdict> {
+        let route = self.route(client).ok_or(Verdict::Drop(Reason::Inconsistent))?;
         let (high, low) = client.words();
-        let slot = hash::mix(&self.settings.keys, low, high) as u32 & (ROUTES - 1);
-        let route = self
-            .tables
-            .route(self.tables.cpu() * ROUTES + slot)
-            .ok_or(Verdict::Drop(Reason::Inconsistent))?;
         let kept = route.low.get() == low && route.high.get() == high;
         if kept && self.is_fresh(&route.hop.get()) {
             return Ok(Way { hop: &route.hop, resolve: false });
@@ -67,8 +63,25 @@ impl<'a, T: Tables> Context<'a, T> {
         self.found(&route.hop, result)
     }
 
+    /// Returns the way to a client if this CPU has one, fresh or not.
     #[inline(always)]
-    fn is_fresh(&self, hop: &Hop) -> bool {
+    pub fn known_way_to_client<A: Ip>(&self, client: A) -> Option<&'a Cell<Hop>> {
+        let route = self.route(client)?;
+        let (high, low) = client.words();
+        if route.low.get() == low && route.high.get() == high { Some(&route.hop) } else { None }
+    }
+
+    /// Returns where this CPU keeps the way to a client.
+    #[inline(always)]
+    fn route<A: Ip>(&self, client: A) -> Option<&'a Route> {
+        let (high, low) = client.words();
+        let slot = hash::mix(&self.settings.keys, low, high) as u32 & (ROUTES - 1);
+        self.tables.route(self.tables.cpu() * ROUTES + slot)
+    }
+
+    /// Returns whether a way is known and was asked for within the last second.
+    #[inline(always)]
+    pub fn is_fresh(&self, hop: &Hop) -> bool {
         hop.interface != 0 && self.now.since(hop.checked) < self.settings.second
     }
 
@@ -108,7 +121,7 @@ fn words(address: &[u8; 16]) -> [u64; 2] {
 pub fn send<F: Frame>(frame: &mut F, way: &Way<'_>) -> Verdict {
     if way.resolve {
         frame.resolve(way.hop);
-        return Verdict::Resolve;
+        return Verdict::Resolve { interface: way.hop.get().awaited().0 };
     }
     let hop = way.hop.get();
     let Some(head) = frame.head::<12>() else { return Verdict::Drop(Reason::Malformed) };

@@ -11,14 +11,18 @@ use crate::hash;
 use crate::reason::Reason;
 use crate::tables::Tables;
 
-/// The client's end of a connection: what both halves have in common.
+/// The two ends of one half of a connection, as its packets name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(align(8))]
 pub struct Flow<A> {
     /// Client address.
     pub client: A,
+    /// The other end's address: the virtual one in requests, the real server's in replies.
+    pub peer: A,
     /// Client port.
     pub port: u16,
+    /// The other end's port.
+    pub peer_port: u16,
 }
 
 /// A parsed TCP or UDP packet. Ports in host order.
@@ -43,17 +47,27 @@ pub struct Packet<A> {
     pub length: u32,
 }
 
-impl<A: Copy> Packet<A> {
-    /// Returns the sender's end.
+impl<A> Flow<A> {
+    /// Returns both ports as one number.
     #[inline(always)]
-    pub fn from(&self) -> Flow<A> {
-        Flow { client: self.source, port: self.source_port }
+    fn ports(&self) -> u64 {
+        u64::from(self.port) << 16 | u64::from(self.peer_port)
+    }
+}
+
+impl<A: Copy> Packet<A> {
+    /// Returns the flow of a packet from a client.
+    #[inline(always)]
+    pub fn request(&self) -> Flow<A> {
+        let Self { source, target, source_port, target_port, .. } = *self;
+        Flow { client: source, peer: target, port: source_port, peer_port: target_port }
     }
 
-    /// Returns the receiver's end.
+    /// Returns the flow of a packet to a client.
     #[inline(always)]
-    pub fn to(&self) -> Flow<A> {
-        Flow { client: self.target, port: self.target_port }
+    pub fn reply(&self) -> Flow<A> {
+        let Self { source, target, source_port, target_port, .. } = *self;
+        Flow { client: target, peer: source, port: target_port, peer_port: source_port }
     }
 }
 
@@ -98,6 +112,8 @@ pub trait Ip: Copy + Eq {
     fn words(self) -> (u64, u64);
     /// Returns the address back from its words.
     fn from_words(high: u64, low: u64) -> Self;
+    /// Returns the address back from network order, an IPv4 one from the first four bytes.
+    fn from_octets(octets: &[u8; 16]) -> Self;
     /// Returns the connection slots at a place.
     fn connections<T: Tables>(tables: &T, index: u32) -> Option<&[Self::Slot]>;
     /// Returns the endpoint slots at a place.
@@ -111,6 +127,8 @@ pub trait Ip: Copy + Eq {
 
     /// Hashes the address with 32 more bits of a key.
     fn hash(self, keys: &[u64; 3], more: u64) -> u64;
+    /// Hashes both ends of a flow.
+    fn hash_flow(keys: &[u64; 3], flow: &Flow<Self>) -> u64;
 }
 
 /// A slot of a connection or endpoint table.
@@ -267,6 +285,10 @@ impl Ip for V4 {
         Self(low as u32)
     }
     #[inline(always)]
+    fn from_octets(octets: &[u8; 16]) -> Self {
+        Self(u32_at(octets, 0))
+    }
+    #[inline(always)]
     fn connections<T: Tables>(tables: &T, index: u32) -> Option<&[Slot4]> {
         Some(&tables.connections4(index)?.slots)
     }
@@ -284,6 +306,10 @@ impl Ip for V4 {
     #[inline(always)]
     fn hash(self, keys: &[u64; 3], more: u64) -> u64 {
         hash::mix(keys, u64::from(self.0) << 32 | more & 0xffff_ffff, more >> 32)
+    }
+    #[inline(always)]
+    fn hash_flow(keys: &[u64; 3], flow: &Flow<Self>) -> u64 {
+        hash::mix(keys, u64::from(flow.client.0) << 32 | u64::from(flow.peer.0), flow.ports())
     }
 }
 
@@ -352,6 +378,10 @@ impl Ip for V6 {
         Self(high, low)
     }
     #[inline(always)]
+    fn from_octets(octets: &[u8; 16]) -> Self {
+        Self(u64_at(octets, 0), u64_at(octets, 8))
+    }
+    #[inline(always)]
     fn connections<T: Tables>(tables: &T, index: u32) -> Option<&[Slot6]> {
         Some(&tables.connections6(index)?.slots)
     }
@@ -369,6 +399,14 @@ impl Ip for V6 {
     #[inline(always)]
     fn hash(self, keys: &[u64; 3], more: u64) -> u64 {
         hash::mix(keys, hash::mix(keys, self.0, self.1), more)
+    }
+    #[inline(always)]
+    fn hash_flow(keys: &[u64; 3], flow: &Flow<Self>) -> u64 {
+        let Flow { client, peer, .. } = *flow;
+        // A client chooses the ports, not the peer's address, which therefore needs no keys. The
+        // ports are below, as a product spreads bits upwards only.
+        let more = (peer.0 ^ peer.1).rotate_left(32).wrapping_add(flow.ports());
+        hash::mix(keys, hash::mix(keys, client.0, client.1), more)
     }
 }
 

@@ -1,4 +1,10 @@
-//! The forwarding function.
+//! The forwarding function, in stages.
+//!
+//! [`process`] carries what nearly every packet is: one in the middle of its connection's life, to
+//! or from a destination whose way is known. It changes nothing before it knows that the packet is
+//! such a one, and hands any other to the [`Stage`] that can deal with it, which begins anew. In BPF
+//! a stage is a program of its own, so that what is rare costs the common packet neither
+//! instructions nor stack.
 //!
 //! Order of a request: is the frame ours, does it go to a service, does its connection exist, can it
 //! be opened; then the way to the destination, *then* state, counters and rewriting: a packet that
@@ -8,30 +14,132 @@
 use rlvs_wire::{ethernet, u16_at};
 
 use crate::abi::{
-    Destination, INTERFACE_BUCKETS, REASONS, Row, destination_flag, endpoint_kind, interface_flag,
-    method,
+    Destination, Hop, INTERFACE_BUCKETS, REASONS, Row, Service, destination_flag, endpoint_kind,
+    interface_flag, method,
 };
-use crate::connection::{Context, Found, Key};
+use crate::connection::{Context, Found, Key, seen};
 use crate::endpoint;
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, Ip, Packet, Substitute, V4, V6};
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
-use crate::schedule::quiet;
-use crate::state;
+use crate::schedule::{Opening, quiet};
+use crate::state::{self, Seen};
 use crate::tables::{Tables, Time, bump};
 
-/// Decides what becomes of a frame, rewrites it accordingly and counts.
+/// What goes on where [`process`] stops.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// An IPv4 request that may open a connection.
+    Open4 = 0,
+    /// The same over IPv6.
+    Open6 = 1,
+    /// Anything else that belongs to a service over IPv4: states that change, connections that
+    /// expire, ways to be asked for, replies that nothing is known of.
+    Rest4 = 2,
+    /// The same over IPv6.
+    Rest6 = 3,
+}
+
+impl Stage {
+    /// Every stage, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Open4, Self::Open6, Self::Rest4, Self::Rest6];
+
+    /// Returns the end of the names of the programs that carry it out.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open4 => "open4",
+            Self::Open6 => "open6",
+            Self::Rest4 => "rest4",
+            Self::Rest6 => "rest6",
+        }
+    }
+
+    /// Returns the stage of a number; an unknown number is the last stage's.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Open4,
+            1 => Self::Open6,
+            2 => Self::Rest4,
+            _ => Self::Rest6,
+        }
+    }
+
+    #[inline(always)]
+    const fn open<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Open4 } else { Self::Open6 }
+    }
+
+    #[inline(always)]
+    const fn rest<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Rest4 } else { Self::Rest6 }
+    }
+}
+
+/// Decides what becomes of a frame, rewrites it accordingly and counts; or names the stage that does.
 #[inline(always)]
 pub fn process<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, kind| match kind {
+        ethernet::IPV4 => established::<V4, F, T>(context, frame),
+        ethernet::IPV6 => established::<V6, F, T>(context, frame),
+        _ => Verdict::Pass(Reason::OtherProtocol),
+    })
+}
+
+/// Carries out the stages [`Stage::Open4`] and [`Stage::Open6`].
+#[inline(always)]
+pub fn open<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| first::<A, F, T>(context, frame))
+}
+
+/// Carries out the stages [`Stage::Rest4`] and [`Stage::Rest6`].
+#[inline(always)]
+pub fn rest<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| any::<A, F, T>(context, frame))
+}
+
+/// Carries out a stage, for bodies that call it like any function.
+pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
+    match stage {
+        Stage::Open4 => open::<V4, F, T>(frame, tables),
+        Stage::Open6 => open::<V6, F, T>(frame, tables),
+        Stage::Rest4 => rest::<V4, F, T>(frame, tables),
+        Stage::Rest6 => rest::<V6, F, T>(frame, tables),
+    }
+}
+
+/// Lets `work` decide over a frame that is addressed to the interface it came in by, and counts.
+#[inline(always)]
+fn settle<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    work: impl FnOnce(&Context<'_, T>, &mut F, u16) -> Verdict,
+) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(Reason::NoService) };
     let context = Context { tables, settings, now: Time::now(tables, settings) };
-    let (verdict, behind_xdp) = decide(&context, frame);
+    let interface = frame.interface();
+    // Whether XDP sees this interface's frames first, and has counted what it passed.
+    let mut behind_xdp = false;
+    let verdict = match frame.head::<14>() {
+        None => Verdict::Pass(Reason::Malformed),
+        Some(head) => {
+            let kind = u16_at(head, ethernet::TYPE);
+            match context.owns(interface, rlvs_wire::bytes_at(head, ethernet::DESTINATION)) {
+                None => Verdict::Pass(Reason::OtherHost),
+                Some(flags) => {
+                    behind_xdp = flags & interface_flag::XDP != 0;
+                    work(&context, frame, kind)
+                }
+            }
+        }
+    };
     let counted = match verdict {
         Verdict::Pass(reason) => (!behind_xdp || !F::RESOLVES).then_some(reason),
         Verdict::Drop(reason) => Some(reason),
-        Verdict::Transmit { .. } | Verdict::Resolve => None,
+        Verdict::Transmit { .. } | Verdict::Resolve { .. } | Verdict::Next(_) => None,
     };
     if let Some(reason) = counted {
         context.count(reason);
@@ -39,91 +147,129 @@ pub fn process<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     verdict
 }
 
-/// Returns the verdict, and whether XDP sees this interface's frames first.
-#[inline(always)]
-fn decide<F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> (Verdict, bool) {
-    let interface = frame.interface();
-    let Some(head) = frame.head::<14>() else {
-        return (Verdict::Pass(Reason::Malformed), false);
-    };
-    let kind = u16_at(head, ethernet::TYPE);
-    let mac: [u8; 6] = rlvs_wire::bytes_at(head, ethernet::DESTINATION);
-    let Some(flags) = context.owns(interface, mac) else {
-        return (Verdict::Pass(Reason::OtherHost), false);
-    };
-    let verdict = match kind {
-        ethernet::IPV4 => ip::<V4, F, T>(context, frame),
-        ethernet::IPV6 => ip::<V6, F, T>(context, frame),
-        _ => Verdict::Pass(Reason::OtherProtocol),
-    };
-    (verdict, flags & interface_flag::XDP != 0)
+/// Which half of which connection a packet would belong to.
+struct Half<A> {
+    key: Key<A>,
+    is_reply: bool,
 }
 
+/// A packet in the middle of its connection's life.
 #[inline(always)]
-fn ip<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+fn established<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
     let packet = match A::parse(frame) {
         Ok(packet) => packet,
         Err(reason) => return Verdict::Pass(reason),
     };
-    let Context { tables, settings, .. } = *context;
-    let Packet { source, target, source_port, target_port, protocol, .. } = packet;
-    let service =
-        endpoint::Key::new(settings, endpoint_kind::SERVICE, target, target_port, protocol);
-    let (owner, flow, is_reply) = match service.id(tables) {
-        Some(service) => (service, packet.from(), false),
-        None => {
-            let kind = endpoint_kind::REPLY;
-            match endpoint::Key::new(settings, kind, source, source_port, protocol).id(tables) {
-                Some(endpoint) => (endpoint, packet.to(), true),
-                None => return Verdict::Pass(Reason::NoService),
-            }
-        }
+    let Some(half) = context.half(&packet) else { return Verdict::Pass(Reason::NoService) };
+    let Some(found) = context.glance(&half.key) else {
+        let may_open = !half.is_reply && state::starts(packet.protocol, packet.flags);
+        return Verdict::Next(if may_open { Stage::open::<A>() } else { Stage::rest::<A>() });
     };
-    let found = match context.find_live(&Key::new(settings, &flow, owner)) {
-        // The stack answers it, in the director's name.
-        Some(_) if packet.ttl <= 1 && is_reply => return Verdict::Pass(Reason::Expired),
-        Some(_) if packet.ttl <= 1 => {
-            return complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired);
-        }
-        Some(found) => found,
-        None if is_reply => return Verdict::Pass(Reason::NoConnection),
-        None => match start(context, frame, &packet, owner) {
-            Ok(found) => found,
-            Err(verdict) => return verdict,
-        },
-    };
-    if is_reply {
-        answer(context, frame, &packet, &found)
+    let done = if half.is_reply {
+        steady_answer(context, frame, &packet, &found)
     } else {
-        request(context, frame, &packet, &found)
+        steady_request(context, frame, &packet, &found)
+    };
+    done.unwrap_or(Verdict::Next(Stage::rest::<A>()))
+}
+
+/// Forwards a request, if nothing about it needs thought.
+#[inline(always)]
+fn steady_request<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    found: &Found<'_, A::Slot>,
+) -> Option<Verdict> {
+    let (destination, row) = context.destination(found.value.destination()).ok()?;
+    let steady =
+        context.is_steady(found.value, seen(found.value), packet.protocol, packet.flags);
+    let way = Way { hop: &row.hop, resolve: false };
+    if !steady || !context.is_easy(frame, packet, destination, &row.hop.get()) {
+        return None;
+    }
+    context.touch(found);
+    Some(forward(frame, packet, destination, row, &way))
+}
+
+/// Sends a reply to its client, if nothing about it needs thought.
+#[inline(always)]
+fn steady_answer<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    found: &Found<'_, A::Slot>,
+) -> Option<Verdict> {
+    let (destination, row) = context.destination(found.value.destination()).ok()?;
+    let service = context.tables.service(destination.service)?;
+    let steady = context.is_steady(found.value, Seen::Reply, packet.protocol, packet.flags);
+    let way = Way { hop: context.known_way_to_client(packet.target)?, resolve: false };
+    if !steady || !context.is_easy(frame, packet, destination, &way.hop.get()) {
+        return None;
+    }
+    context.touch(found);
+    Some(give_back(frame, packet, (destination, service), row, &way))
+}
+
+/// A request that may open a connection.
+#[inline(always)]
+fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    let packet = match A::parse(frame) {
+        Ok(packet) => packet,
+        Err(reason) => return Verdict::Pass(reason),
+    };
+    let Some(service) = context.service_of(&packet) else {
+        return Verdict::Pass(Reason::NoService);
+    };
+    match context.open(frame, &packet, service) {
+        Opening::To(destination) => deliver(context, frame, &packet, destination, || {}),
+        Opening::There => Verdict::Next(Stage::rest::<A>()),
+        Opening::Refused(reason) => refuse_start(context, frame, &packet, reason),
     }
 }
 
-/// A packet from a client to a service with which it has no connection: opens one, or says what
-/// becomes of the packet instead.
+/// Says what becomes of a packet that opens no connection.
 #[inline(always)]
-fn start<'a, A: Ip, F: Frame, T: Tables>(
-    context: &Context<'a, T>,
+fn refuse_start<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
-    service: u32,
-) -> Result<Found<'a, A::Slot>, Verdict> {
-    let refused = if state::starts(packet.protocol, packet.flags) {
-        match context.open(frame, packet, service) {
-            Ok(found) => return Ok(found),
-            Err(reason) => reason,
-        }
-    } else {
-        Reason::Stateless
-    };
-    Err(match refused {
-        Reason::Stateless => astray(context, frame, packet, service),
+    refused: Reason,
+) -> Verdict {
+    match refused {
+        // There is no room: it goes astray.
+        Reason::Stateless => Verdict::Next(Stage::rest::<A>()),
         Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken => {
             complain(context, frame, packet, Complaint::PortUnreachable, refused)
         }
         Reason::Expired => complain(context, frame, packet, Complaint::TimeExceeded, refused),
         _ => quiet(refused),
-    })
+    }
+}
+
+/// Any packet to or from a service.
+#[inline(always)]
+fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    let packet = match A::parse(frame) {
+        Ok(packet) => packet,
+        Err(reason) => return Verdict::Pass(reason),
+    };
+    let Some(half) = context.half(&packet) else { return Verdict::Pass(Reason::NoService) };
+    let Half { key, is_reply } = half;
+    match context.find_live(&key) {
+        // The stack answers it, in the director's name.
+        Some(_) if packet.ttl <= 1 && is_reply => Verdict::Pass(Reason::Expired),
+        Some(_) if packet.ttl <= 1 => {
+            complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired)
+        }
+        Some(found) if is_reply => answer(context, frame, &packet, &found),
+        Some(found) => request(context, frame, &packet, &found),
+        None if is_reply => Verdict::Pass(Reason::NoConnection),
+        None if state::starts(packet.protocol, packet.flags) && !context.is_full(&key) => {
+            Verdict::Next(Stage::open::<A>())
+        }
+        None => astray(context, frame, &packet, key.owner),
+    }
 }
 
 /// A packet from a client on its connection.
@@ -134,7 +280,20 @@ fn request<A: Ip, F: Frame, T: Tables>(
     packet: &Packet<A>,
     found: &Found<'_, A::Slot>,
 ) -> Verdict {
-    let (destination, row) = match context.destination(found.value.destination()) {
+    let track = || context.track_request(packet, found);
+    deliver(context, frame, packet, found.value.destination(), track)
+}
+
+/// Sends a request to its destination; `track` notes it once the way is known.
+#[inline(always)]
+fn deliver<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    id: u32,
+    track: impl FnOnce(),
+) -> Verdict {
+    let (destination, row) = match context.destination(id) {
         Ok(both) => both,
         Err(reason) => return Verdict::Drop(reason),
     };
@@ -145,7 +304,10 @@ fn request<A: Ip, F: Frame, T: Tables>(
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    context.track_request(packet, found);
+    track();
+    if does_not_fit(frame, packet.length, &way) {
+        return Verdict::Drop(Reason::TooBig);
+    }
     forward(frame, packet, destination, row, &way)
 }
 
@@ -158,9 +320,6 @@ fn forward<A: Ip, F: Frame>(
     row: &Row,
     way: &Way<'_>,
 ) -> Verdict {
-    if does_not_fit(frame, packet.length, way) {
-        return Verdict::Drop(Reason::TooBig);
-    }
     let done = if destination.method == method::MASQUERADE {
         let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
         let (end, address, port) = (End::Target, &destination.address, destination.port);
@@ -202,6 +361,18 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     if does_not_fit(frame, packet.length, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
+    give_back(frame, packet, (destination, service), row, &way)
+}
+
+/// Sends a reply to its client.
+#[inline(always)]
+fn give_back<A: Ip, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    (destination, service): (&Destination, &Service),
+    row: &Row,
+    way: &Way<'_>,
+) -> Verdict {
     let deltas = Deltas {
         address: rlvs_wire::checksum::inverse(destination.address_delta),
         port: rlvs_wire::checksum::inverse(destination.port_delta),
@@ -213,7 +384,7 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     }
     bump(&row.out_packets, 1);
     bump(&row.out_bytes, u64::from(packet.length));
-    hop::send(frame, &way)
+    hop::send(frame, way)
 }
 
 /// A request without a connection that cannot start one or finds no room for it: with a full table
@@ -235,7 +406,7 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     packet: &Packet<A>,
     service: u32,
 ) -> u64 {
-    let key = Key::new(context.settings, &packet.from(), service);
+    let key = Key::new(context.settings, &packet.request(), service);
     let stateless = match context.pick_stateless(&key) {
         Some(id) if context.is_full(&key) => context.destination(id),
         _ => return Verdict::Pass(Reason::NoConnection).pack(),
@@ -243,6 +414,7 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     let verdict = match stateless {
         Ok((to, _)) if to.method == method::MASQUERADE => Verdict::Pass(Reason::NoConnection),
         Ok((to, row)) => match context.way_to_destination::<A, F>(frame, row, to) {
+            Ok(way) if does_not_fit(frame, packet.length, &way) => Verdict::Drop(Reason::TooBig),
             Ok(way) => {
                 context.count(Reason::Stateless);
                 forward(frame, packet, to, row, &way)
@@ -276,6 +448,45 @@ fn does_not_fit<F: Frame>(frame: &F, length: u32, way: &Way<'_>) -> bool {
 }
 
 impl<'a, T: Tables> Context<'a, T> {
+    /// Returns the id of the service that a packet goes to.
+    #[inline(always)]
+    fn service_of<A: Ip>(&self, packet: &Packet<A>) -> Option<u32> {
+        let Packet { target, target_port, protocol, .. } = *packet;
+        let kind = endpoint_kind::SERVICE;
+        endpoint::Key::new(self.settings, kind, target, target_port, protocol).id(self.tables)
+    }
+
+    /// Returns the half that a packet belongs to, if it goes to a service or comes from a NAT
+    /// destination.
+    #[inline(always)]
+    fn half<A: Ip>(&self, packet: &Packet<A>) -> Option<Half<A>> {
+        if let Some(owner) = self.service_of(packet) {
+            let key = Key::new(self.settings, &packet.request(), owner);
+            return Some(Half { key, is_reply: false });
+        }
+        let Packet { source, source_port, protocol, .. } = *packet;
+        let kind = endpoint_kind::REPLY;
+        let endpoint = endpoint::Key::new(self.settings, kind, source, source_port, protocol);
+        let owner = endpoint.id(self.tables)?;
+        Some(Half { key: Key::new(self.settings, &packet.reply(), owner), is_reply: true })
+    }
+
+    /// Returns whether a packet may live on, its destination is there, and the way is known and wide
+    /// enough.
+    #[inline(always)]
+    fn is_easy<A, F: Frame>(
+        &self,
+        frame: &F,
+        packet: &Packet<A>,
+        destination: &Destination,
+        hop: &Hop,
+    ) -> bool {
+        packet.ttl > 1
+            && destination.flags & destination_flag::AVAILABLE != 0
+            && self.is_fresh(hop)
+            && frame.segment(packet.length) <= hop.mtu
+    }
+
     /// Returns the flags of the interface if `mac` is one of its addresses.
     #[inline(always)]
     fn owns(&self, interface: u32, mac: [u8; 6]) -> Option<u32> {

@@ -13,43 +13,45 @@ use crate::tables::{Tables, bump};
 /// How many destinations are tried for one connection before it is refused.
 const ATTEMPTS: u32 = 4;
 
-/// What an out-of-line function returns when all went well; else it is a reason's number.
-const DONE: u32 = u32::MAX;
-/// Set in a result when another destination may do better.
+/// What a function on the way to a connection returns, in one word as BPF wants it: a destination's
+/// id with this bit, or the number of a reason.
+const OPENED: u32 = 1 << 31;
+/// Set in a reason's number when another destination may do better.
 const NEXT: u32 = 1 << 30;
+/// The connection is there already.
+const THERE: u32 = 1 << 29;
+/// Nothing stands against it.
+const DONE: u32 = u32::MAX;
 
-/// Where an out-of-line function leaves the connection that it opened or found.
-struct Opened<'a, S> {
-    slot: Option<&'a S>,
-    value: Value,
-}
-
-impl<'a, S> Opened<'a, S> {
-    #[inline(always)]
-    fn found(self) -> Result<Found<'a, S>, Reason> {
-        let slot = self.slot.ok_or(Reason::Inconsistent)?;
-        Ok(Found { slot, value: self.value })
-    }
+/// What became of a packet that may open a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
+pub enum Opening {
+    /// It did, to the destination of this id.
+    To(u32),
+    /// Another CPU has opened it since the packet did not find it.
+    There,
+    /// It did not, for this reason.
+    Refused(Reason),
 }
 
 impl<'a, T: Tables> Context<'a, T> {
-    /// Opens a connection for a packet that may start one. The error is a reason to answer with
-    /// ICMP, to pass or to drop: [`crate::process`] knows which.
+    /// Opens a connection for a packet that may start one.
     #[inline(always)]
     pub fn open<A: Ip, F: Frame>(
         &self,
         frame: &mut F,
         packet: &Packet<A>,
         service: u32,
-    ) -> Result<Found<'a, A::Slot>, Reason> {
-        let mut opened = Opened { slot: None, value: Value(0) };
+    ) -> Opening {
         let result = match self.admit(frame, packet, service) {
-            DONE => self.open_out_of_line(packet, service, &mut opened),
+            DONE => self.open_locked(packet, service),
             reason => reason,
         };
         match result {
-            DONE => opened.found(),
-            reason => Err(Reason::from_number(reason)),
+            THERE => Opening::There,
+            id if id & OPENED != 0 => Opening::To(id & !OPENED),
+            reason => Opening::Refused(Reason::from_number(reason)),
         }
     }
 
@@ -68,41 +70,23 @@ impl<'a, T: Tables> Context<'a, T> {
         if packet.ttl <= 1 { Reason::Expired as u32 } else { DONE }
     }
 
-    #[inline(never)]
-    fn open_out_of_line<A: Ip>(
-        &self,
-        packet: &Packet<A>,
-        id: u32,
-        opened: &mut Opened<'a, A::Slot>,
-    ) -> u32 {
-        let flow = packet.from();
-        let Some(lock) = self.lock(&flow, id, 0) else { return Reason::Busy as u32 };
-        let result = match self.find_other(&flow, id) {
-            // The packet did not find it: another CPU has opened it since.
-            Some(Found { slot, value }) => {
-                *opened = Opened { slot: Some(slot), value };
-                DONE
-            }
-            None => self.schedule(packet, &flow, id, opened),
-        };
+    #[inline(always)]
+    fn open_locked<A: Ip>(&self, packet: &Packet<A>, id: u32) -> u32 {
+        let key = Key::new(self.settings, &packet.request(), id);
+        let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
+        let result = if self.find(&key).is_some() { THERE } else { self.schedule(packet, &key) };
         self.unlock(lock);
         result
     }
 
     /// Tries destinations in the scheduler's order until one takes the connection.
     #[inline(always)]
-    fn schedule<A: Ip>(
-        &self,
-        packet: &Packet<A>,
-        flow: &Flow<A>,
-        service: u32,
-        opened: &mut Opened<'a, A::Slot>,
-    ) -> u32 {
+    fn schedule<A: Ip>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
         let mut reason = Reason::NoDestination as u32;
         for _ in 0..ATTEMPTS {
-            let Some(id) = self.pick(service) else { break };
-            match self.connect(packet, flow, id, opened) {
-                next if next != DONE && next & NEXT != 0 => reason = next & !NEXT,
+            let Some(id) = self.pick(key.owner) else { break };
+            match self.connect(packet, key, id) {
+                next if next & (NEXT | OPENED) == NEXT => reason = next & !NEXT,
                 result => return result,
             }
         }
@@ -124,13 +108,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Makes the entries of a connection to one destination and counts it.
     #[inline(always)]
-    fn connect<A: Ip>(
-        &self,
-        packet: &Packet<A>,
-        flow: &Flow<A>,
-        id: u32,
-        opened: &mut Opened<'a, A::Slot>,
-    ) -> u32 {
+    fn connect<A: Ip>(&self, packet: &Packet<A>, key: &Key<A>, id: u32) -> u32 {
         let Some(destination) = self.tables.destination(id) else {
             return Reason::Inconsistent as u32;
         };
@@ -140,20 +118,20 @@ impl<'a, T: Tables> Context<'a, T> {
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
         let state = state::next(State::NONE, seen, packet.protocol, packet.flags);
-        let (service, reply) = (destination.service, destination.reply);
-        let value = Value::new(self.now, state, id, service, paired);
+        let value = Value::new(self.now, state, id, key.owner, paired);
         if paired {
-            let Some(lock) = self.lock(flow, reply, 1) else { return Reason::Busy as u32 };
-            let result = self.connect_pair(flow, service, reply, value, opened);
+            let peer = A::from_octets(&destination.address);
+            let peer_port = u16::from_be_bytes(destination.port);
+            let back = Flow { peer, peer_port, ..packet.request() };
+            let back = Key::new(self.settings, &back, destination.reply);
+            let Some(lock) = self.lock(&back, 1) else { return Reason::Busy as u32 };
+            let result = self.connect_pair(key, &back, value);
             self.unlock(lock);
-            if result != DONE {
+            if result != OPENED {
                 return result;
             }
-        } else {
-            let Some(Found { slot, value }) = self.insert(flow, service, value) else {
-                return Reason::Stateless as u32;
-            };
-            *opened = Opened { slot: Some(slot), value };
+        } else if self.insert(key, value).is_none() {
+            return Reason::Stateless as u32;
         }
         if let Some(counts) = self.tables.counts(id) {
             let one = if state.is_active() { 1 } else { 1 << 32 };
@@ -162,50 +140,45 @@ impl<'a, T: Tables> Context<'a, T> {
         if let Some(row) = self.tables.row(self.row_index(id)) {
             bump(&row.connections, 1);
         }
-        DONE
+        OPENED | id
     }
 
     /// Makes both halves of a NAT connection, or none. What is left of a connection whose request
     /// half is gone makes way; a living one keeps its place. The caller holds both locks.
     #[inline(always)]
-    fn connect_pair<A: Ip>(
-        &self,
-        flow: &Flow<A>,
-        service: u32,
-        reply: u32,
-        value: Value,
-        opened: &mut Opened<'a, A::Slot>,
-    ) -> u32 {
-        if let Some(Found { slot, value }) = self.find_other(flow, reply)
-            && !self.clear_orphan(flow, service, &Found { slot, value })
+    fn connect_pair<A: Ip>(&self, key: &Key<A>, back: &Key<A>, value: Value) -> u32 {
+        if let Some(Found { slot, value }) = self.find(back)
+            && !self.clear_orphan(key, &Found { slot, value })
         {
             return NEXT | Reason::ReplyTaken as u32;
         }
-        let Some(reply) = self.insert(flow, reply, value.reply(reply)) else {
+        let Some(reply) = self.insert(back, value.reply(back.owner)) else {
             return Reason::TableFull as u32;
         };
-        let Some(Found { slot, value }) = self.insert(flow, service, value) else {
+        if self.insert(key, value).is_none() {
             self.remove(&reply);
             return Reason::TableFull as u32;
-        };
-        *opened = Opened { slot: Some(slot), value };
-        DONE
+        }
+        OPENED
     }
 
     /// Removes a reply half if its connection has ended. Returns whether the place is free.
     #[inline(always)]
     fn clear_orphan<A: Ip>(
         &self,
-        flow: &Flow<A>,
-        own_service: u32,
+        own: &Key<A>,
         reply: &Found<'_, A::Slot>,
     ) -> bool {
         let id = reply.value.destination();
-        let service = self.tables.destination(id).map_or(0, |destination| destination.service);
-        if service == 0 || service == own_service {
+        let owner = self.tables.destination(id).map_or(0, |destination| destination.service);
+        let Some(service) = self.tables.service(owner) else { return self.remove(reply) };
+        if owner == 0 || owner == own.owner {
             return self.remove(reply);
         }
-        match self.find_other(flow, service) {
+        let peer = A::from_octets(&service.address);
+        let peer_port = u16::from_be_bytes(service.port);
+        let flow = Flow { client: own.client, peer, port: own.port, peer_port };
+        match self.find(&Key::new(self.settings, &flow, owner)) {
             Some(request) if request.value.destination() == id => {
                 let over = !self.is_young(reply.value) && !self.is_young(request.value);
                 over && self.remove_counted(&request) && self.remove(reply)

@@ -23,6 +23,8 @@ pub trait Tables {
     fn connections6(&self, index: u32) -> Option<&Connections6>;
     /// Returns a bucket of IPv4 endpoints.
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4>;
+    /// Returns a word of the map that tells which endpoints may be there.
+    fn presence(&self, index: u32) -> Option<&Word>;
     /// Returns a bucket of IPv6 endpoints.
     fn endpoints6(&self, index: u32) -> Option<&Endpoints6>;
     /// Returns a service.

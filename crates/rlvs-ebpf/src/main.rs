@@ -1,4 +1,5 @@
-//! The BPF programs: verdicts carried out, nothing else.
+//! The BPF programs: verdicts carried out, nothing else. One program for what nearly every packet
+//! is, and one for each stage that it may hand on to.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
@@ -14,35 +15,67 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use rlvs_datapath::frame::{Frame, Verdict};
-use rlvs_datapath::process::process;
+use rlvs_datapath::ip::{V4, V6};
+use rlvs_datapath::process;
 
 use crate::frame::{TcFrame, XdpFrame};
-use crate::maps::Maps;
+use crate::maps::{Maps, STAGES_TC, STAGES_XDP};
 
-/// The XDP body.
-#[xdp]
-pub fn rlvs_xdp(ctx: XdpContext) -> u32 {
+#[inline(always)]
+fn on_xdp(ctx: &XdpContext, decide: impl FnOnce(&mut XdpFrame, &Maps) -> Verdict) -> u32 {
     let mut frame = XdpFrame { ctx: ctx.ctx };
-    match process(&mut frame, &Maps) {
-        Verdict::Pass(_) | Verdict::Resolve => xdp_action::XDP_PASS,
+    match decide(&mut frame, &Maps) {
+        Verdict::Pass(_) | Verdict::Resolve { .. } => xdp_action::XDP_PASS,
         Verdict::Drop(_) => xdp_action::XDP_DROP,
         Verdict::Transmit { interface } if interface == frame.interface() => xdp_action::XDP_TX,
         // SAFETY: the helper takes numbers only.
         Verdict::Transmit { interface } => unsafe { bpf_redirect(interface, 0) as u32 },
+        Verdict::Next(stage) => {
+            // SAFETY: nothing is left to be dropped.
+            unsafe { STAGES_XDP.tail_call(ctx, stage as u32) };
+            xdp_action::XDP_ABORTED
+        }
     }
 }
 
-/// The TC body.
-#[classifier]
-pub fn rlvs_tc(ctx: TcContext) -> i32 {
+#[inline(always)]
+fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -> i32 {
     let mut frame = TcFrame { skb: ctx.as_ptr().cast() };
-    match process(&mut frame, &Maps) {
+    match decide(&mut frame, &Maps) {
         Verdict::Pass(_) => TC_ACT_OK,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: the helper takes numbers only.
         Verdict::Transmit { interface } => unsafe { bpf_redirect(interface, 0) as i32 },
-        Verdict::Resolve => TC_ACT_REDIRECT,
+        Verdict::Resolve { .. } => TC_ACT_REDIRECT,
+        Verdict::Next(stage) => {
+            // SAFETY: nothing is left to be dropped.
+            unsafe { STAGES_TC.tail_call(ctx, stage as u32) };
+            TC_ACT_SHOT
+        }
     }
+}
+
+/// Defines the programs of one step for both bodies.
+macro_rules! programs {
+    ($($xdp:ident, $tc:ident: $decide:expr;)*) => {$(
+        #[xdp]
+        pub fn $xdp(ctx: XdpContext) -> u32 {
+            on_xdp(&ctx, $decide)
+        }
+
+        #[classifier]
+        pub fn $tc(ctx: TcContext) -> i32 {
+            on_tc(&ctx, $decide)
+        }
+    )*};
+}
+
+programs! {
+    rlvs_xdp, rlvs_tc: process::process;
+    rlvs_xdp_open4, rlvs_tc_open4: process::open::<V4, _, _>;
+    rlvs_xdp_open6, rlvs_tc_open6: process::open::<V6, _, _>;
+    rlvs_xdp_rest4, rlvs_tc_rest4: process::rest::<V4, _, _>;
+    rlvs_xdp_rest6, rlvs_tc_rest6: process::rest::<V6, _, _>;
 }
 
 /// Arms the sweep; the loader runs it once. Arming again replaces the callback by this program's.

@@ -5,16 +5,17 @@ use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd};
 
 use aya_ebpf::bindings::bpf_timer;
-use aya_ebpf::btf_maps::Array;
+use aya_ebpf::btf_maps::{Array, ProgramArray};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
     Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, IDS,
-    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
+    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
     Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Word,
 };
+use rlvs_datapath::process::Stage;
 use rlvs_datapath::tables::{SPINS, Tables};
 
 /// BPF_F_MMAPABLE: commands read and write through memory.
@@ -40,6 +41,8 @@ static CONNECTIONS6: Array<Connections6, { CONNECTIONS6_DEFAULT as usize }, MAPP
 static ENDPOINTS4: Array<Endpoints4, { ENDPOINT4_BUCKETS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "endpoints6")]
 static ENDPOINTS6: Array<Endpoints6, { ENDPOINT6_BUCKETS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "presence")]
+static PRESENCE: Array<Word, { PRESENCE_WORDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "services")]
 static SERVICES: Array<Service, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "schedules")]
@@ -66,6 +69,12 @@ static LOCK_WORDS: Array<Word, { 2 * LOCKS as usize }, MAPPED> = Array::new();
 static REASON_COUNTERS: Array<Word, { (CPUS * REASONS) as usize }, MAPPED> = Array::new();
 #[btf_map(name = "sweep")]
 pub static SWEEP: Array<Sweep, 1> = Array::new();
+
+/// The programs of the stages, by [`Stage`](rlvs_datapath::process::Stage).
+#[btf_map(name = "stages_xdp")]
+pub static STAGES_XDP: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
+#[btf_map(name = "stages_tc")]
+pub static STAGES_TC: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
 
 /// The maps. Keeps [`TOTALS`] too, which only the control plane uses.
 #[derive(Clone, Copy)]
@@ -125,6 +134,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn endpoints6(&self, index: u32) -> Option<&Endpoints6> {
         ENDPOINTS6.get(index)
+    }
+    #[inline(always)]
+    fn presence(&self, index: u32) -> Option<&Word> {
+        PRESENCE.get(index)
     }
     #[inline(always)]
     fn service(&self, id: u32) -> Option<&Service> {

@@ -3,7 +3,9 @@
 //! Each endpoint is in one of two buckets. Where both are full, one that is there is moved to its
 //! other bucket: it is in both for as long as a program may still be looking.
 
+use std::cell::Cell;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 
 use rlvs_control::table::Error as TableError;
 use rlvs_datapath::abi::{Bucket, IDS, SLOTS6, Settings};
@@ -95,17 +97,18 @@ pub(super) fn insert(maps: &Maps, endpoint: &Endpoint, id: u32) -> Result<(), Ta
     match address {
         IpAddr::V4(address) => {
             let key = Key::new(&settings, kind, v4(address), port, protocol);
-            insert_in(&maps.endpoints4, &settings, &key, v4(address).words(), id)
+            insert_in(&maps.endpoints4, &maps.presence, &settings, &key, v4(address).words(), id)
         }
         IpAddr::V6(address) => {
             let key = Key::new(&settings, kind, v6(address), port, protocol);
-            insert_in(&maps.endpoints6, &settings, &key, v6(address).words(), id)
+            insert_in(&maps.endpoints6, &maps.presence, &settings, &key, v6(address).words(), id)
         }
     }
 }
 
 fn insert_in<A: Ip, S: Copied>(
     map: &Mapped<Slots<S>>,
+    presence: &Mapped<Cell<u64>>,
     settings: &Settings,
     key: &Key<A>,
     (high, low): (u64, u64),
@@ -115,6 +118,7 @@ where
     Slots<S>: Element,
 {
     let slot = S::filled(key.word, high, low, u64::from(id));
+    announce(presence, key.presence);
     let places = [key.places.first, key.places.second];
     for place in places {
         if replace(map, place, |old| old.is(key.word, high, low), &slot)? {
@@ -132,6 +136,14 @@ where
         }
     }
     Err(TableError::Full { what: "virtual services and NAT destinations", limit: IDS as usize })
+}
+
+/// Sets the bit without which programs do not look for an endpoint. It stays when the endpoint goes:
+/// others may share it, and all that it costs is a look.
+fn announce(presence: &Mapped<Cell<u64>>, (word, bit): (u32, u64)) {
+    if let Some(word) = presence.word(word, |word| word) {
+        word.fetch_or(bit, Ordering::SeqCst);
+    }
 }
 
 /// Moves one endpoint of a full bucket to its other bucket.

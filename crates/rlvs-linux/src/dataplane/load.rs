@@ -14,6 +14,7 @@ use rlvs_datapath::state::State;
 use super::error::Error;
 use super::maps::{Maps, reason};
 use super::pins::{Folder, Unfinished};
+use super::stages::{self, Body};
 
 /// The programs, compiled to BPF; kept beside their source.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../rlvs-ebpf/object/rlvs.bpf.o");
@@ -90,20 +91,22 @@ fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
     }
 }
 
+/// Loads and pins the programs that hang on interfaces; those that they hand on to stay as long as
+/// the pinned maps that name them.
 fn pin_programs(bpf: &mut Ebpf, folder: &Folder) -> Result<(), Error> {
-    let xdp: &mut Xdp = program(bpf, "rlvs_xdp")?;
-    xdp.load().map_err(|error| load_error("the XDP program", &error))?;
+    stages::load(bpf, Body::Xdp)?;
+    stages::load(bpf, Body::Tc)?;
+    let xdp: &mut Xdp = program(bpf, Body::Xdp.program())?;
     xdp.pin(folder.path(XDP)).map_err(|error| load_error("the XDP program", &error))?;
-    let tc: &mut SchedClassifier = program(bpf, "rlvs_tc")?;
-    tc.load().map_err(|error| load_error("the TC program", &error))?;
+    let tc: &mut SchedClassifier = program(bpf, Body::Tc.program())?;
     tc.pin(folder.path(TC)).map_err(|error| load_error("the TC program", &error))
 }
 
 /// Runs the program that starts the sweep's timer, which outlives it.
 fn arm(bpf: &mut Ebpf) -> Result<(), Error> {
     const XDP_PASS: u32 = 2;
+    stages::load_program(bpf, "rlvs_arm")?;
     let program: &mut Xdp = program(bpf, "rlvs_arm")?;
-    program.load().map_err(|error| load_error("the program that arms the sweep", &error))?;
     let frame = [0_u8; 64];
     let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
     let result =
@@ -126,7 +129,7 @@ where
     })
 }
 
-fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
+pub(super) fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
     let reason = reason(error);
     if reason.contains("Operation not permitted") || reason.contains("Permission denied (os") {
         return Error::Capability {

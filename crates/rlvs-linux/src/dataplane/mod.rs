@@ -16,6 +16,7 @@ pub mod maps;
 mod neighbours;
 pub mod pins;
 mod records;
+pub mod stages;
 #[expect(unsafe_code, reason = "bpf(2) and mmap(2) have no safe wrapper for what is done here")]
 mod sys;
 pub mod table;

@@ -67,6 +67,7 @@ impl Bench {
         let (mut floor, mut program, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
         let pairs = pairs(path);
         let kept = self.tables.connections(path.family, pairs).to_vec();
+        let elsewhere = self.tables.elsewhere();
         let new = !matches!(path.load, Load::Established { .. });
         let added = pairs * slots_in_pair(path.family) / ADDED / path.halves();
         self.set_program(false)?;
@@ -83,6 +84,7 @@ impl Bench {
             let floor_ns = self.run(floor_repeat)?;
             if new {
                 self.tables.connections(path.family, pairs).copy_from_slice(&kept);
+                self.tables.set_elsewhere(elsewhere);
             }
             let before = self.counts(path)?;
             self.set_program(true)?;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use aya::programs::{Program, ProgramInfo};
 use aya::{Ebpf, EbpfLoader};
 use rlvs_datapath::abi::{IDS, REASONS, ROUTES};
+use rlvs_linux::dataplane::stages::{self, Body};
 use serde::Serialize;
 
 /// What the kernel says of a program.
@@ -65,6 +66,11 @@ pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<Size>> {
             verified: info.verified_instruction_count().unwrap_or(0),
             bytes: info.memory_locked().unwrap_or(0),
         });
+    }
+    for body in [Body::Xdp, Body::Tc] {
+        if ebpf.program(body.program()).is_some() {
+            stages::connect(ebpf, body)?;
+        }
     }
     sizes.sort_by(|a, b| a.program.cmp(&b.program));
     Ok(sizes)

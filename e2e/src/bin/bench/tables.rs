@@ -43,6 +43,7 @@ pub(crate) struct Tables {
     destinations: Mapped<Destination>,
     endpoints4: Mapped<[Slot4; 4]>,
     endpoints6: Mapped<[Slot6; 4]>,
+    presence: Mapped<u64>,
     rows: Mapped<[u64; 8]>,
     counts: Mapped<[u64; 2]>,
     reasons: Mapped<u64>,
@@ -79,6 +80,7 @@ impl Tables {
             destinations: Mapped::new(ebpf, "destinations")?,
             endpoints4: Mapped::new(ebpf, "endpoints4")?,
             endpoints6: Mapped::new(ebpf, "endpoints6")?,
+            presence: Mapped::new(ebpf, "presence")?,
             rows: Mapped::new(ebpf, "rows")?,
             counts: Mapped::new(ebpf, "counts")?,
             reasons: Mapped::new(ebpf, "reasons")?,
@@ -177,12 +179,28 @@ impl Tables {
         self.schedules.set(service.id, [ring, 0, 0, 0, 0, 0, 0, 0]);
     }
 
+    /// Returns how many connection slots are said to be in their second place, for
+    /// [`set_elsewhere`](Self::set_elsewhere).
+    pub(crate) fn elsewhere(&self) -> u64 {
+        self.schedules.get(0)[1]
+    }
+
+    /// Sets that number: whoever changes connections by hand must.
+    pub(crate) fn set_elsewhere(&mut self, number: u64) {
+        self.schedules.set(0, [0, number, 0, 0, 0, 0, 0, 0]);
+    }
+
+    fn announce(&mut self, (word, bit): (u32, u64)) {
+        self.presence.set(word, self.presence.get(word) | bit);
+    }
+
     fn add_endpoint(&mut self, kind: u64, address: IpAddr, port: u16, id: u32) -> Result<()> {
         let settings = self.settings.get(0);
         match address {
             IpAddr::V4(address) => {
                 let address = V4(u32::from(address));
                 let key = endpoint::Key::new(&settings, kind, address, port, TCP);
+                self.announce(key.presence);
                 let mut bucket = self.endpoints4.get(key.places.first);
                 let free = bucket.iter_mut().find(|slot| slot.0[1] == 0);
                 ensure!(free.is_some(), "no room for an endpoint");
@@ -193,6 +211,7 @@ impl Tables {
                 let whole = u128::from(address);
                 let (high, low) = ((whole >> 64) as u64, whole as u64);
                 let key = endpoint::Key::new(&settings, kind, V6(high, low), port, TCP);
+                self.announce(key.presence);
                 let mut bucket = self.endpoints6.get(key.places.first);
                 let free = bucket.iter_mut().find(|slot| slot.0[1] == 0);
                 ensure!(free.is_some(), "no room for an endpoint");
@@ -214,6 +233,7 @@ impl Tables {
         self.settings.set(0, settings);
         self.connections(family, pairs).fill(0);
         self.occupancy.bytes().fill(0);
+        self.set_elsewhere(0);
         self.counts.bytes().fill(0);
     }
 
