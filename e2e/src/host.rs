@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Hop,
-    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule,
-    Service, Settings, Word,
+    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route,
+    Row, Schedule, Service, Settings, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Query};
 use rlvs_datapath::tables::Tables;

@@ -2,11 +2,16 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 use rlvs::lab::topology::{Lab, Options, REAL_SERVERS, RealServer, WebServer, Wiring};
 use rlvs_control::model::Family;
 use rlvs_linux::netns::Namespace;
@@ -319,7 +324,7 @@ pub struct Greeted {
 /// # Errors
 /// No connection, or no greeting.
 pub fn connect(to: SocketAddr) -> io::Result<Greeted> {
-    let mut stream = TcpStream::connect_timeout(&to, TIME_MAX)?;
+    let mut stream = connect_from_own_port(to)?;
     stream.set_read_timeout(Some(TIME_MAX))?;
     stream.set_write_timeout(Some(TIME_MAX))?;
     let mut name = Vec::new();
@@ -332,6 +337,20 @@ pub fn connect(to: SocketAddr) -> io::Result<Greeted> {
         name.push(byte[0]);
     }
     Ok(Greeted { name: String::from_utf8_lossy(&name).into_owned(), stream })
+}
+
+/// Connects from a port that no other socket has, be it to another virtual address: two services in
+/// front of one server must not share a client's port.
+fn connect_from_own_port(to: SocketAddr) -> io::Result<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let any: SocketAddr = any.parse().map_err(io::Error::other)?;
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let time_max = TimeVal::seconds(TIME_MAX.as_secs() as i64);
+    setsockopt(&socket, sockopt::SendTimeout, &time_max)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(any))?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
+    Ok(TcpStream::from(socket))
 }
 
 /// Makes a UDP socket of the calling thread's namespace that talks to one address.

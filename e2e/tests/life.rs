@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use aya::maps::{MapInfo, loaded_maps};
+use aya::maps::MapInfo;
 use aya::programs::tc::TcAttachType;
 use aya::programs::{ProgramInfo, SchedClassifier, loaded_programs};
+use e2e::bpf::map_ids;
 use e2e::lab::{
     Method, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool, udp_client, udp_server,
     wait_for, wait_until,
@@ -94,7 +95,7 @@ fn pinned(namespace: &Namespace) -> (BTreeSet<u32>, BTreeSet<u32>) {
 
 /// Returns those that the kernel still has.
 fn left((maps, programs): &(BTreeSet<u32>, BTreeSet<u32>)) -> Vec<u32> {
-    let maps = loaded_maps().flatten().map(|map| map.id()).filter(|id| maps.contains(id));
+    let maps = map_ids().into_iter().filter(|id| maps.contains(id));
     let found = loaded_programs().flatten().map(|program| program.id());
     maps.chain(found.filter(|id| programs.contains(id))).collect()
 }

@@ -182,8 +182,7 @@ fn steady_request<A: Ip, F: Frame, T: Tables>(
     found: &Found<'_, A::Slot>,
 ) -> Option<Verdict> {
     let (destination, row) = context.destination(found.value.destination()).ok()?;
-    let steady =
-        context.is_steady(found.value, seen(found.value), packet.protocol, packet.flags);
+    let steady = context.is_steady(found.value, seen(found.value), packet.protocol, packet.flags);
     let way = Way { hop: &row.hop, resolve: false };
     if !steady || !context.is_easy(frame, packet, destination, &row.hop.get()) {
         return None;

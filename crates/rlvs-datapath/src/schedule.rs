@@ -11,7 +11,7 @@ use crate::state::{self, Seen, State};
 use crate::tables::{Tables, bump};
 
 /// How many destinations are tried for one connection before it is refused.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 3;
 
 /// What a function on the way to a connection returns, in one word as BPF wants it: a destination's
 /// id with this bit, or the number of a reason.
@@ -164,11 +164,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Removes a reply half if its connection has ended. Returns whether the place is free.
     #[inline(always)]
-    fn clear_orphan<A: Ip>(
-        &self,
-        own: &Key<A>,
-        reply: &Found<'_, A::Slot>,
-    ) -> bool {
+    fn clear_orphan<A: Ip>(&self, own: &Key<A>, reply: &Found<'_, A::Slot>) -> bool {
         let id = reply.value.destination();
         let owner = self.tables.destination(id).map_or(0, |destination| destination.service);
         let Some(service) = self.tables.service(owner) else { return self.remove(reply) };

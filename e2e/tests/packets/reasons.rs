@@ -282,7 +282,7 @@ fn answered(case: &mut Case<'_>) {
     // A destination that is quiesced is still in the ring in force for a moment.
     case.begin();
     case.world.edit(|tables| tables.destinations[2].weight = 0);
-    let changes = [local(2), position(2, 4)];
+    let changes = [local(2), position(2, 3)];
     case.answers(&case.to_port(80, Kind::Udp), Reason::NoDestination, changes);
     for (kind, service) in [(Kind::Tcp(SYN), 1), (Kind::Udp, 2)] {
         case.begin();
@@ -325,7 +325,7 @@ fn answered(case: &mut Case<'_>) {
         Verdict::Transmit { interface: case.world.network.outside.index }
     );
     let second = Packet { target: (vip(family, 101), 80).into(), ..first };
-    case.answers(&second, Reason::ReplyTaken, [local(8), position(8, 4)]);
+    case.answers(&second, Reason::ReplyTaken, [local(8), position(8, 3)]);
     let kept = e2e::snapshot::connections(case.world.tables());
     assert_eq!(kept.get(&format!("{client}:4242 r1")).unwrap(), "SYN_RECV d3 paired reply");
 }
