@@ -2,22 +2,25 @@
 //!
 //! A test run does not put back the frame between two repetitions: `wrap` does, chooses the flow it
 //! belongs to, and calls the program in the first place of the map `programs`. The least that such
-//! a program can do is `floor`.
+//! a program can do is `floor`. In its place, `send` puts the frame into a wire, at whose far end
+//! `sink` counts what comes out.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
 mod course;
+mod wire;
 
 use core::arch::asm;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::{Array, ProgramArray};
-use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_redirect};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
 use crate::course::{Course, FRAME, WORDS};
+use crate::wire::Wire;
 
 /// BPF_F_MMAPABLE.
 const MAPPED: usize = 1 << 10;
@@ -26,6 +29,8 @@ const MAPPED: usize = 1 << 10;
 static COURSE: Array<Course, 1, MAPPED> = Array::new();
 #[btf_map(name = "programs")]
 static PROGRAMS: ProgramArray<1> = ProgramArray::new();
+#[btf_map(name = "wire")]
+static WIRE: Array<Wire, 1, MAPPED> = Array::new();
 
 /// Restores the frame and calls the program under test.
 #[xdp]
@@ -45,6 +50,42 @@ pub fn wrap(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn floor(ctx: XdpContext) -> u32 {
     if send_back(&ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+}
+
+/// Puts the frame into the wire, at the end where it is.
+#[xdp]
+pub fn send(_: XdpContext) -> u32 {
+    let Some(wire) = WIRE.get_ptr(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: an element of a map; the helper takes two numbers.
+    unsafe { bpf_redirect((*wire).interface, 0) as u32 }
+}
+
+/// Counts the IPv4 packets that come out of the wire, and drops them.
+#[xdp]
+pub fn sink(ctx: XdpContext) -> u32 {
+    let Some(wire) = WIRE.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    let Some(frame) = head::<54>(&ctx) else { return xdp_action::XDP_PASS };
+    if u16::from_be_bytes(get(frame, 12)) != 0x0800 {
+        return xdp_action::XDP_PASS;
+    }
+    // SAFETY: an element of a map; all frames come out on one CPU.
+    let wire = unsafe { &mut *wire };
+    let (address, port) = if wire.source == 0 {
+        (get(frame, 30), get(frame, 36))
+    } else {
+        (get(frame, 26), get(frame, 34))
+    };
+    let mac = u64::from(u32::from_ne_bytes(get(frame, 0)))
+        | u64::from(u16::from_ne_bytes(get(frame, 4))) << 32;
+    let right = mac == wire.mac
+        && u32::from_ne_bytes(address) == wire.address
+        && u32::from(u16::from_ne_bytes(port)) == wire.port;
+    if right {
+        wire.right += 1;
+    } else {
+        wire.wrong += 1;
+    }
+    xdp_action::XDP_DROP
 }
 
 /// Tells the time.

@@ -7,9 +7,11 @@
 #[path = "../../../../crates/rlvs-ebpf/src/course.rs"]
 mod course;
 mod frame;
+mod interrupt;
 #[expect(unsafe_code, reason = "maps are memory")]
 mod maps;
 mod measure;
+mod namespaces;
 mod object;
 mod paths;
 mod report;
@@ -77,17 +79,28 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "loading BPF programs takes root");
-    let chosen = |path: &Path| {
-        let name = path.name();
-        let named = arguments.paths.is_empty() && (!arguments.quick || path.is_quick());
+    interrupt::listen()?;
+    let chosen = |name: String, otherwise: bool| {
+        let named = arguments.paths.is_empty() && otherwise;
         named || arguments.paths.iter().any(|part| name.contains(part))
     };
     let mut paths = Path::all();
-    paths.retain(chosen);
-    ensure!(!paths.is_empty(), "no path has such a name");
-    let stage = Stage::make()?;
-    let report = stage.run(|interface| measure_all(arguments, &paths, interface))?;
-    let Some(report) = report else { return Ok(ExitCode::SUCCESS) };
+    paths.retain(|path| chosen(path.name(), !arguments.quick || path.is_quick()));
+    let mut through_namespaces = namespaces::Path::all();
+    through_namespaces.retain(|path| chosen(path.name(), true));
+    ensure!(!paths.is_empty() || !through_namespaces.is_empty(), "no path has such a name");
+    let report = if paths.is_empty() {
+        ensure!(arguments.dwell.is_none(), "--dwell is for paths that are not through namespaces");
+        Some(Report::new(Vec::new(), Vec::new(), Spread::of(Vec::new()), Vec::new()))
+    } else {
+        Stage::make()?.run(|interface| measure_all(arguments, &paths, interface))?
+    };
+    let Some(mut report) = report else { return Ok(ExitCode::SUCCESS) };
+    if !through_namespaces.is_empty() {
+        let cpu = chosen_cpu(arguments)?;
+        pin_to(cpu)?;
+        report.namespaces = namespaces::measure_all(&through_namespaces, effort(arguments), cpu)?;
+    }
     report.print();
     if let Some(file) = &arguments.json {
         let text = serde_json::to_string_pretty(&report).context("writing the figures as JSON")?;
@@ -97,7 +110,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     for one in &missed {
         eprintln!("missed: {one}");
     }
-    let failed = arguments.check && !missed.is_empty();
+    let refused = report.namespaces.iter().any(namespaces::Row::is_refused);
+    let failed = refused || arguments.check && !missed.is_empty();
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -106,11 +120,7 @@ fn measure_all(
     paths: &[Path],
     interface: Interface,
 ) -> Result<Option<Report>> {
-    let cpus =
-        u32::try_from(aya::util::nr_cpus().map_err(|(what, error)| {
-            anyhow::Error::new(error).context(format!("reading {what}"))
-        })?)?;
-    let cpu = arguments.cpu.unwrap_or(cpus - 1);
+    let (cpus, cpu) = (cpus()?, chosen_cpu(arguments)?);
     pin_to(cpu)?;
     let bytes = object::read("rlvs.bpf.o")?;
     let sized = |family| {
@@ -120,10 +130,7 @@ fn measure_all(
     let mut ebpf = object::load(&bytes, cpus, Pairs { v4: sized(4), v6: sized(6) })?;
     let programs = object::load_programs(&mut ebpf)?;
     let mut bench = furnish(&ebpf, cpus, cpu, interface)?;
-    let effort = Effort {
-        rounds: arguments.rounds.unwrap_or(if arguments.quick { 5 } else { 11 }),
-        round_ns: if arguments.quick { 40_000_000 } else { 120_000_000 },
-    };
+    let effort = effort(arguments);
     if let Some(seconds) = arguments.dwell {
         bench.dwell(&paths[0], effort, seconds)?;
         return Ok(None);
@@ -131,6 +138,7 @@ fn measure_all(
     let load_ms = load_time(&bytes, cpus)?;
     let mut rows = Vec::new();
     for path in paths {
+        interrupt::check()?;
         eprintln!("{}", path.name());
         rows.push(bench.measure(path, effort).with_context(|| format!("path {}", path.name()))?);
     }
@@ -141,6 +149,26 @@ fn measure_all(
         }
     }
     Ok(Some(Report::new(rows, programs, load_ms, capacity)))
+}
+
+fn effort(arguments: &Arguments) -> Effort {
+    Effort {
+        rounds: arguments.rounds.unwrap_or(if arguments.quick { 5 } else { 11 }),
+        round_ns: if arguments.quick { 40_000_000 } else { 120_000_000 },
+    }
+}
+
+fn cpus() -> Result<u32> {
+    let known = aya::util::nr_cpus();
+    let failed = |(what, error)| anyhow::Error::new(error).context(format!("reading {what}"));
+    Ok(known.map_err(failed)?.try_into()?)
+}
+
+fn chosen_cpu(arguments: &Arguments) -> Result<u32> {
+    Ok(match arguments.cpu {
+        Some(cpu) => cpu,
+        None => cpus()? - 1,
+    })
 }
 
 /// Fills everything but the connection tables.

@@ -139,6 +139,7 @@ impl Bench {
         let repeat = self.calibrate(effort)?;
         let started = std::time::Instant::now();
         while started.elapsed().as_secs() < seconds {
+            crate::interrupt::check()?;
             self.run(repeat)?;
         }
         Ok(())

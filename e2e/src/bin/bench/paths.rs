@@ -127,7 +127,8 @@ impl Path {
     }
 }
 
-fn short(flows: u32) -> String {
+/// Returns a number of flows as names have it.
+pub(crate) fn short(flows: u32) -> String {
     match flows {
         0..1_000 => flows.to_string(),
         1_000..1_000_000 => format!("{}k", flows / 1_000),

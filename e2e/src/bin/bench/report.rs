@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::measure::Capacity;
+use crate::namespaces;
 use crate::object::Size;
 use crate::paths::Bound;
 
@@ -59,6 +60,7 @@ pub(crate) struct Report {
     /// Time to make the maps, of default size, and to load all programs, in milliseconds.
     load_ms: Spread,
     capacity: Vec<Capacity>,
+    pub(crate) namespaces: Vec<namespaces::Row>,
 }
 
 /// Longest time to load the object, in milliseconds.
@@ -83,6 +85,7 @@ impl Report {
             programs,
             load_ms,
             capacity,
+            namespaces: Vec::new(),
         }
     }
 
@@ -105,6 +108,7 @@ impl Report {
                 missed.push(format!("bytes of {path}: {bytes_each:.1}, must {}", capacity.must()));
             }
         }
+        missed.extend(namespaces::missed(&self.namespaces));
         missed
     }
 
@@ -112,6 +116,15 @@ impl Report {
     pub(crate) fn print(&self) {
         let Self { machine, kernel, load_average, .. } = self;
         println!("{machine}, Linux {kernel}, load {load_average}\n");
+        if !self.rows.is_empty() {
+            self.print_programs();
+        }
+        if !self.namespaces.is_empty() {
+            namespaces::print(&self.namespaces);
+        }
+    }
+
+    fn print_programs(&self) {
         println!(
             "{:<26} {:>8} {:>9} {:>7} {:>15} {:>6} {:>6}",
             "path", "floor ns", "packet ns", "ratio", "least..most", "must", "aim"
