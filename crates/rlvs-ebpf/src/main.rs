@@ -32,8 +32,10 @@ pub fn rlvs_xdp(ctx: XdpContext) -> u32 {
     }
 }
 
-/// The TC body.
+/// The TC body. Inlined into the frame that the macro puts around it: see "BPF rules learned here" on
+/// the stack.
 #[classifier]
+#[inline(always)]
 pub fn rlvs_tc(ctx: TcContext) -> i32 {
     let mut frame = TcFrame { skb: ctx.as_ptr().cast() };
     match process(&mut frame, &Maps) {
