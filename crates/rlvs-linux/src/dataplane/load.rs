@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::time::{ClockId, clock_getres};
 use rlvs_datapath::abi::{
@@ -92,10 +92,10 @@ fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
 
 fn pin_programs(bpf: &mut Ebpf, folder: &Folder) -> Result<(), Error> {
     let xdp: &mut Xdp = program(bpf, "rlvs_xdp")?;
-    xdp.load().map_err(|error| load_error("the XDP program", &error))?;
+    xdp.load().map_err(|error| program_error("the XDP program", &error))?;
     xdp.pin(folder.path(XDP)).map_err(|error| load_error("the XDP program", &error))?;
     let tc: &mut SchedClassifier = program(bpf, "rlvs_tc")?;
-    tc.load().map_err(|error| load_error("the TC program", &error))?;
+    tc.load().map_err(|error| program_error("the TC program", &error))?;
     tc.pin(folder.path(TC)).map_err(|error| load_error("the TC program", &error))
 }
 
@@ -103,7 +103,7 @@ fn pin_programs(bpf: &mut Ebpf, folder: &Folder) -> Result<(), Error> {
 fn arm(bpf: &mut Ebpf) -> Result<(), Error> {
     const XDP_PASS: u32 = 2;
     let program: &mut Xdp = program(bpf, "rlvs_arm")?;
-    program.load().map_err(|error| load_error("the program that arms the sweep", &error))?;
+    program.load().map_err(|error| program_error("the program that arms the sweep", &error))?;
     let frame = [0_u8; 64];
     let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
     let result =
@@ -124,6 +124,25 @@ where
         what: name.to_owned(),
         reason: "the object has no such program".to_owned(),
     })
+}
+
+/// How much of what the verifier said is told: the end, where it says why.
+const VERIFIER_LINES: usize = 20;
+
+/// Tells a program that the verifier refused from a missing capability: both may be EACCES, but only
+/// the verifier leaves a log.
+fn program_error(what: &str, error: &ProgramError) -> Error {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return load_error(what, error);
+    };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = lines.get(lines.len().saturating_sub(VERIFIER_LINES)..).unwrap_or_default();
+    if last.is_empty() {
+        return load_error(what, io_error);
+    }
+    let reason = format!("the kernel's verifier refused it ({io_error}):\n{}", last.join("\n"));
+    Error::Load { what: what.to_owned(), reason }
 }
 
 fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
