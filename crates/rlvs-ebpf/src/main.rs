@@ -9,7 +9,7 @@ mod maps;
 mod sweep;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -39,7 +39,8 @@ pub fn rlvs_xdp(ctx: XdpContext) -> u32 {
 pub fn rlvs_tc(ctx: TcContext) -> i32 {
     let mut frame = TcFrame { skb: ctx.as_ptr().cast() };
     match process(&mut frame, &Maps) {
-        Verdict::Pass(_) => TC_ACT_OK,
+        // Whatever hangs there behind us sees it: TC_ACT_OK would end the chain.
+        Verdict::Pass(_) => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: the helper takes numbers only.
         Verdict::Transmit { interface } => unsafe { bpf_redirect(interface, 0) as i32 },
