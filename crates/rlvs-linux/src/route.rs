@@ -1,6 +1,6 @@
 //! Links, addresses, routes, rules and neighbours of one network namespace, by rtnetlink.
 //!
-//! The one module that knows `netlink-packet-route`; [`ingress`] has the filters. Everything is asked
+//! The one module that knows `netlink-packet-route`; `ingress` has the filters. Everything is asked
 //! of the kernel at the moment it is wanted; nothing is cached.
 
 mod ingress;
