@@ -168,8 +168,8 @@ pub struct Ran {
 
 /// `XDP_DROP`, `XDP_PASS`, `XDP_TX`, `XDP_REDIRECT`.
 pub const XDP_CODES: [u32; 4] = [1, 2, 3, 4];
-/// `TC_ACT_OK`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
-pub const TC_CODES: [u32; 3] = [0, 2, 7];
+/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
+pub const TC_CODES: [u32; 3] = [u32::MAX, 2, 7];
 /// Bytes of metadata that leave no room before an XDP frame.
 const METADATA: usize = 216;
 

@@ -67,13 +67,13 @@ impl<const R: bool> Pair<R> {
             panic!("running the {body:?} body on {}: {error:?}", shown(input.frame))
         });
         let [xdp_drop, xdp_pass, xdp_tx, xdp_redirect] = XDP_CODES;
-        let [tc_ok, tc_shot, tc_redirect] = TC_CODES;
+        let [tc_unspec, tc_shot, tc_redirect] = TC_CODES;
         let expected = match (body, verdict) {
             (Body::Xdp, Verdict::Pass(_) | Verdict::Resolve { .. }) => xdp_pass,
             (Body::Xdp, Verdict::Drop(_)) => xdp_drop,
             (Body::Xdp, Verdict::Transmit { interface }) if interface == input.interface => xdp_tx,
             (Body::Xdp, Verdict::Transmit { .. }) => xdp_redirect,
-            (Body::Tc, Verdict::Pass(_)) => tc_ok,
+            (Body::Tc, Verdict::Pass(_)) => tc_unspec,
             (Body::Tc, Verdict::Drop(_)) => tc_shot,
             (Body::Tc, Verdict::Transmit { .. } | Verdict::Resolve { .. }) => tc_redirect,
             (_, Verdict::Next(stage)) => panic!("stopped before {stage:?}"),

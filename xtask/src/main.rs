@@ -8,6 +8,7 @@ mod ci;
 mod ebpf;
 mod leftovers;
 mod run;
+mod smoke;
 mod tally;
 mod test;
 
@@ -32,6 +33,8 @@ enum Task {
     Ci(ci::Arguments),
     /// Measure the packet path
     Bench(bench::Arguments),
+    /// Run the lab on Debian 12's kernel, in an emulator
+    Smoke(smoke::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Smoke(arguments) => smoke::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

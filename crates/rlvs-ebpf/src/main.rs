@@ -10,7 +10,7 @@ mod maps;
 mod sweep;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -42,7 +42,8 @@ fn on_xdp(ctx: &XdpContext, decide: impl FnOnce(&mut XdpFrame, &Maps) -> Verdict
 fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -> i32 {
     let mut frame = TcFrame { skb: ctx.as_ptr().cast() };
     match decide(&mut frame, &Maps) {
-        Verdict::Pass(_) => TC_ACT_OK,
+        // Whatever hangs there behind us sees it: TC_ACT_OK would end the chain.
+        Verdict::Pass(_) => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: the helper takes numbers only.
         Verdict::Transmit { interface } => unsafe { bpf_redirect(interface, 0) as i32 },
@@ -55,15 +56,18 @@ fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -
     }
 }
 
-/// Defines the programs of one step for both bodies.
+/// Defines the programs of one step for both bodies, inlined into the frames that the macros of aya put
+/// around them: see "BPF rules learned here" on the stack.
 macro_rules! programs {
     ($($xdp:ident, $tc:ident: $decide:expr;)*) => {$(
         #[xdp]
+        #[inline(always)]
         pub fn $xdp(ctx: XdpContext) -> u32 {
             on_xdp(&ctx, $decide)
         }
 
         #[classifier]
+        #[inline(always)]
         pub fn $tc(ctx: TcContext) -> i32 {
             on_tc(&ctx, $decide)
         }

@@ -268,17 +268,26 @@ pub fn cookie() -> io::Result<u64> {
 /// Returns the cookies of all namespaces that have a name or a process. What cannot be entered is
 /// left out, as are namespaces held by nothing but a descriptor.
 pub fn live_cookies() -> BTreeSet<u64> {
+    live().map(|(cookie, _)| cookie).collect()
+}
+
+/// Opens the namespace of a cookie, if it has a name or a process and can be entered.
+pub fn of_cookie(wanted: u64) -> Option<Namespace> {
+    live().find(|(cookie, _)| *cookie == wanted).map(|(_, namespace)| namespace)
+}
+
+fn live() -> impl Iterator<Item = (u64, Namespace)> {
     let named = names().unwrap_or_default().into_iter().map(|name| Namespace::open(&name));
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut seen = BTreeSet::new();
-    let mut cookies = BTreeSet::new();
-    for namespace in named.chain(pids.map(Namespace::of_process)).flatten() {
-        if namespace.file.metadata().is_ok_and(|data| seen.insert((data.dev(), data.ino()))) {
-            cookies.extend(namespace.cookie());
+    named.chain(pids.map(Namespace::of_process)).flatten().filter_map(move |namespace| {
+        let data = namespace.file.metadata().ok()?;
+        if !seen.insert((data.dev(), data.ino())) {
+            return None;
         }
-    }
-    cookies
+        namespace.cookie().ok().map(|cookie| (cookie, namespace))
+    })
 }
 
 fn path_of(name: &str) -> Result<PathBuf, Error> {

@@ -1,7 +1,9 @@
 //! Links, addresses, routes, rules and neighbours of one network namespace, by rtnetlink.
 //!
-//! The one file that knows `netlink-packet-route`. Everything is asked of the kernel at the moment
-//! it is wanted; nothing is cached.
+//! The one module that knows `netlink-packet-route`; `ingress` has the filters. Everything is asked
+//! of the kernel at the moment it is wanted; nothing is cached.
+
+mod ingress;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -49,6 +51,16 @@ pub enum Error {
     /// There is no interface of that name here.
     #[error("no interface is named `{0}`")]
     NoLink(String),
+}
+
+impl Error {
+    /// Returns the error number with which the kernel refused, if it did.
+    pub fn refusal(&self) -> Option<i32> {
+        match self {
+            Self::Netlink { source, .. } => source.refusal(),
+            Self::Namespace(_) | Self::NoLink(_) => None,
+        }
+    }
 }
 
 fn hint(error: &netlink::Error) -> &'static str {

@@ -57,6 +57,7 @@ pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
         interfaces: arguments.interfaces.clone(),
         any: arguments.any,
         sizes: arguments.connections.map_or_else(Sizes::default, Sizes::for_connections),
+        ..Options::default()
     };
     report(&attach::attach(&options)?, &mut io::stdout())?;
     Ok(ExitCode::SUCCESS)

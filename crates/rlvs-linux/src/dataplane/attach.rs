@@ -13,6 +13,7 @@ use aya::programs::{ProgramError, SchedClassifier, Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
 use rlvs_datapath::abi::{INTERFACE_BUCKETS, Interface, interface_flag, settings_flag};
 
+use super::clsact;
 use super::error::Error;
 use super::load::{self, Sizes, TC, XDP};
 use super::maps::{Maps, reason};
@@ -43,6 +44,16 @@ impl Mode {
     }
 }
 
+/// What holds the TC program on an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcHook {
+    /// A pinned TCX link where the kernel has that, else a filter.
+    #[default]
+    Probed,
+    /// A filter of the qdisc `clsact`, as on kernels before 6.6: for tests.
+    Filter,
+}
+
 /// What to attach to, and how.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -54,6 +65,8 @@ pub struct Options {
     pub any: bool,
     /// Sizes of the connection tables, if they are made now.
     pub sizes: Sizes,
+    /// What holds the TC program.
+    pub tc_hook: TcHook,
 }
 
 /// An interface that programs hang on.
@@ -113,7 +126,7 @@ fn attach_all(folder: &Folder, maps: &Maps, options: &Options) -> Result<Vec<Att
     let chosen = choose(&links, &options.interfaces)?;
     let mut attached = Vec::new();
     for link in chosen {
-        attached.push(attach_one(folder, maps, link, options.mode)?);
+        attached.push(attach_one(folder, maps, link, options)?);
     }
     Ok(attached)
 }
@@ -143,10 +156,12 @@ fn attach_one(
     folder: &Folder,
     maps: &Maps,
     link: &Link,
-    mode: Option<Mode>,
+    options: &Options,
 ) -> Result<Attached, Error> {
+    let mode = options.mode;
     let is_there = |kind| folder.path(&link_name(kind, link.index)).exists();
-    let before = match (is_there(KIND_XDP), is_there(KIND_TC)) {
+    let has_tc = is_there(KIND_TC) || clsact::interfaces(folder)?.contains(&link.index);
+    let before = match (is_there(KIND_XDP), has_tc) {
         (true, _) => Some(Mode::Native),
         (false, true) => Some(Mode::Tc),
         (false, false) => None,
@@ -159,16 +174,15 @@ fn attach_one(
     }
     // TC first: XDP leaves packets to it, and it serves alone until XDP is there.
     register(maps, link, false)?;
-    let new_tc = !is_there(KIND_TC);
-    if new_tc {
-        attach_tc(folder, link)?;
+    if !has_tc {
+        attach_tc(folder, link, options.tc_hook)?;
     }
     let mode = match attach_xdp(folder, link, mode) {
         Ok(mode) => mode,
         Err(error) => {
             // As it was before. What failed first is what is told.
-            if new_tc {
-                drop(unpin(folder, &link_name(KIND_TC, link.index)));
+            if !has_tc {
+                drop(detach_tc(folder, link.index));
             } else {
                 drop(register(maps, link, before == Some(Mode::Native)));
             }
@@ -211,22 +225,35 @@ fn attach_xdp(folder: &Folder, link: &Link, mode: Option<Mode>) -> Result<Mode, 
     Ok(if xdp_mode == XdpMode::Skb { Mode::Generic } else { Mode::Native })
 }
 
-fn attach_tc(folder: &Folder, link: &Link) -> Result<(), Error> {
+fn attach_tc(folder: &Folder, link: &Link, hook: TcHook) -> Result<(), Error> {
     let failed = |error: &dyn std::error::Error| Error::Attach {
         interface: link.name.clone(),
         reason: explain(error, &link.name),
     };
     let mut program = SchedClassifier::from_pin(folder.path(TC)).map_err(|error| failed(&error))?;
+    if hook == TcHook::Filter {
+        return clsact::attach(folder, link, &mut program);
+    }
     let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program
-        .attach_with_options(&link.name, TcAttachType::Ingress, order)
-        .map_err(|error| failed(&error))?;
+    let id = match program.attach_with_options(&link.name, TcAttachType::Ingress, order) {
+        Ok(id) => id,
+        Err(error) if lacks_tcx(&error) => return clsact::attach(folder, link, &mut program),
+        Err(error) => return Err(failed(&error)),
+    };
     let link_fd: FdLink = program
         .take_link(id)
         .map_err(|error| failed(&error))?
         .try_into()
         .map_err(|error: aya::programs::links::LinkError| failed(&error))?;
     pin(folder, link_fd, KIND_TC, link)
+}
+
+fn detach_tc(folder: &Folder, index: u32) -> Result<(), Error> {
+    let name = link_name(KIND_TC, index);
+    if folder.path(&name).exists() {
+        return unpin(folder, &name);
+    }
+    clsact::detach(folder, index)
 }
 
 const KIND_XDP: &str = "xdp";
@@ -259,11 +286,18 @@ fn unpin(folder: &Folder, name: &str) -> Result<(), Error> {
 }
 
 fn lacks_native(error: &ProgramError) -> bool {
+    number(error) == Some(libc::EOPNOTSUPP)
+}
+
+/// A kind of link that the kernel does not know is an invalid argument to it.
+fn lacks_tcx(error: &ProgramError) -> bool {
+    number(error) == Some(libc::EINVAL)
+}
+
+fn number(error: &ProgramError) -> Option<i32> {
     match error {
-        ProgramError::SyscallError(error) => {
-            error.io_error.raw_os_error() == Some(libc::EOPNOTSUPP)
-        }
-        _ => false,
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
     }
 }
 
@@ -278,7 +312,7 @@ fn explain(error: &dyn std::error::Error, name: &str) -> String {
     } else if text.contains("os error 95") {
         "its driver has no native XDP; use --mode tc".to_owned()
     } else if text.contains("os error 22") {
-        format!("the kernel does not know this kind of attachment (TCX needs Linux 6.6): {text}")
+        format!("the driver does not take XDP as the interface is set up; use --mode tc: {text}")
     } else if text.contains("os error 1)") || text.contains("os error 13") {
         "attaching needs CAP_NET_ADMIN and CAP_BPF: run it as root".to_owned()
     } else {
@@ -372,6 +406,9 @@ pub fn attached(folder: &Folder) -> Result<Vec<Attached>, Error> {
         if mode == Mode::Native {
             *entry = mode;
         }
+    }
+    for index in clsact::interfaces(folder)? {
+        modes.entry(index).or_insert(Mode::Tc);
     }
     let name_of = |index: u32| {
         let link = links.iter().find(|link| link.index == index);

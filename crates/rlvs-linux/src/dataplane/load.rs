@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::time::{ClockId, clock_getres};
 use rlvs_datapath::abi::{
@@ -129,6 +129,26 @@ where
     })
 }
 
+/// How much of what the verifier said is told: the end, where it says why.
+const VERIFIER_LINES: usize = 20;
+
+/// Tells a program that the verifier refused from a missing capability: both may be EACCES, but only
+/// the verifier leaves a log.
+pub(super) fn program_error(what: &str, error: &ProgramError) -> Error {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return load_error(what, error);
+    };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = lines.get(lines.len().saturating_sub(VERIFIER_LINES)..).unwrap_or_default();
+    if last.is_empty() {
+        return load_error(what, io_error);
+    }
+    let reason =
+        format!("the kernel's verifier refused it ({io_error}){}:\n{}", age(), last.join("\n"));
+    Error::Load { what: what.to_owned(), reason }
+}
+
 pub(super) fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
     let reason = reason(error);
     if reason.contains("Operation not permitted") || reason.contains("Permission denied (os") {
@@ -137,7 +157,33 @@ pub(super) fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
             capability: "CAP_BPF and CAP_NET_ADMIN",
         };
     }
-    Error::Load { what: what.to_owned(), reason }
+    Error::Load { what: what.to_owned(), reason: reason + &age() }
+}
+
+/// The oldest kernel that the programs are tested on.
+const KERNEL: (u32, u32) = (6, 1);
+
+/// Says so if the kernel is older than what the programs need, to be put into an error. Nothing is
+/// decided by it.
+fn age() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if !is_old(&release) {
+        return String::new();
+    }
+    format!(
+        "; this is Linux {}, and the programs need {}.{} or later",
+        release.trim(),
+        KERNEL.0,
+        KERNEL.1
+    )
+}
+
+fn is_old(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < KERNEL,
+        _ => false,
+    }
 }
 
 fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
@@ -184,4 +230,19 @@ fn keys() -> Result<[u64; 3], Error> {
         *key = u64::from_ne_bytes(*bytes);
     }
     Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_old;
+
+    #[test]
+    fn kernels_are_compared_by_number() {
+        for release in ["5.10.0-35-amd64\n", "5.4", "4.19.0", "6.0.1"] {
+            assert!(is_old(release), "{release}");
+        }
+        for release in ["6.1.0-56-amd64\n", "6.18.44", "10.0", "", "unknown"] {
+            assert!(!is_old(release), "{release}");
+        }
+    }
 }

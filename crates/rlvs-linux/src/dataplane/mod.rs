@@ -1,13 +1,14 @@
-//! Our own virtual-server table: BPF maps that are pinned, programs that hang on pinned links.
+//! Our own virtual-server table: BPF maps that are pinned, programs that hang on pinned links or filters.
 //!
 //! [`pins`] knows where things are pinned, [`load`] makes a namespace's maps and programs,
-//! [`attach`] hangs the programs on interfaces, [`maps`] is the memory that they share with us, and
+//! [`attach`] hangs the programs on interfaces, `clsact` the TC program where there is no TCX, [`maps`] is the memory that they share with us, and
 //! [`table`] edits it as IPVS would.
 //!
 //! Invariant: whoever writes holds the lock of its namespace's folder, and whatever instant it is
 //! killed at, the next one that takes the lock finds or restores a whole table.
 
 pub mod attach;
+mod clsact;
 mod connections;
 mod endpoints;
 pub mod error;

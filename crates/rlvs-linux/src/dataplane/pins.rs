@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use rlvs_datapath::abi::LAYOUT;
 
+use super::clsact;
 use super::error::Error;
 use crate::netns;
 
@@ -171,6 +172,11 @@ fn parent(pid: u32) -> Option<u32> {
     line.trim().parse().ok()
 }
 
+fn own_cookie() -> Result<u64, Error> {
+    let operation = "asking for the network namespace's cookie (SO_NETNS_COOKIE, since Linux 5.14)";
+    netns::cookie().map_err(Error::io(operation))
+}
+
 const PREFIX: &str = "ns-";
 const UNFINISHED: &str = "-new";
 
@@ -185,7 +191,7 @@ fn folder_name(cookie: u64) -> String {
 /// A folder of another layout, or a missing capability.
 pub fn open() -> Result<Option<Folder>, Error> {
     let Some(root) = root()? else { return Ok(None) };
-    let cookie = netns::cookie().map_err(Error::io("asking for the network namespace's cookie"))?;
+    let cookie = own_cookie()?;
     let known = folder_name(cookie);
     let mine = format!("{PREFIX}{cookie}-v");
     for name in root.names()? {
@@ -217,8 +223,7 @@ impl Unfinished {
     pub fn begin() -> Result<Self, Error> {
         let root = root_or_mount()?;
         let lock = root.lock()?;
-        let cookie =
-            netns::cookie().map_err(Error::io("asking for the network namespace's cookie"))?;
+        let cookie = own_cookie()?;
         let name = folder_name(cookie) + UNFINISHED;
         remove(&root, &name)?;
         fs::create_dir(root.path(&name)).map_err(Error::io(format!("creating {ROOT}/{name}")))?;
@@ -254,8 +259,12 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes a folder with all that is pinned in it: links are detached, maps and programs freed.
+/// Removes a folder with all that is pinned in it: filters and links are detached, maps and programs
+/// freed.
 fn remove(root: &Folder, name: &str) -> Result<(), Error> {
+    if let (Some(folder), Some(cookie)) = (root.open(name)?, cookie_of(name)) {
+        clsact::detach_all(&folder, cookie)?;
+    }
     let path = root.path(name);
     let failed = |error| Error::io(format!("removing {ROOT}/{name}"))(error);
     let entries = match fs::read_dir(&path) {
@@ -315,13 +324,14 @@ pub fn remove_all() -> Result<usize, Error> {
 pub fn collect(has_live_links: impl Fn(&Folder) -> bool) -> Result<usize, Error> {
     let Some(root) = root()? else { return Ok(0) };
     let _lock = root.lock()?;
+    let own = own_cookie()?;
     let mut removed = 0;
     let mut alive = None;
     for name in root.names()? {
         let Some(cookie) = cookie_of(&name) else { continue };
         let Some(folder) = root.open(&name)? else { continue };
         let unfinished = name.ends_with(UNFINISHED);
-        if !unfinished && has_live_links(&folder) {
+        if !unfinished && (cookie == own || has_live_links(&folder)) {
             continue;
         }
         let alive = alive.get_or_insert_with(netns::live_cookies);

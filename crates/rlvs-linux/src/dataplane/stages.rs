@@ -6,7 +6,7 @@ use aya::programs::Program;
 use rlvs_datapath::process::Stage;
 
 use super::error::Error;
-use super::load::load_error;
+use super::load::{load_error, program_error};
 
 /// A body that the kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub fn load_program(bpf: &mut Ebpf, name: &str) -> Result<(), Error> {
         Program::SchedClassifier(program) => program.load(),
         _ => return Err(missing(name)),
     }
-    .map_err(|error| load_error(name, &error))
+    .map_err(|error| program_error(name, &error))
 }
 
 /// Tells the first program of a body, by its map, where the loaded programs of its stages are. They

@@ -281,6 +281,7 @@ impl World {
             interfaces: Vec::new(),
             any: false,
             sizes: Sizes::default(),
+            ..Options::default()
         };
         let attached = attach::attach(&options)?;
         let mut table = BpfTable::open()?.context("nothing is attached")?;
