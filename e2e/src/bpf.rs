@@ -324,32 +324,23 @@ impl Bpf {
     /// # Errors
     /// The kernel does not run programs on such a frame.
     pub fn run(&self, body: Body, input: &Input<'_>) -> io::Result<Ran> {
+        if body == Body::Tc {
+            return run_tc(self.program("rlvs_tc"), input);
+        }
         let mut data = vec![0; if input.cramped { METADATA } else { 0 }];
         let metadata = data.len() as u32;
         data.extend_from_slice(input.frame);
         let mut out = vec![0; data.len() + 512];
-        let context = match body {
-            Body::Xdp => xdp_context(input.interface, metadata, data.len() as u32),
-            Body::Tc => tc_context(input.interface, input.segmented),
+        let context = xdp_context(input.interface, metadata, data.len() as u32);
+        let options = TestRunOptions {
+            data_in: Some(&data),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
         };
-        let (code, length) = if input.summed {
-            self.run_summed(&data, &mut out, &context)?
-        } else {
-            let options = TestRunOptions {
-                data_in: Some(&data),
-                data_out: Some(&mut out),
-                ctx_in: Some(&context),
-                ..TestRunOptions::default()
-            };
-            let ran = match body {
-                Body::Xdp => self.program::<Xdp>("rlvs_xdp").test_run(options),
-                Body::Tc => self.program::<SchedClassifier>("rlvs_tc").test_run(options),
-            };
-            let ran = ran.map_err(io::Error::other)?;
-            (ran.return_value, ran.data_size_out)
-        };
-        out.truncate(length as usize);
-        Ok(Ran { code, bytes: out.split_off(metadata as usize) })
+        let ran = self.program::<Xdp>("rlvs_xdp").test_run(options).map_err(io::Error::other)?;
+        out.truncate(ran.data_size_out as usize);
+        Ok(Ran { code: ran.return_value, bytes: out.split_off(metadata as usize) })
     }
 
     /// Runs `rlvs_arm` once.
@@ -367,64 +358,92 @@ impl Bpf {
         let program = self.ebpf.program(name).unwrap_or_else(|| panic!("no program {name}"));
         <&P>::try_from(program).unwrap_or_else(|_| panic!("{name} is of another type"))
     }
+}
 
-    /// As `aya`'s test run, with a flag that it does not have.
-    fn run_summed(&self, data: &[u8], out: &mut [u8], context: &[u8]) -> io::Result<(u32, u32)> {
-        #[repr(C)]
-        struct TestRunAttribute {
-            program: u32,
-            result: u32,
-            data_size_in: u32,
-            data_size_out: u32,
-            data_in: u64,
-            data_out: u64,
-            repeat: u32,
-            duration: u32,
-            context_size_in: u32,
-            context_size_out: u32,
-            context_in: u64,
-            context_out: u64,
-            flags: u32,
-            cpu: u32,
-            batch_size: u32,
-            padding: u32,
-        }
-        const BPF_PROG_TEST_RUN: libc::c_long = 10;
-        const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
-        let program = self.program::<SchedClassifier>("rlvs_tc").fd().map_err(io::Error::other)?;
-        let mut attribute = TestRunAttribute {
-            program: program.as_fd().as_raw_fd() as u32,
-            result: 0,
-            data_size_in: data.len() as u32,
-            data_size_out: out.len() as u32,
-            data_in: data.as_ptr() as u64,
-            data_out: out.as_mut_ptr() as u64,
-            repeat: 1,
-            duration: 0,
-            context_size_in: context.len() as u32,
-            context_size_out: 0,
-            context_in: context.as_ptr() as u64,
-            context_out: 0,
-            flags: BPF_F_TEST_SKB_CHECKSUM_COMPLETE,
-            cpu: 0,
-            batch_size: 0,
-            padding: 0,
+/// Runs a TC program on a frame.
+///
+/// # Errors
+/// The kernel does not run programs on such a frame, or what it knows of the sum has become wrong.
+pub fn run_tc(program: &SchedClassifier, input: &Input<'_>) -> io::Result<Ran> {
+    let mut out = vec![0; input.frame.len() + 512];
+    let context = tc_context(input.interface, input.segmented);
+    let (code, length) = if input.summed {
+        run_summed(program, input.frame, &mut out, &context)?
+    } else {
+        let options = TestRunOptions {
+            data_in: Some(input.frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
         };
-        // SAFETY: the attribute of this command; the buffers it points to outlive the call and are
-        // as long as it says.
-        let status = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_PROG_TEST_RUN,
-                &raw mut attribute,
-                size_of::<TestRunAttribute>(),
-            )
-        };
-        if status < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok((attribute.result, attribute.data_size_out))
+        let ran = program.test_run(options).map_err(io::Error::other)?;
+        (ran.return_value, ran.data_size_out)
+    };
+    out.truncate(length as usize);
+    Ok(Ran { code, bytes: out })
+}
+
+/// As `aya`'s test run, with a flag that it does not have.
+fn run_summed(
+    program: &SchedClassifier,
+    data: &[u8],
+    out: &mut [u8],
+    context: &[u8],
+) -> io::Result<(u32, u32)> {
+    #[repr(C)]
+    struct TestRunAttribute {
+        program: u32,
+        result: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        context_size_in: u32,
+        context_size_out: u32,
+        context_in: u64,
+        context_out: u64,
+        flags: u32,
+        cpu: u32,
+        batch_size: u32,
+        padding: u32,
     }
+    const BPF_PROG_TEST_RUN: libc::c_long = 10;
+    const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
+    let program = program.fd().map_err(io::Error::other)?;
+    let mut attribute = TestRunAttribute {
+        program: program.as_fd().as_raw_fd() as u32,
+        result: 0,
+        data_size_in: data.len() as u32,
+        data_size_out: out.len() as u32,
+        data_in: data.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat: 1,
+        duration: 0,
+        context_size_in: context.len() as u32,
+        context_size_out: 0,
+        context_in: context.as_ptr() as u64,
+        context_out: 0,
+        flags: BPF_F_TEST_SKB_CHECKSUM_COMPLETE,
+        cpu: 0,
+        batch_size: 0,
+        padding: 0,
+    };
+    // SAFETY: the attribute of this command; the buffers it points to outlive the call and are
+    // as long as it says.
+    let status = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            &raw mut attribute,
+            size_of::<TestRunAttribute>(),
+        )
+    };
+    if status < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((attribute.result, attribute.data_size_out))
 }
 
 /// Returns the maps but the endpoints as bytes.

@@ -102,6 +102,8 @@ pub trait Ip: Copy + Eq {
 
     /// Parses the packet behind an Ethernet header of this version's type.
     fn parse<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason>;
+    /// Returns the protocol that the first header names.
+    fn protocol<F: Frame>(frame: &mut F) -> Option<u8>;
     /// Lowers the time to live by one.
     fn lower<F: Frame>(frame: &mut F) -> Option<()>;
     /// Replaces one end, lowers the time to live, lets checksums follow.
@@ -249,6 +251,11 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
+    fn protocol<F: Frame>(frame: &mut F) -> Option<u8> {
+        Some(u8_at(frame.head::<34>()?, IP + ipv4::PROTOCOL))
+    }
+
+    #[inline(always)]
     fn lower<F: Frame>(frame: &mut F) -> Option<()> {
         lower_v4(frame.head::<34>()?, 0);
         Some(())
@@ -338,6 +345,11 @@ impl Ip for V6 {
             _ => return Err(Reason::OtherProtocol),
         };
         Ok(ports.packet(source, target, protocol, ttl, payload + ipv6::LENGTH as u32))
+    }
+
+    #[inline(always)]
+    fn protocol<F: Frame>(frame: &mut F) -> Option<u8> {
+        Some(u8_at(frame.head::<54>()?, IP + ipv6::NEXT_HEADER))
     }
 
     #[inline(always)]

@@ -11,8 +11,11 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod association;
 pub mod connection;
 pub mod endpoint;
+pub mod errors;
+pub mod fragment;
 pub mod frame;
 pub mod hash;
 pub mod hop;

@@ -11,14 +11,17 @@
 //! XDP must leave to TC because its neighbour is unknown has changed nothing but the table, and
 //! being seen again changes nothing more.
 
-use rlvs_wire::{ethernet, u16_at};
+use rlvs_wire::{ethernet, icmp, sctp, u16_at};
 
 use crate::abi::{
     Destination, Hop, INTERFACE_BUCKETS, REASONS, Row, Service, destination_flag, endpoint_kind,
     interface_flag, method,
 };
+use crate::association;
 use crate::connection::{Context, Found, Key, seen};
 use crate::endpoint;
+use crate::errors;
+use crate::fragment;
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, Ip, Packet, Substitute, V4, V6};
@@ -41,11 +44,34 @@ pub enum Stage {
     Rest4 = 2,
     /// The same over IPv6.
     Rest6 = 3,
+    /// ICMP.
+    Icmp4 = 4,
+    /// ICMPv6.
+    Icmp6 = 5,
+    /// IPv4 with options, or a fragment.
+    Odd4 = 6,
+    /// IPv6 with extension headers, a fragment header among them.
+    Odd6 = 7,
+    /// SCTP over IPv4.
+    Sctp4 = 8,
+    /// SCTP over IPv6.
+    Sctp6 = 9,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Open4, Self::Open6, Self::Rest4, Self::Rest6];
+    pub const ALL: [Self; 10] = [
+        Self::Open4,
+        Self::Open6,
+        Self::Rest4,
+        Self::Rest6,
+        Self::Icmp4,
+        Self::Icmp6,
+        Self::Odd4,
+        Self::Odd6,
+        Self::Sctp4,
+        Self::Sctp6,
+    ];
 
     /// Returns the end of the names of the programs that carry it out.
     pub const fn name(self) -> &'static str {
@@ -54,6 +80,12 @@ impl Stage {
             Self::Open6 => "open6",
             Self::Rest4 => "rest4",
             Self::Rest6 => "rest6",
+            Self::Icmp4 => "icmp4",
+            Self::Icmp6 => "icmp6",
+            Self::Odd4 => "odd4",
+            Self::Odd6 => "odd6",
+            Self::Sctp4 => "sctp4",
+            Self::Sctp6 => "sctp6",
         }
     }
 
@@ -64,7 +96,13 @@ impl Stage {
             0 => Self::Open4,
             1 => Self::Open6,
             2 => Self::Rest4,
-            _ => Self::Rest6,
+            3 => Self::Rest6,
+            4 => Self::Icmp4,
+            5 => Self::Icmp6,
+            6 => Self::Odd4,
+            7 => Self::Odd6,
+            8 => Self::Sctp4,
+            _ => Self::Sctp6,
         }
     }
 
@@ -76,6 +114,22 @@ impl Stage {
     #[inline(always)]
     const fn rest<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Rest4 } else { Self::Rest6 }
+    }
+}
+
+/// Returns what becomes of a packet of another protocol, or whose headers are not the usual ones.
+#[inline(always)]
+fn unusual<A: Ip, F: Frame>(frame: &mut F, reason: Reason) -> Verdict {
+    let (icmp, odd, sctp) = if A::FAMILY == 4 {
+        (Stage::Icmp4, Stage::Odd4, Stage::Sctp4)
+    } else {
+        (Stage::Icmp6, Stage::Odd6, Stage::Sctp6)
+    };
+    match (reason, A::protocol(frame)) {
+        (Reason::Fragment | Reason::Options, _) => Verdict::Next(odd),
+        (Reason::OtherProtocol, Some(icmp::PROTOCOL | icmp::PROTOCOL_V6)) => Verdict::Next(icmp),
+        (Reason::OtherProtocol, Some(sctp::PROTOCOL)) => Verdict::Next(sctp),
+        _ => Verdict::Pass(reason),
     }
 }
 
@@ -101,6 +155,24 @@ pub fn rest<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| any::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::Icmp4`] and [`Stage::Icmp6`].
+#[inline(always)]
+pub fn icmp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| errors::related::<A, F, T>(context, frame))
+}
+
+/// Carries out the stages [`Stage::Odd4`] and [`Stage::Odd6`].
+#[inline(always)]
+pub fn odd<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| fragment::odd::<A, F, T>(context, frame))
+}
+
+/// Carries out the stages [`Stage::Sctp4`] and [`Stage::Sctp6`].
+#[inline(always)]
+pub fn sctp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| association::any::<A, F, T>(context, frame))
+}
+
 /// Carries out a stage, for bodies that call it like any function.
 pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
     match stage {
@@ -108,6 +180,12 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Open6 => open::<V6, F, T>(frame, tables),
         Stage::Rest4 => rest::<V4, F, T>(frame, tables),
         Stage::Rest6 => rest::<V6, F, T>(frame, tables),
+        Stage::Icmp4 => icmp::<V4, F, T>(frame, tables),
+        Stage::Icmp6 => icmp::<V6, F, T>(frame, tables),
+        Stage::Odd4 => odd::<V4, F, T>(frame, tables),
+        Stage::Odd6 => odd::<V6, F, T>(frame, tables),
+        Stage::Sctp4 => sctp::<V4, F, T>(frame, tables),
+        Stage::Sctp6 => sctp::<V6, F, T>(frame, tables),
     }
 }
 
@@ -158,7 +236,7 @@ struct Half<A> {
 fn established<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
     let packet = match A::parse(frame) {
         Ok(packet) => packet,
-        Err(reason) => return Verdict::Pass(reason),
+        Err(reason) => return unusual::<A, F>(frame, reason),
     };
     let Some(half) = context.half(&packet) else { return Verdict::Pass(Reason::NoService) };
     let Some(found) = context.glance(&half.key) else {

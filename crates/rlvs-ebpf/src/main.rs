@@ -80,6 +80,12 @@ programs! {
     rlvs_xdp_open6, rlvs_tc_open6: process::open::<V6, _, _>;
     rlvs_xdp_rest4, rlvs_tc_rest4: process::rest::<V4, _, _>;
     rlvs_xdp_rest6, rlvs_tc_rest6: process::rest::<V6, _, _>;
+    rlvs_xdp_icmp4, rlvs_tc_icmp4: process::icmp::<V4, _, _>;
+    rlvs_xdp_icmp6, rlvs_tc_icmp6: process::icmp::<V6, _, _>;
+    rlvs_xdp_odd4, rlvs_tc_odd4: process::odd::<V4, _, _>;
+    rlvs_xdp_odd6, rlvs_tc_odd6: process::odd::<V6, _, _>;
+    rlvs_xdp_sctp4, rlvs_tc_sctp4: process::sctp::<V4, _, _>;
+    rlvs_xdp_sctp6, rlvs_tc_sctp6: process::sctp::<V6, _, _>;
 }
 
 /// Arms the sweep; the loader runs it once. Arming again replaces the callback by this program's.

@@ -112,6 +112,71 @@ pub mod icmp {
     pub const LENGTH: usize = 8;
 }
 
+/// SCTP (RFC 9260).
+pub mod sctp {
+    /// IP protocol number.
+    pub const PROTOCOL: u8 = 132;
+    /// Length of the common header.
+    pub const LENGTH: usize = 12;
+}
+
+/// IP in IP (RFC 2003, RFC 2473, RFC 4213): a packet follows the outer header at once.
+pub mod ipip {
+    /// IP protocol number of an IPv4 packet.
+    pub const PROTOCOL_V4: u8 = 4;
+    /// IP protocol number of an IPv6 packet.
+    pub const PROTOCOL_V6: u8 = 41;
+}
+
+/// GRE header (RFC 2784), offsets from its first byte.
+pub mod gre {
+    /// IP protocol number.
+    pub const PROTOCOL: u8 = 47;
+    /// Length without checksum.
+    pub const LENGTH: usize = 4;
+    /// Length with checksum and the reserved bytes behind it.
+    pub const LENGTH_WITH_CHECKSUM: usize = 8;
+    /// Offset of flags and version.
+    pub const FLAGS: usize = 0;
+    /// Within [`FLAGS`]: a checksum of header and payload is there.
+    pub const CHECKSUM_PRESENT: u16 = 0x8000;
+    /// Offset of the payload's type, one of the types of Ethernet.
+    pub const TYPE: usize = 2;
+    /// Offset of the checksum.
+    pub const CHECKSUM: usize = 4;
+}
+
+/// Generic UDP encapsulation, version 0 (draft-ietf-intarea-gue), offsets from the first byte
+/// behind the UDP header. The remote checksum option is Linux's own, as a private field.
+pub mod gue {
+    /// The port that IANA has set aside for it.
+    pub const PORT: u16 = 6080;
+    /// Length without options.
+    pub const LENGTH: usize = 4;
+    /// Length with the private flags and the remote checksum option.
+    pub const LENGTH_WITH_REMOTE_CHECKSUM: usize = 12;
+    /// Offset of the byte with version, control flag and length of the options.
+    pub const VERSION: usize = 0;
+    /// Version and control flag within [`VERSION`], both 0 in a packet that carries another.
+    pub const VERSION_MASK: u8 = 0xe0;
+    /// Within [`VERSION`]: length of the options in 32-bit words.
+    pub const OPTIONS_MASK: u8 = 0x1f;
+    /// Offset of the payload's IP protocol number.
+    pub const NEXT_PROTOCOL: usize = 1;
+    /// Offset of the flags.
+    pub const FLAGS: usize = 2;
+    /// Within [`FLAGS`]: private flags follow the header.
+    pub const PRIVATE: u16 = 0x0001;
+    /// Offset of the private flags.
+    pub const PRIVATE_FLAGS: usize = 4;
+    /// Within [`PRIVATE_FLAGS`]: the payload's transport checksum is yet to be completed.
+    pub const REMOTE_CHECKSUM: u32 = 0x8000_0000;
+    /// Offset of where the bytes to sum start, counted from the payload's first.
+    pub const REMOTE_START: usize = 8;
+    /// Offset of where the checksum stands, counted from the payload's first byte.
+    pub const REMOTE_OFFSET: usize = 10;
+}
+
 /// Offset of the source port in TCP and UDP headers.
 pub const SOURCE_PORT: usize = 0;
 /// Offset of the destination port in TCP and UDP headers.

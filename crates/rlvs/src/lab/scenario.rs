@@ -13,6 +13,7 @@ use super::topology::{Addresses, HTTP_PORT, REAL_SERVERS, RealServer, UDP_PORT, 
 pub(super) enum Method {
     DirectRoute,
     Masquerade,
+    Tunnel,
 }
 
 /// Who gets the next connection.
@@ -44,6 +45,7 @@ impl Method {
         match self {
             Self::DirectRoute => "-g",
             Self::Masquerade => "-m",
+            Self::Tunnel => "-i",
         }
     }
 
@@ -52,12 +54,13 @@ impl Method {
         match self {
             Self::DirectRoute => "Route",
             Self::Masquerade => "Masq",
+            Self::Tunnel => "Tunnel",
         }
     }
 
     fn addresses(self, server: &RealServer) -> Addresses {
         match self {
-            Self::DirectRoute => server.outside,
+            Self::DirectRoute | Self::Tunnel => server.outside,
             Self::Masquerade => server.inside,
         }
     }
@@ -78,14 +81,6 @@ impl Scheduler {
             Self::WeightedRoundRobin => Some([3, 1]),
         }
     }
-
-    /// Returns the virtual address of this scheduler's services: each begins with no connections.
-    fn vip(self) -> Addresses {
-        match self {
-            Self::RoundRobin => VIPS[0],
-            Self::WeightedRoundRobin => VIPS[1],
-        }
-    }
 }
 
 impl Case {
@@ -104,6 +99,12 @@ impl Case {
         cases
     }
 
+    /// Returns the cases of tunnelling, which join the others when the table takes `-i`.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the table refuses tunnels"))]
+    pub(super) fn tunnels() -> [Self; 2] {
+        [Family::V4, Family::V6].map(|family| Self { method: Method::Tunnel, family, ..HOW_TO })
+    }
+
     /// Returns the cases of the quick run, in which every method, scheduler, protocol and family
     /// occurs, but not every combination.
     pub(super) fn quick() -> Vec<Self> {
@@ -118,7 +119,17 @@ impl Case {
 
     /// Returns the address and port that the client asks.
     pub(super) fn target(self) -> SocketAddr {
-        SocketAddr::new(self.scheduler.vip().of(self.family), self.port())
+        SocketAddr::new(self.vip().of(self.family), self.port())
+    }
+
+    /// Returns a virtual address at which no other case has the same real servers, so that each
+    /// begins with no connections.
+    fn vip(self) -> Addresses {
+        match (self.method, self.scheduler) {
+            (Method::Tunnel, _) => VIPS[2],
+            (_, Scheduler::RoundRobin) => VIPS[0],
+            (_, Scheduler::WeightedRoundRobin) => VIPS[1],
+        }
     }
 
     fn port(self) -> u16 {
@@ -248,6 +259,7 @@ impl std::fmt::Display for Case {
         let method = match self.method {
             Method::DirectRoute => "direct routing",
             Method::Masquerade => "NAT",
+            Method::Tunnel => "tunnels",
         };
         let protocol = match self.protocol {
             Protocol::Tcp => "TCP",
@@ -314,6 +326,21 @@ TCP  192.168.1.200:80 rr
         let listing = WEIGHTED.listing();
         let line = "  -> [fd00:2::101]:5300           Masq    3      0          0         ";
         assert_eq!(listing.lines().nth(4), Some(line));
+    }
+
+    #[test]
+    fn tunnels_are_typed_and_listed() {
+        let expected = [
+            "-A -t 192.168.1.202:80 -s rr",
+            "-a -t 192.168.1.202:80 -r 192.168.1.101:80 -i",
+            "-a -t 192.168.1.202:80 -r 192.168.1.102:80 -i",
+        ];
+        let [four, six] = Case::tunnels();
+        assert_eq!(typed(four), expected);
+        let line = "  -> 192.168.1.102:80             Tunnel  1      0          0         ";
+        assert_eq!(four.listing().lines().nth(5), Some(line));
+        assert_eq!(typed(six).last().unwrap(), "-a -t [fd00:1::202]:80 -r [fd00:1::102]:80 -i");
+        assert_eq!(six.to_string(), "tunnels, rr, TCP over IPv6");
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! ```text
 //!  client .10 ---+--- br0 192.168.1.0/24, fd00:1::/64 ---+--- director .100, VIPs .200-.207
 //!                |                                       |        |
-//!  rs1 .101, rs2 .102, VIPs on lo (direct routing) ------+       br1 10.0.1.0/24, fd00:2::/64
+//!  rs1 .101, rs2 .102, VIPs on lo (direct, tunnels) -----+       br1 10.0.1.0/24, fd00:2::/64
 //!        |                                                        |
 //!        +--- 10.0.1.101, .102 (NAT): answers go back by the director, 10.0.1.1
 //! ```
 //!
-//! The bridges stand in a namespace of their own. [`Lab::new`] returns when every real server
+//! The real servers take packets out of tunnels to any of their addresses, as no kernel module does
+//! it here. The bridges stand in a namespace of their own. [`Lab::new`] returns when every real server
 //! answers; dropping the lab removes everything, and [`super::claim`] does so after a crash.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use rlvs_control::model::Family;
+use rlvs_linux::decap::Decapsulator;
 use rlvs_linux::netns::Namespace;
 use rlvs_linux::process::Guard;
 use rlvs_linux::route::{Mac, Prefix, Route, Rtnetlink};
@@ -84,6 +86,8 @@ pub const VIP: Addresses = VIPS[0];
 pub const HTTP_PORT: u16 = 80;
 /// Port on which the real servers answer over UDP.
 pub const UDP_PORT: u16 = 5300;
+/// Port on which the real servers take packets out of GUE: the one that IANA has set aside for it.
+pub const GUE_PORT: u16 = 6080;
 
 /// A real server.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +166,7 @@ pub struct Lab {
     client: Namespace,
     director: Namespace,
     real_servers: Vec<Namespace>,
+    decapsulators: Vec<Decapsulator>,
     switch: Namespace,
     claim: Claim,
 }
@@ -190,10 +195,12 @@ impl Lab {
                 .iter()
                 .map(|server| make(server.role))
                 .collect::<Result<_, _>>()?,
+            decapsulators: Vec::new(),
             switch: make("sw")?,
             claim,
         };
         lab.connect(options.wiring).context("building the network")?;
+        lab.end_tunnels()?;
         for (server, namespace) in REAL_SERVERS.iter().zip(&lab.real_servers) {
             let started = webserver::start(server, namespace, lab.claim.directory(), options)
                 .with_context(|| format!("starting {}", server.title))?;
@@ -224,6 +231,11 @@ impl Lab {
     /// Returns the namespaces of the real servers, in the order of [`REAL_SERVERS`].
     pub fn real_servers(&self) -> &[Namespace] {
         &self.real_servers
+    }
+
+    /// Returns what takes packets out of tunnels on the real servers, in their order.
+    pub fn decapsulators(&self) -> &[Decapsulator] {
+        &self.decapsulators
     }
 
     /// Returns the namespace of the bridges; a host's port is named `ROLE-INTERFACE` there.
@@ -280,6 +292,16 @@ impl Lab {
             Wiring::Plain => Ok(()),
             Wiring::Tuned => self.tune(),
         }
+    }
+
+    /// Lets the real servers take packets out of tunnels, once they have their addresses.
+    fn end_tunnels(&mut self) -> anyhow::Result<()> {
+        for namespace in &self.real_servers {
+            let interfaces = [OUTSIDE_INTERFACE, INSIDE_INTERFACE];
+            let decapsulator = namespace.run(|| Decapsulator::attach(&interfaces, GUE_PORT))?;
+            self.decapsulators.push(decapsulator.with_context(|| namespace.name().to_owned())?);
+        }
+        Ok(())
     }
 
     /// Makes the veth pairs behave as network cards do.
