@@ -11,6 +11,8 @@ use rlvs::ipvsadm::{self, Environment, Names};
 use rlvs::{face, lab};
 
 const IPVSADM: &str = "ipvsadm";
+/// Names the back end of `ipvsadm` for tests and scripts.
+const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
 
 /// The Linux Virtual Server on XDP.
 #[derive(Parser)]
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
 fn run_ipvsadm(args: &[OsString]) -> ExitCode {
     let environment = Environment {
         open: &mut face::open_table,
+        backend: std::env::var(BACKEND_VARIABLE).ok(),
         names: &Names::system(),
         // A large restore opens the table once for each fill of this.
         stdin: &mut std::io::BufReader::with_capacity(1 << 20, std::io::stdin().lock()),
