@@ -10,7 +10,9 @@ use rlvs_datapath::abi::{
     INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route,
     Row, Schedule, Service, Settings, Word,
 };
+use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::frame::{Answer, Frame, Query};
+use rlvs_datapath::process::{go_on, process};
 use rlvs_datapath::tables::Tables;
 
 /// Service and destination ids of a test's table; less than [`rlvs_datapath::abi::IDS`], so that
@@ -318,4 +320,17 @@ impl Tables for HostTables {
     fn add(&self, word: &Word, value: u64) -> u64 {
         word.replace(word.get().wrapping_add(value))
     }
+}
+
+/// Runs every stage that a frame needs.
+pub fn decide<const R: bool>(frame: &mut HostFrame<'_, R>, tables: &HostTables) -> Verdict {
+    let mut verdict = process(frame, tables);
+    // As in the kernel, which lets programs hand on so often.
+    for _ in 0..33 {
+        match verdict {
+            Verdict::Next(stage) => verdict = go_on(stage, frame, tables),
+            done => return done,
+        }
+    }
+    verdict
 }

@@ -4,11 +4,14 @@
 //! forwarding function side by side:
 //! [`host`] is its host body, [`bpf`] its XDP and TC bodies in the kernel, [`table`] fills the maps
 //! of all from one description, [`packet`] makes frames with an independent library, [`network`] is
-//! the namespace whose routing table the programs ask, [`scene`] what most tests begin with, [`world`] runs a frame through all bodies,
-//! holds them against each other and tells what changed.
+//! the namespace whose routing table the programs ask, [`scene`] what most tests begin with, [`world`]
+//! runs a frame through all bodies, holds them against each other and tells what changed, [`fuzz`] is
+//! one run of the fuzzer.
 
 #[expect(unsafe_code, reason = "maps are memory shared with the kernel")]
 pub mod bpf;
+#[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]
+pub mod fuzz;
 pub mod host;
 pub mod lab;
 #[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]

@@ -3,11 +3,10 @@
 
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
-use rlvs_datapath::process::{go_on, process};
 use rlvs_datapath::tables::TIME_MASK;
 
 use crate::bpf::{Body, Bpf, Input, TC_CODES, XDP_CODES};
-use crate::host::{HostFrame, HostTables};
+use crate::host::{HostFrame, HostTables, decide};
 use crate::network::{self, Network};
 use crate::packet::{Kind, Packet};
 use crate::snapshot::{self, Snapshot};
@@ -95,19 +94,6 @@ impl<const R: bool> Pair<R> {
         let changes = snapshot::changes(&before, &snapshot::take(&self.host));
         Outcome { verdict, bytes, changes }
     }
-}
-
-/// The host body: all stages.
-fn decide<const R: bool>(frame: &mut HostFrame<'_, R>, tables: &HostTables) -> Verdict {
-    let mut verdict = process(frame, tables);
-    // Rest and Open may hand on to each other.
-    for _ in 0..3 {
-        match verdict {
-            Verdict::Next(stage) => verdict = go_on(stage, frame, tables),
-            done => return done,
-        }
-    }
-    verdict
 }
 
 /// Shows the headers of a frame.

@@ -6,6 +6,7 @@
 mod bench;
 mod ci;
 mod ebpf;
+mod fuzz;
 mod leftovers;
 mod run;
 mod smoke;
@@ -33,6 +34,8 @@ enum Task {
     Ci(ci::Arguments),
     /// Measure the packet path
     Bench(bench::Arguments),
+    /// Look for frames and tables that the forwarding function does not stand
+    Fuzz(fuzz::Arguments),
     /// Run the lab on Debian 12's kernel, in an emulator
     Smoke(smoke::Arguments),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Smoke(arguments) => smoke::run(&arguments),
     };
     match done {

@@ -1,0 +1,56 @@
+//! The fuzzer of the forwarding function.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::run;
+
+/// What `cargo xtask fuzz` takes.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// How long to look for new inputs
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u32,
+}
+
+/// Coverage for libFuzzer, as `rustc` gives it without flags of its own for it.
+const FLAGS: &str = "-Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares \
+    -Ccodegen-units=1 --cfg fuzzing";
+/// Named, so that the flags do not reach programs that run while building.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Bytes of an input.
+const LENGTH_MAX: &str = "-max_len=1024";
+
+/// Builds and runs the fuzzer, beginning with what is kept in `fuzz/corpus`, and adds to it whatever
+/// reaches code that nothing kept there does.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let folder = run::workspace()?.join("fuzz");
+    let target = run::target()?.join("fuzz");
+    let (found, kept) = (target.join("found"), folder.join("corpus"));
+    for folder in [&found, &kept] {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    run::stage("building the fuzzer", || {
+        let mut build = run::cargo()?;
+        build.args(["build", "--release", "--target", TARGET, "--manifest-path"]);
+        build.arg(folder.join("Cargo.toml")).arg("--target-dir").arg(&target);
+        run::run(build.env("RUSTFLAGS", FLAGS))
+    })?;
+    let program = target.join(TARGET).join("release/rlvs-fuzz");
+    let fuzzer = || {
+        let mut command = std::process::Command::new(&program);
+        // What breaks a promise is written here.
+        command.current_dir(&target).arg(LENGTH_MAX);
+        command
+    };
+    run::stage("fuzzing", || {
+        let time = format!("-max_total_time={}", arguments.seconds);
+        run::run(fuzzer().arg(time).arg("-print_final_stats=1").arg(&found).arg(&kept))
+    })?;
+    run::stage("keeping what is new", || run::run(fuzzer().arg("-set_cover_merge=1").arg(&kept).arg(&found)))
+}
