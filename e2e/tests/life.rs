@@ -16,6 +16,8 @@ use e2e::lab::{
     Method, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool, udp_client, udp_server,
     wait_for, wait_until,
 };
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rlvs::lab::topology::{REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 use rlvs_linux::dataplane::pins;
@@ -305,6 +307,9 @@ fn start_restore(stage: &Stage) -> Child {
     command.spawn().unwrap()
 }
 
+/// How many restores are killed under one load.
+const KILLS: u16 = 20;
+
 #[test]
 fn killing_our_processes_under_load_fails_no_request() {
     let (Some(wrk), Some(_)) = (tool("wrk"), tool("nginx")) else { return };
@@ -314,12 +319,11 @@ fn killing_our_processes_under_load_fails_no_request() {
         let saved = stage.ipvsadm("-S -n").ok();
         let mut command = Command::new(&wrk);
         // A new connection for each request: every one is scheduled.
-        command.args(["-t1", "-c8", "-d2s", "-H", "Connection: close"]);
+        command.args(["-t1", "-c8", "-d120s", "-H", "Connection: close"]);
         command.arg(format!("http://{target}/")).stdin(Stdio::null()).stdout(Stdio::piped());
         inside(stage.lab.client(), &mut command);
         let mut load = command.spawn().unwrap();
-        let mut killed = 0;
-        for _ in 0..1000 {
+        for killed in 0..KILLS {
             let mut restore = start_restore(&stage);
             let mut lines = restore.stdin.take().unwrap();
             writeln!(lines, "-A -t 192.168.1.207:{} -s wrr", 1000 + killed).unwrap();
@@ -333,14 +337,12 @@ fn killing_our_processes_under_load_fails_no_request() {
             });
             restore.kill().unwrap();
             restore.wait().unwrap();
-            killed += 1;
-            if load.try_wait().unwrap().is_some() {
-                break;
-            }
         }
+        assert_eq!(load.try_wait().unwrap(), None, "the load ended before the last kill");
+        // It ends and reports.
+        kill(Pid::from_raw(load.id() as i32), Signal::SIGINT).unwrap();
         let said = Said::from(load.wait_with_output().unwrap()).ok();
         assert!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
-        assert!(killed >= 5, "only {killed} killed");
         let after = stage.ipvsadm("-S -n").ok();
         for line in saved.lines() {
             assert!(after.contains(line), "{line} is gone:\n{after}");

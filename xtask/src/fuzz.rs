@@ -52,5 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let time = format!("-max_total_time={}", arguments.seconds);
         run::run(fuzzer().arg(time).arg("-print_final_stats=1").arg(&found).arg(&kept))
     })?;
-    run::stage("keeping what is new", || run::run(fuzzer().arg("-set_cover_merge=1").arg(&kept).arg(&found)))
+    run::stage("keeping what is new", || {
+        run::run(fuzzer().arg("-set_cover_merge=1").arg(&kept).arg(&found))
+    })
 }
