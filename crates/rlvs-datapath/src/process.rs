@@ -321,11 +321,9 @@ fn refuse_start<A: Ip, F: Frame, T: Tables>(
         // There is no room: it goes astray.
         Reason::Stateless => Verdict::Next(Stage::rest::<A>()),
         Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken => {
-            complain(context, frame, packet, (Complaint::PortUnreachable, None), refused)
+            complain(context, frame, packet, Complaint::PortUnreachable, refused)
         }
-        Reason::Expired => {
-            complain(context, frame, packet, (Complaint::TimeExceeded, None), refused)
-        }
+        Reason::Expired => complain(context, frame, packet, Complaint::TimeExceeded, refused),
         _ => quiet(refused),
     }
 }
@@ -343,7 +341,7 @@ fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> V
         // The stack answers it, in the director's name.
         Some(_) if packet.ttl <= 1 && is_reply => Verdict::Pass(Reason::Expired),
         Some(_) if packet.ttl <= 1 => {
-            complain(context, frame, &packet, (Complaint::TimeExceeded, None), Reason::Expired)
+            complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired)
         }
         Some(found) if is_reply => answer(context, frame, &packet, &found),
         Some(found) => request(context, frame, &packet, &found),
@@ -364,7 +362,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
     found: &Found<'_, A::Slot>,
 ) -> Verdict {
     let track = || context.track_request(packet, found);
-    let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu, None);
+    let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu);
     deliver(context, frame, packet, found.value.destination(), track, too_big)
 }
 
@@ -444,8 +442,14 @@ fn answer<A: Ip, F: Frame, T: Tables>(
         Err(verdict) => return verdict,
     };
     context.track_reply(packet, found);
-    if let Some(mtu) = does_not_fit(frame, packet, &way) {
-        return complain_of_length(context, frame, packet, mtu, Some(&service.address));
+    if does_not_fit(frame, packet, &way).is_some() {
+        // The stack answers it, in the director's name, as it comes to the same conclusion.
+        let may_be_cut = may_be_cut::<A, F>(frame);
+        return if may_be_cut {
+            Verdict::Drop(Reason::TooBig)
+        } else {
+            Verdict::Pass(Reason::TooBig)
+        };
     }
     give_back(frame, packet, (destination, service), row, &way)
 }
@@ -501,7 +505,7 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
         Ok((to, _)) if to.method == method::MASQUERADE => Verdict::Pass(Reason::NoConnection),
         Ok((to, row)) => match context.way_to_destination::<A, F>(frame, row, to) {
             Ok(way) => match does_not_fit(frame, packet, &way) {
-                Some(mtu) => complain_of_length(context, frame, packet, mtu, None),
+                Some(mtu) => complain_of_length(context, frame, packet, mtu),
                 None => {
                     context.count(Reason::Stateless);
                     forward(frame, packet, to, row, &way)
@@ -514,19 +518,19 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     verdict.pack()
 }
 
-/// Answers a packet with an ICMP error, in the name of `service` or of whom it was sent to.
+/// Answers a packet with an ICMP error, in the name of whom it was sent to.
 #[inline(always)]
 fn complain<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
-    (complaint, service): (Complaint, Option<&[u8; 16]>),
+    complaint: Complaint,
     reason: Reason,
 ) -> Verdict {
     if !context.may_complain() {
         return Verdict::Drop(Reason::IcmpLimited);
     }
-    let verdict = refuse(frame, packet, complaint, service);
+    let verdict = refuse(frame, packet, complaint);
     // One that fails is counted under its own reason.
     if matches!(verdict, Verdict::Transmit { .. }) {
         context.count(reason);
@@ -542,13 +546,18 @@ fn complain_of_length<A: Ip, F: Frame, T: Tables>(
     frame: &mut F,
     packet: &Packet<A>,
     mtu: u32,
-    service: Option<&[u8; 16]>,
 ) -> Verdict {
-    let whole = |head: &mut [u8; 34]| u16_at(head, IP + ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT != 0;
-    if A::FAMILY == 4 && !frame.head::<34>().is_some_and(whole) {
+    if may_be_cut::<A, F>(frame) {
         return Verdict::Drop(Reason::TooBig);
     }
-    complain(context, frame, packet, (Complaint::TooBig { mtu }, service), Reason::TooBig)
+    complain(context, frame, packet, Complaint::TooBig { mtu }, Reason::TooBig)
+}
+
+/// Returns whether routers may cut a packet into fragments.
+#[inline(always)]
+fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
+    let whole = |head: &mut [u8; 34]| u16_at(head, IP + ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT != 0;
+    A::FAMILY == 4 && !frame.head::<34>().is_some_and(whole)
 }
 
 /// Returns the longest packet that a way takes, if this one is longer.

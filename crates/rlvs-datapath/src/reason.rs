@@ -37,8 +37,8 @@ pub enum Reason {
     Removed = 14,
     /// Dropped: no route to the destination or client.
     Unreachable = 15,
-    /// Answered with ICMP, or dropped where its sender allows fragments: longer than the next hop
-    /// takes.
+    /// Answered with ICMP, a server's packet by the stack to which it is passed, or dropped where its
+    /// sender allows fragments: longer than the next hop takes.
     TooBig = 16,
     /// Dropped: another CPU held the lock of this flow for too long.
     Busy = 17,

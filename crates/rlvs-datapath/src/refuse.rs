@@ -66,36 +66,25 @@ const TOS: u8 = 0xc0; // internetwork control, as the kernel's icmp_send()
 const QUOTED_UDP: usize = 8;
 const IP: usize = ethernet::LENGTH;
 
-/// Turns the frame into an ICMP error to whom it came from, in the name of `service`, or of whom it
-/// went to. Quoted are the IP header and the whole TCP or UDP header without options.
+/// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP header and the whole TCP or UDP header without options.
 #[inline(always)]
-pub fn refuse<A: Ip, F: Frame>(
-    frame: &mut F,
-    packet: &Packet<A>,
-    complaint: Complaint,
-    service: Option<&[u8; 16]>,
-) -> Verdict {
-    Verdict::unpack(refuse_out_of_line(frame, packet, complaint.header(A::FAMILY), service))
+pub fn refuse<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, complaint: Complaint) -> Verdict {
+    Verdict::unpack(refuse_out_of_line(frame, packet, complaint.header(A::FAMILY)))
 }
 
 #[inline(never)]
-fn refuse_out_of_line<A: Ip, F: Frame>(
-    frame: &mut F,
-    packet: &Packet<A>,
-    header: u64,
-    service: Option<&[u8; 16]>,
-) -> u64 {
+fn refuse_out_of_line<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, header: u64) -> u64 {
     let interface = frame.interface();
     let done = if A::FAMILY == 4 {
         if packet.protocol == tcp::PROTOCOL {
-            refuse_v4::<F, 82>(frame, header, service)
+            refuse_v4::<F, 82>(frame, header)
         } else {
-            refuse_v4::<F, 70>(frame, header, service)
+            refuse_v4::<F, 70>(frame, header)
         }
     } else if packet.protocol == tcp::PROTOCOL {
-        refuse_v6::<F, 122>(frame, header, service)
+        refuse_v6::<F, 122>(frame, header)
     } else {
-        refuse_v6::<F, 110>(frame, header, service)
+        refuse_v6::<F, 110>(frame, header)
     };
     match done {
         Some(()) => Verdict::Transmit { interface }.pack(),
@@ -112,11 +101,7 @@ const _: () = {
 
 /// `N` is the length of the frame that leaves.
 #[inline(always)]
-fn refuse_v4<F: Frame, const N: usize>(
-    frame: &mut F,
-    header: u64,
-    service: Option<&[u8; 16]>,
-) -> Option<()> {
+fn refuse_v4<F: Frame, const N: usize>(frame: &mut F, header: u64) -> Option<()> {
     const ADDED: usize = ipv4::LENGTH + icmp::LENGTH;
     let ethernet: [u8; 14] = *frame.head::<14>()?;
     frame.reframe(ADDED, N)?;
@@ -124,10 +109,7 @@ fn refuse_v4<F: Frame, const N: usize>(
     write_ethernet(head, &ethernet);
     let quoted = IP + ADDED;
     let client: [u8; 4] = rlvs_wire::bytes_at(head, quoted + ipv4::SOURCE);
-    let service: [u8; 4] = match service {
-        Some(address) => rlvs_wire::bytes_at(address, 0),
-        None => rlvs_wire::bytes_at(head, quoted + ipv4::DESTINATION),
-    };
+    let service: [u8; 4] = rlvs_wire::bytes_at(head, quoted + ipv4::DESTINATION);
     put_at(head, IP, [0x45, TOS]);
     put_at(head, IP + ipv4::TOTAL_LENGTH, ((N - IP) as u16).to_be_bytes());
     put_at(head, IP + 4, [0; 4]);
@@ -145,11 +127,7 @@ fn refuse_v4<F: Frame, const N: usize>(
 
 /// `N` is the length of the frame that leaves.
 #[inline(always)]
-fn refuse_v6<F: Frame, const N: usize>(
-    frame: &mut F,
-    header: u64,
-    service: Option<&[u8; 16]>,
-) -> Option<()> {
+fn refuse_v6<F: Frame, const N: usize>(frame: &mut F, header: u64) -> Option<()> {
     const ADDED: usize = ipv6::LENGTH + icmp::LENGTH;
     let ethernet: [u8; 14] = *frame.head::<14>()?;
     frame.reframe(ADDED, N)?;
@@ -157,10 +135,7 @@ fn refuse_v6<F: Frame, const N: usize>(
     write_ethernet(head, &ethernet);
     let quoted = IP + ADDED;
     let client: [u8; 16] = rlvs_wire::bytes_at(head, quoted + ipv6::SOURCE);
-    let service: [u8; 16] = match service {
-        Some(address) => *address,
-        None => rlvs_wire::bytes_at(head, quoted + ipv6::DESTINATION),
-    };
+    let service: [u8; 16] = rlvs_wire::bytes_at(head, quoted + ipv6::DESTINATION);
     let payload = (N - IP - ipv6::LENGTH) as u16;
     put_at(head, IP, [0x60, 0, 0, 0]);
     put_at(head, IP + ipv6::PAYLOAD_LENGTH, payload.to_be_bytes());
