@@ -3,6 +3,7 @@
 //! Everything here is plain data in host byte order. What the kernel's IPVS would refuse is
 //! refused by the table, not by these types; what cannot be said in IPVS cannot be built.
 
+use std::fmt;
 use std::net::IpAddr;
 
 /// The transport protocols that a virtual service can balance.
@@ -14,6 +15,20 @@ pub enum Protocol {
     Udp,
     /// SCTP, IP protocol 132.
     Sctp,
+    /// Any other, by its IP protocol number: the kernel's IPVS lists what others put into it.
+    Other(u8),
+}
+
+impl fmt::Display for Protocol {
+    /// Writes the name that IPVS has for the protocol in `/proc/net/ip_vs_conn`.
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp => to.pad("TCP"),
+            Self::Udp => to.pad("UDP"),
+            Self::Sctp => to.pad("SCTP"),
+            Self::Other(number) => to.pad(&format!("IP_{number}")),
+        }
+    }
 }
 
 impl Protocol {
@@ -23,6 +38,17 @@ impl Protocol {
             Self::Tcp => 6,
             Self::Udp => 17,
             Self::Sctp => 132,
+            Self::Other(number) => number,
+        }
+    }
+
+    /// Returns the protocol with this IP protocol number.
+    pub fn from_number(number: u8) -> Self {
+        match number {
+            6 => Self::Tcp,
+            17 => Self::Udp,
+            132 => Self::Sctp,
+            other => Self::Other(other),
         }
     }
 }
@@ -254,4 +280,108 @@ pub struct Connection {
     pub virtual_address: std::net::SocketAddr,
     /// Address and port of the destination.
     pub destination: std::net::SocketAddr,
+}
+
+/// One tracked connection in the words of `/proc/net/ip_vs_conn`, which has more than connections
+/// of transport protocols: a template of a mark service is of protocol `IP`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionLine {
+    /// Protocol by its name in IPVS.
+    pub protocol: String,
+    /// State by its name in IPVS.
+    pub state: String,
+    /// Whole seconds until it expires.
+    pub expires_s: u32,
+    /// Client address and port.
+    pub client: std::net::SocketAddr,
+    /// Virtual address and port.
+    pub virtual_address: std::net::SocketAddr,
+    /// Address and port of the destination.
+    pub destination: std::net::SocketAddr,
+    /// What a persistence engine knows the client by, if one does.
+    pub engine: Option<EngineData>,
+}
+
+/// What a persistence engine knows a client by, such as the `Call-ID` of `sip`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineData {
+    /// Name of the engine.
+    pub engine: String,
+    /// Its data as text.
+    pub data: String,
+}
+
+impl From<Connection> for ConnectionLine {
+    fn from(connection: Connection) -> Self {
+        Self {
+            protocol: connection.protocol.to_string(),
+            state: connection.state.to_owned(),
+            expires_s: connection.expires_s,
+            client: connection.client,
+            virtual_address: connection.virtual_address,
+            destination: connection.destination,
+            engine: None,
+        }
+    }
+}
+
+/// The version of IPVS whose behaviour a table has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// First number.
+    pub major: u8,
+    /// Second number.
+    pub minor: u8,
+    /// Third number.
+    pub patch: u8,
+}
+
+impl Default for Version {
+    /// Returns the version of the IPVS that our own table follows.
+    fn default() -> Self {
+        Self { major: 1, minor: 2, patch: 1 }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+/// The two sides of connection synchronisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SyncRole {
+    /// Tells of its connections.
+    Master,
+    /// Learns them.
+    Backup,
+}
+
+impl fmt::Display for SyncRole {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(match self {
+            Self::Master => "master",
+            Self::Backup => "backup",
+        })
+    }
+}
+
+/// A daemon that synchronises connections. What is `None` the table chooses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncDaemon {
+    /// Which side it is.
+    pub role: SyncRole,
+    /// Interface that it speaks on.
+    pub interface: String,
+    /// Number of the group of directors, 0 to 255.
+    pub sync_id: u32,
+    /// Longest message.
+    pub message_bytes_max: Option<u16>,
+    /// Multicast group.
+    pub group: Option<IpAddr>,
+    /// UDP port.
+    pub port: Option<u16>,
+    /// Hops that a message may make.
+    pub ttl: Option<u8>,
 }

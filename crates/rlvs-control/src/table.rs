@@ -5,7 +5,8 @@
 //! one edit: it happens whole or not at all.
 
 use crate::model::{
-    Connection, Destination, DestinationId, Service, ServiceEntry, ServiceId, Timeouts,
+    Connection, ConnectionLine, Destination, DestinationId, Service, ServiceEntry, ServiceId,
+    SyncDaemon, SyncRole, Timeouts, Traffic, Version,
 };
 
 /// Why a table refused an edit or a question.
@@ -27,6 +28,12 @@ pub enum Error {
     /// No scheduler or persistence engine of that name (ENOENT).
     #[error("no scheduler or persistence engine is named `{0}`")]
     UnknownScheduler(String),
+    /// A synchronisation daemon of that role runs already (EEXIST).
+    #[error("a {0} daemon runs already")]
+    SyncDaemonRuns(SyncRole),
+    /// No synchronisation daemon of that role runs (ESRCH).
+    #[error("no {0} daemon runs")]
+    NoSyncDaemon(SyncRole),
     /// The kernel's IPVS has it, this table does not yet carry it out.
     #[error("{0} is not carried out yet by this data plane")]
     NotYet(String),
@@ -74,8 +81,31 @@ pub trait Table {
     fn service(&mut self, id: ServiceId) -> Result<ServiceEntry, Error> {
         self.services()?.into_iter().find(|entry| entry.service.id == id).ok_or(Error::NoService)
     }
+    /// Lists one service or all as [`Self::service`] and [`Self::services`] do, with
+    /// [`ServiceEntry::traffic`] and that of destinations per second in place of totals.
+    ///
+    /// A table that does not measure has rates of 0.
+    ///
+    /// # Errors
+    /// [`Error::NoService`] if the service named is not there.
+    fn rates(&mut self, only: Option<ServiceId>) -> Result<Vec<ServiceEntry>, Error> {
+        let mut entries = match only {
+            Some(id) => vec![self.service(id)?],
+            None => self.services()?,
+        };
+        for entry in &mut entries {
+            entry.traffic = Traffic::default();
+            entry.destinations.iter_mut().for_each(|to| to.traffic = Traffic::default());
+        }
+        Ok(entries)
+    }
     /// Lists every tracked connection, in no particular order.
     fn connections(&mut self) -> Result<Vec<Connection>, Error>;
+    /// Lists every tracked connection in words, for a table that has more than
+    /// [`Self::connections`] can say.
+    fn connection_lines(&mut self) -> Result<Vec<ConnectionLine>, Error> {
+        Ok(self.connections()?.into_iter().map(ConnectionLine::from).collect())
+    }
     /// Returns the time-outs that `--set` changes.
     fn timeouts(&mut self) -> Result<Timeouts, Error>;
     /// Sets time-outs; a value of 0 keeps what is there.
@@ -84,4 +114,20 @@ pub trait Table {
     fn zero(&mut self, service: Option<ServiceId>) -> Result<(), Error>;
     /// Returns the size that the first line of a listing shows.
     fn connection_table_size(&mut self) -> Result<u32, Error>;
+    /// Returns the version that the first line of a listing shows.
+    fn version(&mut self) -> Result<Version, Error> {
+        Ok(Version::default())
+    }
+    /// Lists the synchronisation daemons that run.
+    fn sync_daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
+        Ok(Vec::new())
+    }
+    /// Starts a synchronisation daemon.
+    fn start_sync_daemon(&mut self, wanted: &SyncDaemon) -> Result<(), Error> {
+        Err(Error::NotYet(format!("connection synchronisation ({})", wanted.role)))
+    }
+    /// Stops the synchronisation daemon of this role.
+    fn stop_sync_daemon(&mut self, role: SyncRole) -> Result<(), Error> {
+        Err(Error::NotYet(format!("connection synchronisation ({role})")))
+    }
 }

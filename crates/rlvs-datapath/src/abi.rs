@@ -82,6 +82,13 @@ pub mod settings_flag {
     pub const CHANGED_FORWARDING4: u32 = 2;
     /// The loopback device did not forward IPv6 before we came.
     pub const CHANGED_FORWARDING6: u32 = 4;
+    /// A SYN follows a connection that is over, as with `conn_reuse_mode` 0 of the kernel's IPVS.
+    pub const FOLLOW_OVER: u32 = 8;
+    /// A SYN opens a new connection where one over direct routing waits in FIN_WAIT, as with bit 1 of
+    /// `conn_reuse_mode`.
+    pub const REUSE_FIN_WAIT: u32 = 16;
+    /// Connections of removed destinations are opened anew, as with `expire_nodest_conn`.
+    pub const EXPIRE_REMOVED: u32 = 32;
 }
 
 /// What an endpoint is looked up for.

@@ -9,6 +9,8 @@
 //! before and after reading the value has the value of that key. Insertions of one key exclude each
 //! other by a lock; nothing else takes one.
 
+use rlvs_wire::tcp;
+
 use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, Settings, Word};
 use crate::hash::{self, Places};
 use crate::ip::{Flow, Ip, Packet, Slot};
@@ -324,6 +326,20 @@ impl<'a, T: Tables> Context<'a, T> {
         removed
     }
 
+    /// Removes a connection by its request half, whatever its age. Returns whether this call did it.
+    #[inline(never)]
+    pub fn discard<A: Ip>(&self, packet: &Packet<A>, slot: &A::Slot, value: Value) -> bool {
+        let removed = self.remove_counted(&Found { slot, value });
+        if removed
+            && let Some(key) = self.other_half(packet.source, packet.source_port, value)
+            && let Some(reply) = self.find(&key)
+            && reply.value.destination() == value.destination()
+        {
+            self.remove(&reply);
+        }
+        removed
+    }
+
     /// Removes one half, and its connection from the counts if it is the request half. Returns
     /// whether this call did it.
     #[inline(always)]
@@ -458,10 +474,13 @@ impl<'a, T: Tables> Context<'a, T> {
         }
     }
 
-    /// Returns whether a packet finds its connection in the middle of its life and leaves it there.
+    /// Returns whether a packet finds its connection in the middle of its life and leaves it there. A
+    /// SYN never does: it may begin another one.
     #[inline(always)]
     pub fn is_steady(&self, value: Value, seen: Seen, protocol: u8, flags: u8) -> bool {
-        self.is_young(value) && value.state() == state::next(value.state(), seen, protocol, flags)
+        flags & tcp::SYN == 0
+            && self.is_young(value)
+            && value.state() == state::next(value.state(), seen, protocol, flags)
     }
 
     /// Notes a request: its time, and what it does to the connection's state.

@@ -15,10 +15,10 @@ use rlvs_wire::{ethernet, icmp, ipv4, ipv6, sctp, tcp, u8_at, u16_at, udp};
 
 use crate::abi::{
     Destination, Hop, INTERFACE_BUCKETS, REASONS, Row, Service, destination_flag, endpoint_kind,
-    interface_flag, method,
+    interface_flag, method, settings_flag,
 };
 use crate::association;
-use crate::connection::{Context, Found, Key, seen};
+use crate::connection::{Context, Found, Key, Value, seen};
 use crate::endpoint;
 use crate::errors::{self, Quote};
 use crate::fragment;
@@ -298,6 +298,10 @@ fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) ->
     let Some(service) = context.service_of(&packet) else {
         return Verdict::Pass(Reason::NoService);
     };
+    // The connection that it belonged to was discarded.
+    if !state::starts(packet.protocol, packet.flags) {
+        return Verdict::Pass(Reason::NoConnection);
+    }
     match context.open(frame, &packet, service) {
         Opening::To(destination) => {
             // The connection is there, and its packet is found to be too big once more.
@@ -344,6 +348,11 @@ fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> V
             complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired)
         }
         Some(found) if is_reply => answer(context, frame, &packet, &found),
+        Some(Found { slot, value }) if context.is_forsaken(&packet, value) => {
+            // Whoever has discarded it, it is gone.
+            context.discard(&packet, slot, value);
+            Verdict::Next(Stage::open::<A>())
+        }
         Some(found) => request(context, frame, &packet, &found),
         None if is_reply => Verdict::Pass(Reason::NoConnection),
         None if state::starts(packet.protocol, packet.flags) && !context.is_full(&key) => {
@@ -628,6 +637,23 @@ impl<'a, T: Tables> Context<'a, T> {
             && self.is_fresh(hop)
             && frame.segment(packet.length, |frame| headers::<A, F>(frame, packet.protocol))
                 <= hop.mtu
+    }
+
+    /// Returns whether a request leaves the connection that it finds behind and opens another.
+    #[inline(always)]
+    fn is_forsaken<A: Ip>(&self, packet: &Packet<A>, value: Value) -> bool {
+        let Packet { protocol, flags, .. } = *packet;
+        let settings = self.settings.flags;
+        if settings & settings_flag::EXPIRE_REMOVED != 0
+            && let Some(destination) = self.tables.destination(value.destination())
+        {
+            let gone = destination.flags & destination_flag::AVAILABLE == 0;
+            let quiet = destination.weight == 0 && state::starts(protocol, flags);
+            if gone || quiet && protocol == tcp::PROTOCOL {
+                return true;
+            }
+        }
+        state::begins_anew(value.state(), seen(value), protocol, flags, settings)
     }
 
     /// Returns the flags of the interface if `mac` is one of its addresses.

@@ -2,6 +2,8 @@
 
 use rlvs_wire::tcp;
 
+use crate::abi::settings_flag;
+
 /// State numbers, as the kernel's, with the one of UDP behind those of TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub u32);
@@ -151,6 +153,22 @@ pub fn next(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
         return State::CLOSE;
     };
     State((row >> (4 * (state.0 & 15))) as u32 & 15)
+}
+
+/// Returns whether a packet that finds a connection in this state begins another one, as
+/// `is_new_conn_expected()`: the old one is over, or as good as over where only requests pass.
+#[inline(always)]
+pub fn begins_anew(state: State, seen: Seen, protocol: u8, flags: u8, settings: u32) -> bool {
+    if protocol != tcp::PROTOCOL || !starts(protocol, flags) {
+        return false;
+    }
+    match state {
+        State::TIME_WAIT | State::CLOSE => settings & settings_flag::FOLLOW_OVER == 0,
+        State::FIN_WAIT => {
+            settings & settings_flag::REUSE_FIN_WAIT != 0 && seen == Seen::RequestOnly
+        }
+        _ => false,
+    }
 }
 
 /// Returns whether a packet may start a connection, as `tcp_conn_schedule()`.

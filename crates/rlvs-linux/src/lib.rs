@@ -3,13 +3,15 @@
 //! [`netns`] and [`process`] hold namespaces and child processes, [`netlink`] the one request loop
 //! that every netlink family here goes through, [`route`] links, addresses, routes and neighbours,
 //! [`ethtool`] and [`sysctl`] the switches that netlink does not have, [`xdp_pass`] what a veth peer
-//! of native XDP needs, [`decap`] what a real server without tunnel devices needs, [`names`] the names of hosts and ports, [`dataplane`] our own table.
+//! of native XDP needs, [`decap`] what a real server without tunnel devices needs, [`names`] the names
+//! of hosts and ports, [`dataplane`] our own table, [`ipvs`] the kernel's.
 
 pub mod dataplane;
 #[expect(unsafe_code, reason = "one kind of attachment that the loader does not have")]
 pub mod decap;
 #[expect(unsafe_code, reason = "SIOCETHTOOL has no safe wrapper")]
 pub mod ethtool;
+pub mod ipvs;
 pub mod names;
 pub mod netlink;
 #[expect(unsafe_code, reason = "work between fork and exec, and one socket option")]

@@ -113,11 +113,24 @@ impl Socket {
         Err(Error::Restless)
     }
 
+    /// Asks for a change without waiting for the verdict, for what the kernel may not answer.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn tell<M: NetlinkSerializable>(&mut self, message: M) -> Result<(), Error> {
+        self.send(message, NLM_F_REQUEST)
+    }
+
     /// Sends one request and reads up to its end; tells whether a listing stood still meanwhile.
     fn request<M>(&mut self, message: M, flags: u16) -> Result<(Vec<M>, bool), Error>
     where
         M: NetlinkSerializable + NetlinkDeserializable,
     {
+        self.send(message, flags)?;
+        self.answers()
+    }
+
+    fn send<M: NetlinkSerializable>(&mut self, message: M, flags: u16) -> Result<(), Error> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = flags;
@@ -128,7 +141,12 @@ impl Socket {
         request.serialize(&mut bytes);
         self.socket
             .send(&bytes, 0)
-            .map_err(|source| Error::Socket { operation: "sending to", source })?;
+            .map(drop)
+            .map_err(|source| Error::Socket { operation: "sending to", source })
+    }
+
+    /// Reads all that answers the last request.
+    fn answers<M: NetlinkDeserializable>(&mut self) -> Result<(Vec<M>, bool), Error> {
         let mut answers = Vec::new();
         let mut consistent = true;
         loop {
@@ -138,7 +156,7 @@ impl Socket {
                 Err(source) => return Err(Error::Socket { operation: "receiving from", source }),
             };
             for answer in messages::<M>(&bytes)? {
-                // What is left of an earlier request that timed out is not ours.
+                // What is left of an earlier request, told or timed out, is not ours.
                 if answer.header.sequence_number != self.sequence {
                     continue;
                 }

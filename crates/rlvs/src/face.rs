@@ -15,6 +15,9 @@ use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
+use rlvs_linux::ipvs::table::KernelTable;
+
+use crate::ipvsadm::Backend;
 
 /// How to attach.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -134,8 +137,11 @@ pub fn status() -> Result<ExitCode> {
 /// Opens the table of this network namespace for `ipvsadm`.
 ///
 /// # Errors
-/// A missing capability, or pins of another layout.
-pub fn open_table() -> Result<Box<dyn Table>, Error> {
+/// A missing capability, pins of another layout, or a kernel without IPVS.
+pub fn open_table(backend: Backend) -> Result<Box<dyn Table>, Error> {
+    if backend == Backend::Kernel {
+        return Ok(Box::new(KernelTable::open()?));
+    }
     attach::collect()?;
     let table = BpfTable::open()?;
     Ok(Box::new(LazyTable { table, empty: MemoryTable::default() }))

@@ -4,3 +4,4 @@
 pub mod face;
 pub mod ipvsadm;
 pub mod lab;
+pub mod set;

@@ -8,9 +8,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{face, lab};
+use rlvs::{face, lab, set};
 
 const IPVSADM: &str = "ipvsadm";
+/// Names the back end of `ipvsadm` for tests and scripts.
+const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
 
 /// The Linux Virtual Server on XDP.
 #[derive(Parser)]
@@ -28,6 +30,8 @@ enum Command {
     Detach,
     /// Shows what is attached and what it does
     Status,
+    /// Shows or changes settings, by the names of net.ipv4.vs
+    Set(set::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Attach(arguments) => face::attach(&arguments),
         Command::Detach => face::detach(),
         Command::Status => face::status(),
+        Command::Set(arguments) => set::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
 fn run_ipvsadm(args: &[OsString]) -> ExitCode {
     let environment = Environment {
         open: &mut face::open_table,
+        backend: std::env::var(BACKEND_VARIABLE).ok(),
         names: &Names::system(),
         // A large restore opens the table once for each fill of this.
         stdin: &mut std::io::BufReader::with_capacity(1 << 20, std::io::stdin().lock()),

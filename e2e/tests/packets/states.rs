@@ -1,12 +1,16 @@
 //! TCP states, driven by packets: the kernel's tables, every state by every event.
 
 use e2e::bpf::Input;
+use e2e::host::HostTables;
 use e2e::network::{self, client};
 use e2e::packet::Kind;
-use e2e::scene::{plain, reply, request};
+use e2e::scene::{TCP, description, destination, plain, reply, request, service};
+use e2e::table::Description;
 use e2e::world::World;
-use rlvs_datapath::abi::method;
+use rlvs_datapath::abi::{destination_flag, method, settings_flag};
 use rlvs_datapath::connection::Value;
+use rlvs_datapath::frame::Verdict;
+use rlvs_datapath::reason::Reason;
 use rlvs_datapath::state::State;
 use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 
@@ -187,6 +191,116 @@ fn connections_live_as_in_the_kernel() {
                 let counts = world.tables().counts[1].connections.get();
                 assert_eq!(counts, if active { 1 } else { 1 << 32 }, "{state}");
             }
+        }
+    });
+}
+
+/// Tables with a service over TCP that has two destinations.
+fn two(network: &network::Network, family: u8, method: u8, flags: u32) -> Description {
+    let servers = [11, 12].map(|number| destination(family, number, method));
+    let mut description = description(network, vec![service(family, TCP, servers.to_vec())]);
+    description.flags = flags;
+    description
+}
+
+/// Puts every half of a connection into a state, and the counts with it.
+fn put_all(world: &mut World<'_>, state: State) {
+    world.edit(|tables| {
+        let four = tables.connections4.iter().flat_map(|bucket| &bucket.slots);
+        let six = tables.connections6.iter().flat_map(|bucket| &bucket.slots);
+        let values = four.map(|slot| &slot.value).chain(six.map(|slot| &slot.value));
+        for value in values.filter(|value| Value(value.get()).is_live()) {
+            value.set(put(value.get(), state.0 as usize));
+        }
+        tables.counts[1].connections.set(if state.is_active() { 1 } else { 1 << 32 });
+    });
+}
+
+/// conn_reuse_mode: which server a SYN on a used port goes to, by mode, method and state.
+#[test]
+fn a_syn_leaves_a_connection_that_is_over() {
+    use settings_flag::{FOLLOW_OVER, REUSE_FIN_WAIT};
+    network::run("reuse", |network| {
+        let mut world = World::new(network, &two(network, 4, method::DIRECT, 0));
+        let states = [State::ESTABLISHED, State::FIN_WAIT, State::TIME_WAIT, State::CLOSE];
+        let methods = [method::DIRECT, method::MASQUERADE];
+        for (family, method, flags, state) in [4, 6]
+            .into_iter()
+            .flat_map(|family| methods.map(|method| (family, method)))
+            .flat_map(|(family, method)| {
+                [0, FOLLOW_OVER, REUSE_FIN_WAIT].map(|f| (family, method, f))
+            })
+            .flat_map(|(family, method, flags)| states.map(|state| (family, method, flags, state)))
+        {
+            world.reset(&two(network, family, method, flags));
+            let syn = request(network, family, Kind::Tcp(SYN)).bytes();
+            let _ = world.step(&syn).same();
+            put_all(&mut world, state);
+            let said = format!(
+                "IPv{family}, method {method}, flags {flags}, {}",
+                State::NAMES[state.0 as usize]
+            );
+            let outcome = world.step(&syn).same();
+            let over = state == State::TIME_WAIT || state == State::CLOSE;
+            let waits = state == State::FIN_WAIT && method == method::DIRECT;
+            let leaves = over && flags != FOLLOW_OVER || waits && flags == REUSE_FIN_WAIT;
+            let server = if leaves { 12 } else { 11 };
+            assert_eq!(outcome.bytes[..6], network::server_mac(server), "{said}");
+            let entries = e2e::snapshot::connections(world.tables());
+            let halves = if method == method::MASQUERADE { 2 } else { 1 };
+            assert_eq!(entries.len(), halves, "{said}: {entries:?}");
+            let destination = format!(" d{}", if leaves { 2 } else { 1 });
+            assert!(
+                entries.values().all(|value| value.contains(&destination)),
+                "{said}: {entries:?}"
+            );
+            let counts = [1, 2].map(|id: usize| world.tables().counts[id].connections.get());
+            assert_eq!(counts, if leaves { [0, 1] } else { [1, 0] }, "{said}");
+        }
+    });
+}
+
+/// expire_nodest_conn: what becomes of packets whose server was removed or quiesced.
+#[test]
+fn connections_of_removed_servers_are_opened_anew_if_asked() {
+    let gone = |tables: &mut HostTables| tables.destinations[1].flags = 0;
+    let quiet = |tables: &mut HostTables| tables.destinations[1].weight = 0;
+    network::run("nodest", |network| {
+        let mut world = World::new(network, &two(network, 4, method::DIRECT, 0));
+        for family in [4, 6] {
+            let frame = |flags| request(network, family, Kind::Tcp(flags)).bytes();
+            let expire = two(network, family, method::MASQUERADE, settings_flag::EXPIRE_REMOVED);
+            for (flags, change, moves) in [
+                (SYN, &gone as &dyn Fn(&mut HostTables), true),
+                (SYN, &quiet, true),
+                (ACK, &quiet, false),
+            ] {
+                world.reset(&expire);
+                let _ = world.step(&frame(SYN)).same();
+                world.edit(change);
+                let outcome = world.step(&frame(flags)).same();
+                let server = network::server_mac(if moves { 12 } else { 11 });
+                assert_eq!(outcome.bytes[..6], server);
+                let counts = [1, 2].map(|id: usize| world.tables().counts[id].connections.get());
+                assert_eq!(counts, if moves { [0, 1] } else { [1, 0] });
+            }
+            // What starts nothing is left to the stack, which resets it.
+            world.reset(&expire);
+            let _ = world.step(&frame(SYN)).same();
+            world.edit(gone);
+            let outcome = world.step(&frame(ACK)).same();
+            assert_eq!(outcome.verdict, Verdict::Pass(Reason::NoConnection));
+            assert!(e2e::snapshot::connections(world.tables()).is_empty());
+            assert_eq!(world.tables().counts[1].connections.get(), 0);
+            // Unasked it stays silent, and speaks again when the server returns.
+            world.reset(&two(network, family, method::MASQUERADE, 0));
+            let _ = world.step(&frame(SYN)).same();
+            world.edit(gone);
+            let silent = world.step(&frame(SYN)).same();
+            assert_eq!(silent.verdict, Verdict::Drop(Reason::Removed));
+            world.edit(|tables| tables.destinations[1].flags = destination_flag::AVAILABLE);
+            let again = world.step(&frame(ACK)).same();
+            assert_eq!(again.bytes[..6], network::server_mac(11));
         }
     });
 }

@@ -15,6 +15,7 @@ pub mod error;
 pub mod load;
 pub mod maps;
 mod neighbours;
+pub mod parameters;
 pub mod pins;
 mod records;
 pub mod stages;

@@ -44,7 +44,7 @@ const fn service(short: Option<char>, long: &'static str, protocol: Protocol) ->
     let help = match protocol {
         Protocol::Tcp => "a TCP service",
         Protocol::Udp => "a UDP service",
-        Protocol::Sctp => "an SCTP service",
+        Protocol::Sctp | Protocol::Other(_) => "an SCTP service",
     };
     flag(short, long, Value::Required("ADDRESS[:PORT]"), Meaning::Address(protocol), help)
 }
@@ -56,7 +56,7 @@ const fn method(short: char, long: &'static str, method: Method, help: &'static 
 const DAEMON: Value = Value::Required("master|backup");
 
 /// Every word that the command line knows.
-pub(crate) const FLAGS: [Flag; 58] = [
+pub(crate) const FLAGS: [Flag; 59] = [
     command(Some('A'), "add-service", Command::AddService, "add a virtual service"),
     command(Some('E'), "edit-service", Command::EditService, "replace its attributes"),
     command(Some('D'), "delete-service", Command::DeleteService, "remove it and its servers"),
@@ -151,6 +151,13 @@ pub(crate) const FLAGS: [Flag; 58] = [
     valued(None, "mcast-group", "ADDRESS", Opt::McastGroup, "multicast group"),
     valued(None, "mcast-port", "PORT", Opt::McastPort, "1 to 65535"),
     valued(None, "mcast-ttl", "NUMBER", Opt::McastTtl, "1 to 255"),
+    flag(
+        None,
+        "backend",
+        Value::Required("rlvs|kernel"),
+        Meaning::Backend,
+        "before the command: whose table; rlvs",
+    ),
 ];
 
 /// Returns what `--help` prints.

@@ -330,6 +330,8 @@ pub(crate) enum Meaning {
     Method(Method),
     /// Sorting, which is on in any case.
     Sort,
+    /// Whose table; stands before the command.
+    Backend,
     /// All others are known by the option that they set.
     Plain(Opt),
 }
@@ -341,7 +343,8 @@ impl Meaning {
             Self::Address(_) | Self::Mark => Some(Service),
             Self::Method(_) => Some(Forwarding),
             Self::Plain(option) => Some(option),
-            Self::Help | Self::Version | Self::Command(_) | Self::MarkIsV6 | Self::Sort => None,
+            Self::Help | Self::Version | Self::Command(_) => None,
+            Self::MarkIsV6 | Self::Sort | Self::Backend => None,
         }
     }
 }

@@ -3,22 +3,22 @@
 use std::net::SocketAddr;
 
 use rlvs_control::model::{
-    Connection, Destination, DestinationEntry, Family, ForwardingMethod, Netmask, Protocol,
-    Service, ServiceEntry, ServiceId, Timeouts, Traffic, Tunnel, TunnelChecksum,
+    ConnectionLine, Destination, DestinationEntry, Family, ForwardingMethod, Netmask, Protocol,
+    Service, ServiceEntry, ServiceId, SyncDaemon, Timeouts, Traffic, Tunnel, TunnelChecksum,
+    Version,
 };
 
+use super::address;
 use super::names::Names;
 use super::order;
 use super::parse::{Columns, Listing, flag_names};
 
-/// The version of IPVS whose behaviour the table has.
-const IPVS_VERSION: &str = "1.2.1";
 /// An IPv4 address and port is cut to so many letters; a host name may be longer.
 const ENDPOINT_LETTERS_MAX: usize = 28;
 
 /// Returns the first line of a list of all services.
-pub(crate) fn banner(size: u32) -> String {
-    format!("IP Virtual Server version {IPVS_VERSION} (size={size})\n")
+pub(crate) fn banner(version: Version, size: u32) -> String {
+    format!("IP Virtual Server version {version} (size={size})\n")
 }
 
 /// Returns the title and a line for each service and each of its destinations.
@@ -92,9 +92,9 @@ fn service(entry: &ServiceEntry, columns: Columns, listing: &Listing, names: &Na
         ServiceId::Mark { mark, .. } => format!("FWM  {}", mark.cast_signed()),
     };
     match columns {
-        Columns::Stats => format!("{name:<33}{}\n", traffic(&entry.traffic, listing.exact)),
-        // The table does not know rates.
-        Columns::Rate => format!("{name:<33}{}\n", traffic(&Traffic::default(), listing.exact)),
+        Columns::Stats | Columns::Rate => {
+            format!("{name:<33}{}\n", traffic(&entry.traffic, listing.exact))
+        }
         Columns::Plain | Columns::Thresholds | Columns::PersistentConn | Columns::TunInfo => {
             let mut line = format!("{name} {scheduler}");
             if let Some(flags) = scheduler_flags(&entry.service) {
@@ -138,7 +138,7 @@ fn destination(
             tunnel(to.method)
         ),
         Columns::Stats => traffic(&entry.traffic, listing.exact),
-        Columns::Rate => traffic(&Traffic::default(), listing.exact),
+        Columns::Rate => rates(&entry.traffic, listing.exact),
         Columns::Thresholds => {
             format!(" {upper_threshold:<10} {lower_threshold:<10} {active:<10} {inactive:<10}")
         }
@@ -157,6 +157,13 @@ fn traffic(traffic: &Traffic, exact: bool) -> String {
     let Traffic { connections, in_packets, out_packets, in_bytes, out_bytes } = *traffic;
     let numbers = [connections, in_packets, out_packets, in_bytes, out_bytes];
     numbers.into_iter().map(|number| large(number, exact)).collect()
+}
+
+/// Returns the rates of a destination, of which upstream shortens only those of bytes.
+fn rates(rates: &Traffic, exact: bool) -> String {
+    let Traffic { connections, in_packets, out_packets, in_bytes, out_bytes } = *rates;
+    let bytes = large(in_bytes, exact) + &large(out_bytes, exact);
+    format!(" {connections:>8} {in_packets:>8} {out_packets:>8}{bytes}")
 }
 
 /// Returns a number in nine columns, in units of thousand and more if it would not fit.
@@ -213,6 +220,7 @@ fn protocol_name(protocol: Protocol) -> &'static str {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
         Protocol::Sctp => "SCTP",
+        Protocol::Other(_) => "?",
     }
 }
 
@@ -235,7 +243,7 @@ pub(crate) fn netmask(mask: Netmask) -> Option<String> {
 
 /// Returns the table of connections, with the columns of persistence engines or without.
 pub(crate) fn connections(
-    list: &[Connection],
+    list: &[ConnectionLine],
     engines: bool,
     numeric: bool,
     names: &Names,
@@ -246,20 +254,44 @@ pub(crate) fn connections(
         true => format!("{:<18} {:<16} {}\n", "destination", "pe name", "pe_data"),
         false => "destination\n".to_owned(),
     });
-    for connection in list {
-        let protocol = Some(connection.protocol);
-        let [source, at, to] =
-            [connection.client, connection.virtual_address, connection.destination]
-                .map(|end| names.endpoint(end, protocol, numeric));
-        text.push_str(&format!(
-            "{:<3} {:02}:{:02}  {:<11} {source:<18} {at:<18} {to}\n",
-            protocol_name(connection.protocol),
-            connection.expires_s / 60,
-            connection.expires_s % 60,
-            connection.state
-        ));
+    for line in list {
+        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+            .into_iter()
+            .find(|known| known.to_string() == line.protocol);
+        let [source, at, to] = [line.client, line.virtual_address, line.destination]
+            .map(|end| names.endpoint(end, protocol, numeric));
+        let expires = format!("{:02}:{:02}", line.expires_s / 60, line.expires_s % 60);
+        let ConnectionLine { protocol, state, .. } = line;
+        text.push_str(&format!("{protocol:<3} {expires:<6} {state:<11} {source:<18} {at:<18} "));
+        text.push_str(&match &line.engine {
+            Some(data) if engines => format!("{to:<16} {:<18} {}\n", data.engine, data.data),
+            _ => format!("{to}\n"),
+        });
     }
     text
+}
+
+/// Returns a line for each synchronisation daemon.
+pub(crate) fn sync_daemons(daemons: &[SyncDaemon]) -> String {
+    daemons.iter().map(sync_daemon).collect()
+}
+
+fn sync_daemon(daemon: &SyncDaemon) -> String {
+    let SyncDaemon { role, interface, sync_id, .. } = daemon;
+    let mut text = format!("{role} sync daemon (mcast={interface}, syncid={sync_id}");
+    if let Some(length) = daemon.message_bytes_max {
+        text.push_str(&format!(", maxlen={length}"));
+    }
+    if let Some(group) = daemon.group {
+        text.push_str(&format!(", group={}", address::text(group)));
+    }
+    if let Some(port) = daemon.port {
+        text.push_str(&format!(", port={port}"));
+    }
+    if let Some(ttl) = daemon.ttl {
+        text.push_str(&format!(", ttl={ttl}"));
+    }
+    text + ")\n"
 }
 
 /// Returns the line of `-L --timeout`.

@@ -23,15 +23,38 @@ use rlvs_control::table::{Error, Table};
 
 use failure::Failure;
 pub use names::Names;
-use parse::{Listing, Request, What};
+use parse::{Columns, Listing, Request, What};
+
+/// Whose table a command is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Our own.
+    #[default]
+    Rlvs,
+    /// The kernel's IPVS.
+    Kernel,
+}
+
+impl Backend {
+    /// Returns the one of this name.
+    fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "rlvs" => Some(Self::Rlvs),
+            "kernel" => Some(Self::Kernel),
+            _ => None,
+        }
+    }
+}
 
 /// Opens the virtual-server table.
-pub type Open<'a> = dyn FnMut() -> Result<Box<dyn Table>, Error> + 'a;
+pub type Open<'a> = dyn FnMut(Backend) -> Result<Box<dyn Table>, Error> + 'a;
 
 /// What the command works with.
 pub struct Environment<'a> {
     /// Opens the table. Called at most once, and not before a command line needs a table.
     pub open: &'a mut Open<'a>,
+    /// Name of the back end to use if the command line does not say: `rlvs` or `kernel`.
+    pub backend: Option<String>,
     /// Names of hosts and ports.
     pub names: &'a Names,
     /// The lines of `-R`.
@@ -48,8 +71,15 @@ pub struct Environment<'a> {
 /// no sense or a table that cannot be opened, 255 for an edit that is refused or an unknown word.
 pub fn run<'a>(args: &[OsString], program: &'a str, environment: Environment<'a>) -> u8 {
     let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let mut session = Session { program, environment, table: None };
-    let status = session.line(&words);
+    let named = parse::backend(&words, environment.backend.as_deref());
+    let mut session = Session { program, environment, backend: Backend::default(), table: None };
+    let status = match named {
+        Ok((backend, words)) => {
+            session.backend = backend;
+            session.line(words)
+        }
+        Err(failure) => session.report(&failure, None),
+    };
     match session.environment.stdout.flush().map_err(Failure::Output) {
         Ok(()) => status,
         Err(failure) => session.report(&failure, None),
@@ -60,6 +90,7 @@ pub fn run<'a>(args: &[OsString], program: &'a str, environment: Environment<'a>
 struct Session<'a> {
     program: &'a str,
     environment: Environment<'a>,
+    backend: Backend,
     table: Option<Box<dyn Table>>,
 }
 
@@ -81,11 +112,6 @@ impl Session<'_> {
         let table = match request {
             Request::Help => return self.print(&flags::help(self.program)),
             Request::Version => return self.print(flags::VERSION),
-            Request::Daemon => {
-                let text = "connection synchronisation is not carried out yet";
-                return Err(Failure::Refused(text.to_owned()));
-            }
-            Request::List(Listing { what: What::Daemons, .. }) => return Ok(()),
             _ => self.table()?,
         };
         let edited = match request {
@@ -98,6 +124,8 @@ impl Session<'_> {
             Request::Flush => table.flush(),
             Request::Zero(service) => table.zero(service),
             Request::SetTimeouts(timeouts) => table.set_timeouts(timeouts),
+            Request::StartSyncDaemon(wanted) => table.start_sync_daemon(&wanted),
+            Request::StopSyncDaemon(role) => table.stop_sync_daemon(role),
             Request::Save { numeric } => {
                 let entries = table.services().map_err(Failure::Unreadable)?;
                 let text = save::services(entries, numeric, self.environment.names);
@@ -107,7 +135,7 @@ impl Session<'_> {
                 let text = self.list(listing).map_err(Failure::Unreadable)?;
                 return self.print(&text);
             }
-            Request::Help | Request::Version | Request::Daemon | Request::Restore => Ok(()),
+            Request::Help | Request::Version | Request::Restore => Ok(()),
         };
         edited.map_err(|error| Failure::Refused(error.to_string()))
     }
@@ -119,23 +147,31 @@ impl Session<'_> {
         };
         Ok(match listing.what {
             What::Services { only: None, columns } => {
-                let banner = list::banner(table.connection_table_size()?);
-                banner + &list::services(table.services()?, columns, &listing, names)
+                let banner = list::banner(table.version()?, table.connection_table_size()?);
+                let entries = match columns {
+                    Columns::Rate => table.rates(None)?,
+                    _ => table.services()?,
+                };
+                banner + &list::services(entries, columns, &listing, names)
             }
             What::Services { only: Some(id), columns } => {
-                list::services(vec![table.service(id)?], columns, &listing, names)
+                let entries = match columns {
+                    Columns::Rate => table.rates(Some(id))?,
+                    _ => vec![table.service(id)?],
+                };
+                list::services(entries, columns, &listing, names)
             }
             What::Connections { engines } => {
-                list::connections(&table.connections()?, engines, listing.numeric, names)
+                list::connections(&table.connection_lines()?, engines, listing.numeric, names)
             }
             What::Timeouts => list::timeouts(table.timeouts()?),
-            What::Daemons => String::new(),
+            What::Daemons => list::sync_daemons(&table.sync_daemons()?),
         })
     }
 
     fn table(&mut self) -> Result<&mut Box<dyn Table>, Failure> {
         if self.table.is_none() {
-            self.table = Some((self.environment.open)().map_err(Failure::Unavailable)?);
+            self.table = Some((self.environment.open)(self.backend).map_err(Failure::Unavailable)?);
         }
         let nothing = || Failure::Unavailable(Error::System("no table was opened".to_owned()));
         self.table.as_mut().ok_or_else(nothing)

@@ -122,6 +122,8 @@ fn protocol_name(protocol: Protocol) -> &'static str {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
         Protocol::Sctp => "sctp",
+        // Nothing in a services file is of this.
+        Protocol::Other(_) => "",
     }
 }
 

@@ -8,9 +8,10 @@ use std::ops::RangeInclusive;
 
 use rlvs_control::model::{
     Destination, DestinationId, Family, ForwardingMethod, Netmask, Persistence, Protocol, Service,
-    ServiceId, Timeouts, Tunnel, TunnelChecksum,
+    ServiceId, SyncDaemon, SyncRole, Timeouts, Tunnel, TunnelChecksum,
 };
 
+use super::Backend;
 use super::address::{Endpoint, endpoint, host_v4, leading_number, number};
 use super::failure::Failure;
 use super::flags::FLAGS;
@@ -33,12 +34,10 @@ pub(crate) enum Request {
     Zero(Option<ServiceId>),
     SetTimeouts(Timeouts),
     List(Listing),
-    Save {
-        numeric: bool,
-    },
+    Save { numeric: bool },
     Restore,
-    /// Start or stop a synchronisation daemon.
-    Daemon,
+    StartSyncDaemon(SyncDaemon),
+    StopSyncDaemon(SyncRole),
 }
 
 /// What to list, and how.
@@ -90,6 +89,36 @@ const ANY_V4: Netmask = Netmask::V4([255; 4]);
 const ANY_V6: Netmask = Netmask::V6(128);
 const NUMBER: RangeInclusive<i64> = 0..=i32::MAX as i64;
 const PORT: RangeInclusive<i64> = 1..=65535;
+const DEFAULT_INTERFACE: &str = "eth0";
+
+/// Takes the words before the command, which say whose table it is for; `otherwise` is the name of
+/// that if they do not.
+///
+/// # Errors
+/// [`Failure::Usage`] for a name that is none.
+pub(crate) fn backend<'a>(
+    mut words: &'a [String],
+    otherwise: Option<&str>,
+) -> Result<(Backend, &'a [String]), Failure> {
+    let flag = FLAGS.iter().find(|flag| flag.meaning == Meaning::Backend);
+    let spelling = flag.map_or(String::new(), Flag::spelling);
+    let named = |name: &str| {
+        Backend::from_name(name).ok_or_else(|| {
+            Failure::Usage(format!("{spelling}: {name:?} is neither rlvs nor kernel"))
+        })
+    };
+    let mut found = otherwise.filter(|name| !name.is_empty()).map(named).transpose()?;
+    while let [word, rest @ ..] = words {
+        let Some(tail) = word.strip_prefix(&spelling) else { break };
+        let (name, rest) = match (tail.strip_prefix('='), rest) {
+            (Some(name), rest) => (name, rest),
+            (None, [name, rest @ ..]) if tail.is_empty() => (name.as_str(), rest),
+            (None, _) => break,
+        };
+        (found, words) = (Some(named(name)?), rest);
+    }
+    Ok((found.unwrap_or_default(), words))
+}
 
 /// Reads the words after the program's name. `program` is for the advice that a message gives.
 ///
@@ -114,10 +143,14 @@ pub(crate) fn request(words: &[String], program: &str, names: &Names) -> Result<
         Meaning::Command(command) => command,
         _ => return Err(advice(&format!("{} is no command", flag.spelling()))),
     };
-    if let Some(state) = value.filter(|&state| state != "master" && state != "backup") {
-        return Err(wrong(flag, state, "is neither master nor backup"));
-    }
     let mut draft = Draft::new(command, names);
+    if let Some(role) = value {
+        draft.daemon.role = match role {
+            "master" => SyncRole::Master,
+            "backup" => SyncRole::Backup,
+            _ => return Err(wrong(flag, role, "is neither master nor backup")),
+        };
+    }
     while let Some(next) = words.next() {
         let (flag, value) = next?;
         draft.take(flag, value)?;
@@ -151,6 +184,7 @@ struct Draft<'a> {
     weight: u32,
     upper_threshold: u32,
     lower_threshold: u32,
+    daemon: SyncDaemon,
 }
 
 impl<'a> Draft<'a> {
@@ -176,6 +210,15 @@ impl<'a> Draft<'a> {
             weight: 1,
             upper_threshold: 0,
             lower_threshold: 0,
+            daemon: SyncDaemon {
+                role: SyncRole::Master,
+                interface: DEFAULT_INTERFACE.to_owned(),
+                sync_id: 0,
+                message_bytes_max: None,
+                group: None,
+                port: None,
+                ttl: None,
+            },
         }
     }
 
@@ -189,6 +232,10 @@ impl<'a> Draft<'a> {
         match flag.meaning {
             Meaning::Help | Meaning::Version | Meaning::Command(_) => {
                 let text = format!("{} stands behind another command", flag.spelling());
+                return Err(Failure::Usage(text));
+            }
+            Meaning::Backend => {
+                let text = format!("{} stands before the command", flag.spelling());
                 return Err(Failure::Usage(text));
             }
             Meaning::Sort => {}
@@ -244,12 +291,14 @@ impl<'a> Draft<'a> {
                     .ok_or_else(|| wrong(flag, text, "is none of ipip, gue and gre"))?;
             }
             Opt::TunPort => self.tunnel_port = whole(flag, text, PORT)?,
-            // Values of the synchronisation daemons are read for their faults only.
-            Opt::SyncId => drop(whole::<u8>(flag, text, 0..=255)?),
-            Opt::SyncMaxlen => drop(whole::<u16>(flag, text, 1..=65507)?),
-            Opt::McastPort => drop(whole::<u16>(flag, text, PORT)?),
-            Opt::McastTtl => drop(whole::<u8>(flag, text, 1..=255)?),
-            Opt::McastGroup => multicast(flag, text)?,
+            Opt::McastInterface => self.daemon.interface = text.to_owned(),
+            Opt::SyncId => self.daemon.sync_id = whole(flag, text, 0..=255)?,
+            Opt::SyncMaxlen => {
+                self.daemon.message_bytes_max = Some(whole(flag, text, 1..=65507)?);
+            }
+            Opt::McastPort => self.daemon.port = Some(whole(flag, text, PORT)?),
+            Opt::McastTtl => self.daemon.ttl = Some(whole(flag, text, 1..=255)?),
+            Opt::McastGroup => self.daemon.group = Some(multicast(flag, text)?),
             // The others say all by being there.
             _ => {}
         }
@@ -307,7 +356,8 @@ impl<'a> Draft<'a> {
             Command::List => Request::List(self.listing()),
             Command::Save => Request::Save { numeric: self.given.has(Opt::Numeric) },
             Command::Restore => Request::Restore,
-            Command::StartDaemon | Command::StopDaemon => Request::Daemon,
+            Command::StartDaemon => Request::StartSyncDaemon(self.daemon),
+            Command::StopDaemon => Request::StopSyncDaemon(self.daemon.role),
         })
     }
 
@@ -449,9 +499,9 @@ fn timeout(text: &str) -> Result<u32, Failure> {
     })
 }
 
-fn multicast(flag: &Flag, text: &str) -> Result<(), Failure> {
+fn multicast(flag: &Flag, text: &str) -> Result<IpAddr, Failure> {
     match text.parse::<IpAddr>() {
-        Ok(group) if group.is_multicast() => Ok(()),
+        Ok(group) if group.is_multicast() => Ok(group),
         _ => Err(wrong(flag, text, "is no multicast address")),
     }
 }

@@ -34,6 +34,8 @@ fn identity(id: ServiceId, numeric: bool, names: &Names) -> String {
                 Protocol::Tcp => "-t",
                 Protocol::Udp => "-u",
                 Protocol::Sctp => "--sctp-service",
+                // Upstream's word, which nothing reads back.
+                Protocol::Other(_) => "--xxx-service",
             };
             let at = SocketAddr::new(address, port);
             format!("{flag} {}", names.endpoint(at, Some(protocol), numeric))

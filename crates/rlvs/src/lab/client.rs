@@ -62,7 +62,7 @@ pub fn ask(protocol: Protocol, target: SocketAddr) -> io::Result<String> {
     let answer = match protocol {
         Protocol::Tcp => ask_http(target),
         Protocol::Udp => ask_udp(target),
-        Protocol::Sctp => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        Protocol::Sctp | Protocol::Other(_) => Err(io::Error::from(io::ErrorKind::Unsupported)),
     };
     answer.map_err(|error| match error.kind() {
         // What the kernel calls a read that ran out of time.

@@ -135,7 +135,7 @@ impl Case {
     fn port(self) -> u16 {
         match self.protocol {
             Protocol::Udp => UDP_PORT,
-            Protocol::Tcp | Protocol::Sctp => HTTP_PORT,
+            _ => HTTP_PORT,
         }
     }
 
@@ -147,7 +147,7 @@ impl Case {
     pub(super) fn commands(self) -> Vec<Vec<String>> {
         let service_flag = match self.protocol {
             Protocol::Udp => "-u",
-            Protocol::Tcp | Protocol::Sctp => "-t",
+            _ => "-t",
         };
         let target = self.target().to_string();
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
@@ -168,11 +168,7 @@ impl Case {
 
     /// Returns what `ipvsadm -L -n` must print while there has been no connection.
     pub(super) fn listing(self) -> String {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => "SCTP",
-        };
+        let protocol = self.protocol;
         let mut text = "IP Virtual Server version 1.2.1 (size=4096)\n\
                         Prot LocalAddress:Port Scheduler Flags\n  \
                           -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n"
@@ -261,11 +257,7 @@ impl std::fmt::Display for Case {
             Method::Masquerade => "NAT",
             Method::Tunnel => "tunnels",
         };
-        let protocol = match self.protocol {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => "SCTP",
-        };
+        let protocol = self.protocol;
         let family = match self.family {
             Family::V4 => "IPv4",
             Family::V6 => "IPv6",

@@ -191,6 +191,6 @@ fn question(protocol: Protocol, target: SocketAddr) -> String {
         Protocol::Tcp if target.port() == 80 => format!("curl http://{}/", target.ip()),
         Protocol::Tcp => format!("curl http://{target}/"),
         Protocol::Udp => format!("a datagram to {target}"),
-        Protocol::Sctp => format!("a message to {target}"),
+        Protocol::Sctp | Protocol::Other(_) => format!("a message to {target}"),
     }
 }

@@ -142,7 +142,7 @@ fn connections_have_their_columns() {
 TCP 14:59  ESTABLISHED 10.9.0.2:6001      10.9.0.100:1001    10.1.0.11:80
 UDP 04:58  UDP         10.9.0.2:41713     10.9.0.100:53      10.1.0.11:53
 TCP 01:59  TIME_WAIT   [fd09::2]:47936    [fd09::100]:1006   [fd01::11]:80
-TCP 44640:00  NONE        10.9.0.2:0         10.9.0.100:1007    10.1.0.13:80
+TCP 44640:00 NONE        10.9.0.2:0         10.9.0.100:1007    10.1.0.13:80
 ";
     let title = "\
 IPVS connection entries
@@ -160,8 +160,8 @@ fn the_table_is_opened_only_when_it_is_needed() {
     for (line, status, opened) in [
         ("-h", 0, false),
         ("--version", 0, false),
-        ("-L --daemon", 0, false),
-        ("--start-daemon master", 255, false),
+        ("-L --daemon", 0, true),
+        ("--start-daemon master", 255, true),
         ("foo", 255, false),
         ("-A -z", 255, false),
         ("-A", 2, false),
@@ -181,7 +181,8 @@ fn a_table_that_cannot_be_opened_is_status_2() {
         let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let environment = Environment {
-            open: &mut || Err(Error::System("opening /x: no such file".to_owned())),
+            open: &mut |_| Err(Error::System("opening /x: no such file".to_owned())),
+            backend: None,
             names: &Names::fixed("", &[]),
             stdin: &mut &b"-C\n"[..],
             stdout: &mut stdout,
@@ -213,7 +214,8 @@ fn an_answer_that_cannot_be_written_is_status_1() {
     ] {
         let mut stderr = Vec::new();
         let environment = Environment {
-            open: &mut || Ok(Box::new(Machine::new().table)),
+            open: &mut |_| Ok(Box::new(Machine::new().table)),
+            backend: None,
             names: &Names::fixed("", &[]),
             stdin: &mut &b""[..],
             stdout: &mut Closed(kind),
@@ -260,7 +262,10 @@ fn a_message_says_which_word_is_wrong_and_what_would_be_right() {
         ("-L -t 1.2.3.4:80 -c", "-t|-u|--sctp-service|-f and -c exclude each other in -L/--list"),
         ("-A -f 1 -z", "there is no option \"-z\""),
         ("-D -f 9", "no such virtual service"),
-        ("--stop-daemon master", "connection synchronisation is not carried out yet"),
+        (
+            "--stop-daemon master",
+            "connection synchronisation (master) is not carried out yet by this data plane",
+        ),
     ] {
         assert_eq!(machine.run(line).stderr, format!("ipvsadm: {message}\n"), "{line}");
     }

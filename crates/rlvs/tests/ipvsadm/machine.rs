@@ -11,6 +11,7 @@ use rlvs_control::model::{
     Connection, Destination, DestinationId, Service, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::table::{Error, Table};
+use rlvs_linux::ipvs::table::KernelTable;
 
 /// As much of a services file as the recorded runs speak of.
 const SERVICES: &str = "\
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
 /// The machine that commands run on.
 pub(crate) struct Machine {
     pub(crate) table: Shared,
+    /// Commands get the kernel's table in place of the one in memory.
+    kernel: bool,
     names: Names,
 }
 
@@ -56,7 +59,28 @@ impl Machine {
     }
 
     pub(crate) fn with_hosts(hosts: &[(&str, IpAddr)]) -> Self {
-        Self { table: Shared::default(), names: Names::fixed(SERVICES, hosts) }
+        Self { table: Shared::default(), kernel: false, names: Names::fixed(SERVICES, hosts) }
+    }
+
+    /// Returns a machine whose table is the kernel's, made as empty as a fresh one.
+    pub(crate) fn with_kernel() -> Self {
+        let mut table = KernelTable::open().unwrap();
+        table.flush().unwrap();
+        table.set_timeouts(MemoryTable::default().timeouts().unwrap()).unwrap();
+        for daemon in table.sync_daemons().unwrap() {
+            table.stop_sync_daemon(daemon.role).unwrap();
+        }
+        Self::with_kernel_as_it_is()
+    }
+
+    /// Returns a machine whose table is the kernel's.
+    pub(crate) fn with_kernel_as_it_is() -> Self {
+        Self { kernel: true, ..Self::new() }
+    }
+
+    /// Returns the machine with the names that this system has.
+    pub(crate) fn with_system_names(self) -> Self {
+        Self { names: Names::system(), ..self }
     }
 
     /// Runs `ipvsadm` with the words of `line`, which are apart by blanks.
@@ -69,10 +93,14 @@ impl Machine {
         let opened = Cell::new(false);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let environment = Environment {
-            open: &mut || {
+            open: &mut |_| {
                 opened.set(true);
+                if self.kernel {
+                    return Ok(Box::new(KernelTable::open()?));
+                }
                 Ok(Box::new(self.table.clone()))
             },
+            backend: None,
             names: &self.names,
             stdin: &mut stdin.as_bytes(),
             stdout: &mut stdout,

@@ -4,6 +4,7 @@
 
 mod golden;
 mod how_to;
+mod kernel;
 mod listing;
 mod machine;
 mod matrix;
