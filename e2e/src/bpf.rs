@@ -15,13 +15,13 @@ use aya::{Ebpf, EbpfLoader};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
-    Endpoints4, Endpoints6, INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS,
-    REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Word,
+    Endpoints4, Endpoints6, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS,
+    PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Word,
 };
 
 use rlvs_linux::dataplane::stages;
 
-use crate::host::{HostTables, IDS, RING_ELEMENTS};
+use crate::host::{HostTables, IDS, RING_ELEMENTS, SEGMENT};
 
 /// A type of the maps' layout.
 ///
@@ -50,6 +50,8 @@ unsafe impl Plain for Row {}
 unsafe impl Plain for Route {}
 // SAFETY: as above.
 unsafe impl Plain for Interfaces {}
+// SAFETY: as above.
+unsafe impl Plain for Limit {}
 // SAFETY: an integer in a cell.
 unsafe impl Plain for Cell<u64> {}
 // SAFETY: an integer.
@@ -215,6 +217,7 @@ impl Bpf {
             ("occupancy", 2 * OCCUPANCY_WORDS, size_of::<Word>()),
             ("locks", 2 * LOCKS, size_of::<Word>()),
             ("reasons", REASONS * settings.cpus, size_of::<Word>()),
+            ("limits", settings.cpus, size_of::<Limit>()),
         ];
         let mut loader = EbpfLoader::new();
         for &(name, elements, _) in &maps {
@@ -278,6 +281,7 @@ impl Bpf {
         tables.occupancy = read(self, "occupancy");
         tables.locks = read(self, "locks");
         tables.reasons = read(self, "reasons");
+        tables.limits = read(self, "limits");
     }
 
     /// Writes the settings alone.
@@ -298,6 +302,7 @@ impl Bpf {
             ("counts", 16, 0, bytes_of(&tables.counts)),
             ("rows", 64, 0, bytes_of(&tables.rows)),
             ("reasons", 8, 0, bytes_of(&tables.reasons)),
+            ("limits", 64, 0, bytes_of(&tables.limits)),
             ("occupancy", 8, 0, bytes_of(occupied(0))),
             ("occupancy", 8, 8 * OCCUPANCY_WORDS as usize, bytes_of(occupied(OCCUPANCY_WORDS))),
         ];
@@ -465,6 +470,7 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("occupancy", bytes_of(&tables.occupancy).to_vec()),
         ("locks", bytes_of(&tables.locks).to_vec()),
         ("reasons", bytes_of(&tables.reasons).to_vec()),
+        ("limits", bytes_of(&tables.limits).to_vec()),
     ]
 }
 
@@ -477,7 +483,7 @@ fn xdp_context(interface: u32, data: u32, data_end: u32) -> Vec<u8> {
 fn tc_context(interface: u32, segmented: bool) -> Vec<u8> {
     let mut context = vec![0; 192];
     context[40..44].copy_from_slice(&interface.to_ne_bytes());
-    let size = if segmented { 1000_u32 } else { 0 };
+    let size = if segmented { SEGMENT } else { 0 };
     context[176..180].copy_from_slice(&size.to_ne_bytes());
     context
 }

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Hop,
-    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route,
-    Row, Schedule, Service, Settings, Word,
+    INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES,
+    Route, Row, Schedule, Service, Settings, Word,
 };
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::frame::{Answer, Frame, Query};
@@ -18,6 +18,8 @@ use rlvs_datapath::tables::Tables;
 /// Service and destination ids of a test's table; less than [`rlvs_datapath::abi::IDS`], so that
 /// whole tables can be compared after every packet.
 pub const IDS: u32 = 64;
+/// Bytes of payload in each segment of a frame that the kernel will cut.
+pub const SEGMENT: u32 = 1000;
 /// Ring elements of a test's table.
 pub const RING_ELEMENTS: u32 = 1024;
 
@@ -134,8 +136,8 @@ impl<const R: bool> Frame for HostFrame<'_, R> {
         self.bytes.resize(length, 0xa5);
         Some(())
     }
-    fn segment(&self, length: u32) -> u32 {
-        if self.segmented { 0 } else { length }
+    fn segment(&mut self, length: u32, headers: impl FnOnce(&mut Self) -> u32) -> u32 {
+        if self.segmented { headers(self) + SEGMENT } else { length }
     }
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
         let address = address_of(query.family, &query.target);
@@ -200,6 +202,8 @@ pub struct HostTables {
     pub locks: Vec<Word>,
     /// Map `reasons`.
     pub reasons: Vec<Word>,
+    /// Map `limits`.
+    pub limits: Vec<Limit>,
     empty4: Endpoints4,
     empty6: Endpoints6,
 }
@@ -230,6 +234,7 @@ impl HostTables {
             occupancy: many(2 * OCCUPANCY_WORDS),
             locks: many(2 * LOCKS),
             reasons: many(REASONS * settings.cpus),
+            limits: many(settings.cpus),
             empty4: Endpoints4::default(),
             empty6: Endpoints6::default(),
             settings,
@@ -294,6 +299,9 @@ impl Tables for HostTables {
     }
     fn reason(&self, index: u32) -> Option<&Word> {
         self.reasons.get(index as usize)
+    }
+    fn limit(&self, cpu: u32) -> Option<&Limit> {
+        self.limits.get(cpu as usize)
     }
     fn read(&self, word: &Word) -> u64 {
         word.get()

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader};
+use etherparse::{Icmpv4Type, Icmpv6Type, IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader};
 
 /// TCP, and which flags are set; or UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,12 +73,69 @@ impl Packet {
         bytes
     }
 
+    /// Returns a packet of the other direction between the same ends.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self { source: self.target, target: self.source, ..self.clone() }
+    }
+
     /// Returns the length of the IP packet.
     #[must_use]
     pub fn length(&self) -> usize {
         let ip = if self.source.is_ipv4() { 20 } else { 40 };
         let transport = if self.kind == Kind::Udp { 8 } else { 20 };
         ip + transport + self.payload.len()
+    }
+}
+
+/// An ICMP message in words.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Ethernet source.
+    pub from: [u8; 6],
+    /// Ethernet destination.
+    pub to: [u8; 6],
+    /// Source.
+    pub source: IpAddr,
+    /// Destination, of the same family.
+    pub target: IpAddr,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// Type and code.
+    pub kind: [u8; 2],
+    /// The header's second half.
+    pub rest: [u8; 4],
+    /// What it carries; of an error, the packet that it quotes.
+    pub payload: Vec<u8>,
+}
+
+impl Message {
+    /// Returns the frame.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let ethernet = PacketBuilder::ethernet2(self.from, self.to);
+        let ([kind, code], rest) = (self.kind, self.rest);
+        let mut bytes = Vec::new();
+        let written = match (self.source, self.target) {
+            (IpAddr::V4(source), IpAddr::V4(target)) => ethernet
+                .ipv4(source.octets(), target.octets(), self.ttl)
+                .icmpv4(Icmpv4Type::Unknown { type_u8: kind, code_u8: code, bytes5to8: rest })
+                .write(&mut bytes, &self.payload),
+            (IpAddr::V6(source), IpAddr::V6(target)) => ethernet
+                .ipv6(source.octets(), target.octets(), self.ttl)
+                .icmpv6(Icmpv6Type::Unknown { type_u8: kind, code_u8: code, bytes5to8: rest })
+                .write(&mut bytes, &self.payload),
+            (source, target) => panic!("{source} and {target} are of two families"),
+        };
+        written.expect("a message that can be written");
+        bytes
+    }
+
+    /// Returns the length of the IP packet.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        let ip = if self.source.is_ipv4() { 20 } else { 40 };
+        ip + 8 + self.payload.len()
     }
 }
 

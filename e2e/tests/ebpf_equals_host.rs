@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use e2e::bpf::Input;
 use e2e::network::{self, Network, client, forbidden, server, server_mac, vip};
-use e2e::packet::{Kind, Packet};
+use e2e::packet::{Kind, Message, Packet};
 use e2e::scene::{self, REAL_PORT, TCP, UDP, destination, service};
 use e2e::table::{Description, SECOND};
 use e2e::world::World;
@@ -119,13 +119,38 @@ fn packet(random: &mut Random, network: &Network, number: u32) -> (Packet, u32) 
     (Packet { from, to, source: client, target, kind, ttl, payload }, network.inside.index)
 }
 
+/// Makes an ICMP message that goes where a packet goes, most often an error about its opposite, which
+/// is quoted in part or garbled.
+fn message(random: &mut Random, packet: &Packet) -> Vec<u8> {
+    let against = packet.reversed();
+    let quoted = Packet { payload: vec![0x5a; 30], ..against.clone() }.bytes();
+    let mut payload = quoted[14..].to_vec();
+    if random.chance(30) {
+        payload.truncate(random.below(payload.len() as u64) as usize);
+    }
+    if random.chance(20) && !payload.is_empty() {
+        let at = random.below(payload.len() as u64) as usize;
+        payload[at] ^= 1 << random.below(8);
+    }
+    let kind = if packet.source.is_ipv4() {
+        random.one(&[[3, 1], [3, 3], [3, 4], [4, 0], [11, 0], [12, 0], [8, 0], [0, 0], [5, 1]])
+    } else {
+        random.one(&[[1, 4], [2, 0], [3, 0], [4, 0], [127, 0], [128, 0], [129, 0], [135, 0]])
+    };
+    let family = if packet.source.is_ipv4() { 4 } else { 6 };
+    let source = random.one(&[packet.source.ip(), client(family, 200)]);
+    let rest = [0, 0, 5, random.below(256) as u8];
+    let (from, to, target, ttl) = (packet.from, packet.to, packet.target.ip(), packet.ttl);
+    Message { from, to, source, target, ttl, kind, rest, payload }.bytes()
+}
+
 /// Spoils a frame a little.
 fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
     match random.below(4) {
         0 => frame.truncate(54.max(random.below(frame.len() as u64) as usize)),
         1 => frame.extend_from_slice(&[0x5a; 7]),
         _ => {
-            let at = random.below(frame.len().min(78) as u64) as usize;
+            let at = random.below(frame.len().min(124) as u64) as usize;
             frame[at] ^= 1 << random.below(8);
         }
     }
@@ -156,16 +181,19 @@ fn play(test: &str, unresolved: bool) {
         let mut random = Random(seed());
         let mut world = World::new(network, &description(network, unresolved));
         world.set_clock(TIME_MASK - 3000 * SECOND);
-        let mut sent = 0;
+        let (mut sent, mut messages) = (0, 0);
         for number in 0..PACKETS {
             let (packet, interface) = packet(&mut random, network, number);
-            let mut frame = packet.bytes();
+            let is_message = random.chance(15);
+            let mut frame = if is_message { message(&mut random, &packet) } else { packet.bytes() };
             if random.chance(12) {
                 mutate(&mut random, &mut frame);
             }
             let input = Input::new(&frame, interface);
             let step = world.step_quietly(&input, number % 64 == 0);
-            sent += u32::from(matches!(step.xdp.verdict, Verdict::Transmit { .. }));
+            let transmitted = u32::from(matches!(step.xdp.verdict, Verdict::Transmit { .. }));
+            sent += transmitted;
+            messages += if is_message { transmitted } else { 0 };
             if !unresolved {
                 assert_eq!(step.xdp.verdict, step.tc.verdict, "packet {number}: {frame:02x?}");
                 if !matches!(step.xdp.verdict, Verdict::Drop(_)) {
@@ -195,8 +223,11 @@ fn play(test: &str, unresolved: bool) {
         let missing: Vec<Reason> = wanted.into_iter().filter(|&reason| !counted(reason)).collect();
         let reasons: Vec<_> = seen.iter().filter(|(name, _)| name.starts_with("reason")).collect();
         assert_eq!(missing, [], "{reasons:?}");
-        println!("{sent} of {PACKETS} packets were forwarded, the others: {reasons:?}");
+        println!(
+            "{sent} of {PACKETS} packets were forwarded, {messages} of them ICMP, the others: {reasons:?}"
+        );
         assert!(sent > PACKETS / 10, "{sent} packets were forwarded");
+        assert!(messages > PACKETS / 1000, "{messages} ICMP errors were forwarded");
         assert_counts(&world);
     });
 }

@@ -400,6 +400,16 @@ pub struct Interfaces {
 /// `cpu * REASONS + reason`.
 pub const REASONS: u32 = 32;
 
+/// What one CPU has sent of its own, in the map `limits`: a cache line. Row `cpu`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Limit {
+    /// Coarse time in the upper half, ICMP errors sent at that time in the lower.
+    pub errors: Word,
+    /// Kept for other limits.
+    pub reserved: [Word; 7],
+}
+
 /// Where the sweep is. The BPF body puts its timer before it.
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
@@ -432,4 +442,5 @@ const _: () = {
     assert!(size_of::<Route>() == 64);
     assert!(size_of::<Totals>() == 64);
     assert!(size_of::<Interfaces>() == 64);
+    assert!(size_of::<Limit>() == 64);
 };

@@ -111,10 +111,10 @@ pub trait Frame {
     /// Makes room for `by` bytes before the first and cuts the end off so that `length` remain.
     /// The first bytes hold anything afterwards.
     fn reframe(&mut self, by: usize, length: usize) -> Option<()>;
-    /// Returns the length of the IP packets that it leaves in, given the one it came in; less if
-    /// the kernel will cut it into segments.
+    /// Returns the length of the IP packets that it leaves in, given the one it came in; if the kernel
+    /// will cut it into segments, that of one of them, with the IP and transport headers that each has.
     #[inline(always)]
-    fn segment(&self, length: u32) -> u32 {
+    fn segment(&mut self, length: u32, _headers: impl FnOnce(&mut Self) -> u32) -> u32 {
         length
     }
     /// Asks the routing table; a way goes into `hop`, with the query's time, an unresolved one as

@@ -210,9 +210,9 @@ pub struct V4(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct V6(pub u64, pub u64);
 
-const IP: usize = ethernet::LENGTH;
-const L4_V4: usize = IP + ipv4::LENGTH;
-const L4_V6: usize = IP + ipv6::LENGTH;
+pub(crate) const IP: usize = ethernet::LENGTH;
+pub(crate) const L4_V4: usize = IP + ipv4::LENGTH;
+pub(crate) const L4_V6: usize = IP + ipv6::LENGTH;
 
 impl Ip for V4 {
     const FAMILY: u8 = 4;
@@ -434,7 +434,7 @@ fn header_sum(head: &[u8; 34]) -> u64 {
 
 /// Lowers the time to live; the header checksum follows that and `delta`.
 #[inline(always)]
-fn lower_v4<const N: usize>(head: &mut [u8; N], delta: u16) {
+pub(crate) fn lower_v4<const N: usize>(head: &mut [u8; N], delta: u16) {
     const TTL_DELTA: u64 = 0xfeff; // the sum of -0x0100
     let ttl = u8_at(head, IP + ipv4::TTL).wrapping_sub(1);
     put_at(head, IP + ipv4::TTL, [ttl]);

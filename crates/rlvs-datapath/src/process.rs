@@ -11,7 +11,7 @@
 //! XDP must leave to TC because its neighbour is unknown has changed nothing but the table, and
 //! being seen again changes nothing more.
 
-use rlvs_wire::{ethernet, icmp, sctp, tcp, u16_at};
+use rlvs_wire::{ethernet, icmp, ipv4, ipv6, sctp, tcp, u8_at, u16_at, udp};
 
 use crate::abi::{
     Destination, Hop, INTERFACE_BUCKETS, REASONS, Row, Service, destination_flag, endpoint_kind,
@@ -20,11 +20,11 @@ use crate::abi::{
 use crate::association;
 use crate::connection::{Context, Found, Key, Value, seen};
 use crate::endpoint;
-use crate::errors;
+use crate::errors::{self, Quote};
 use crate::fragment;
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
-use crate::ip::{End, Ip, Packet, Substitute, V4, V6};
+use crate::ip::{End, IP, Ip, Packet, Substitute, V4, V6};
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
@@ -157,7 +157,7 @@ pub fn rest<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
 
 /// Carries out the stages [`Stage::Icmp4`] and [`Stage::Icmp6`].
 #[inline(always)]
-pub fn icmp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+pub fn icmp<A: Quote, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| errors::related::<A, F, T>(context, frame))
 }
 
@@ -226,9 +226,9 @@ fn settle<F: Frame, T: Tables>(
 }
 
 /// Which half of which connection a packet would belong to.
-struct Half<A> {
-    key: Key<A>,
-    is_reply: bool,
+pub(crate) struct Half<A> {
+    pub(crate) key: Key<A>,
+    pub(crate) is_reply: bool,
 }
 
 /// A packet in the middle of its connection's life.
@@ -303,7 +303,11 @@ fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) ->
         return Verdict::Pass(Reason::NoConnection);
     }
     match context.open(frame, &packet, service) {
-        Opening::To(destination) => deliver(context, frame, &packet, destination, || {}),
+        Opening::To(destination) => {
+            // The connection is there, and its packet is found to be too big once more.
+            let too_big = |_: &mut F, _| Verdict::Next(Stage::rest::<A>());
+            deliver(context, frame, &packet, destination, || {}, too_big)
+        }
         Opening::There => Verdict::Next(Stage::rest::<A>()),
         Opening::Refused(reason) => refuse_start(context, frame, &packet, reason),
     }
@@ -367,10 +371,12 @@ fn request<A: Ip, F: Frame, T: Tables>(
     found: &Found<'_, A::Slot>,
 ) -> Verdict {
     let track = || context.track_request(packet, found);
-    deliver(context, frame, packet, found.value.destination(), track)
+    let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu);
+    deliver(context, frame, packet, found.value.destination(), track, too_big)
 }
 
-/// Sends a request to its destination; `track` notes it once the way is known.
+/// Sends a request to its destination; `track` notes it once the way is known, `too_big` is told what
+/// the way takes if the packet is longer.
 #[inline(always)]
 fn deliver<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
@@ -378,6 +384,7 @@ fn deliver<A: Ip, F: Frame, T: Tables>(
     packet: &Packet<A>,
     id: u32,
     track: impl FnOnce(),
+    too_big: impl FnOnce(&mut F, u32) -> Verdict,
 ) -> Verdict {
     let (destination, row) = match context.destination(id) {
         Ok(both) => both,
@@ -391,15 +398,15 @@ fn deliver<A: Ip, F: Frame, T: Tables>(
         Err(verdict) => return verdict,
     };
     track();
-    if does_not_fit(frame, packet.length, &way) {
-        return Verdict::Drop(Reason::TooBig);
+    if let Some(mtu) = does_not_fit(frame, packet, &way) {
+        return too_big(frame, mtu);
     }
     forward(frame, packet, destination, row, &way)
 }
 
 /// Sends a request on its way.
 #[inline(always)]
-fn forward<A: Ip, F: Frame>(
+pub(crate) fn forward<A: Ip, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
     destination: &Destination,
@@ -444,8 +451,14 @@ fn answer<A: Ip, F: Frame, T: Tables>(
         Err(verdict) => return verdict,
     };
     context.track_reply(packet, found);
-    if does_not_fit(frame, packet.length, &way) {
-        return Verdict::Drop(Reason::TooBig);
+    if does_not_fit(frame, packet, &way).is_some() {
+        // The stack answers it, in the director's name, as it comes to the same conclusion.
+        let may_be_cut = may_be_cut::<A, F>(frame);
+        return if may_be_cut {
+            Verdict::Drop(Reason::TooBig)
+        } else {
+            Verdict::Pass(Reason::TooBig)
+        };
     }
     give_back(frame, packet, (destination, service), row, &way)
 }
@@ -500,11 +513,13 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     let verdict = match stateless {
         Ok((to, _)) if to.method == method::MASQUERADE => Verdict::Pass(Reason::NoConnection),
         Ok((to, row)) => match context.way_to_destination::<A, F>(frame, row, to) {
-            Ok(way) if does_not_fit(frame, packet.length, &way) => Verdict::Drop(Reason::TooBig),
-            Ok(way) => {
-                context.count(Reason::Stateless);
-                forward(frame, packet, to, row, &way)
-            }
+            Ok(way) => match does_not_fit(frame, packet, &way) {
+                Some(mtu) => complain_of_length(context, frame, packet, mtu),
+                None => {
+                    context.count(Reason::Stateless);
+                    forward(frame, packet, to, row, &way)
+                }
+            },
             Err(verdict) => verdict,
         },
         Err(reason) => Verdict::Drop(reason),
@@ -512,6 +527,7 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     verdict.pack()
 }
 
+/// Answers a packet with an ICMP error, in the name of whom it was sent to.
 #[inline(always)]
 fn complain<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
@@ -520,6 +536,9 @@ fn complain<A: Ip, F: Frame, T: Tables>(
     complaint: Complaint,
     reason: Reason,
 ) -> Verdict {
+    if !context.may_complain() {
+        return Verdict::Drop(Reason::IcmpLimited);
+    }
     let verdict = refuse(frame, packet, complaint);
     // One that fails is counted under its own reason.
     if matches!(verdict, Verdict::Transmit { .. }) {
@@ -528,9 +547,55 @@ fn complain<A: Ip, F: Frame, T: Tables>(
     verdict
 }
 
+/// Tells the sender of a packet how long it may be, unless he lets routers cut it into fragments,
+/// which we do not.
 #[inline(always)]
-fn does_not_fit<F: Frame>(frame: &F, length: u32, way: &Way<'_>) -> bool {
-    !way.resolve && frame.segment(length) > way.hop.get().mtu
+fn complain_of_length<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    mtu: u32,
+) -> Verdict {
+    if may_be_cut::<A, F>(frame) {
+        return Verdict::Drop(Reason::TooBig);
+    }
+    complain(context, frame, packet, Complaint::TooBig { mtu }, Reason::TooBig)
+}
+
+/// Returns whether routers may cut a packet into fragments.
+#[inline(always)]
+fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
+    let whole = |head: &mut [u8; 34]| u16_at(head, IP + ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT != 0;
+    A::FAMILY == 4 && !frame.head::<34>().is_some_and(whole)
+}
+
+/// Returns the longest packet that a way takes, if this one is longer.
+#[inline(always)]
+pub(crate) fn does_not_fit<A: Ip, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    way: &Way<'_>,
+) -> Option<u32> {
+    if way.resolve {
+        return None;
+    }
+    let mtu = way.hop.get().mtu;
+    let headers = |frame: &mut F| headers::<A, F>(frame, packet.protocol);
+    if frame.segment(packet.length, headers) > mtu { Some(mtu) } else { None }
+}
+
+/// Returns the length of a packet's IP and transport headers.
+#[inline(always)]
+fn headers<A: Ip, F: Frame>(frame: &mut F, protocol: u8) -> u32 {
+    const AT_V4: usize = IP + ipv4::LENGTH + tcp::DATA_OFFSET;
+    const AT_V6: usize = IP + ipv6::LENGTH + tcp::DATA_OFFSET;
+    let (ip, offset) = match (A::FAMILY, protocol) {
+        (4, tcp::PROTOCOL) => (ipv4::LENGTH, frame.head::<54>().map(|head| u8_at(head, AT_V4))),
+        (4, _) => (ipv4::LENGTH, None),
+        (_, tcp::PROTOCOL) => (ipv6::LENGTH, frame.head::<74>().map(|head| u8_at(head, AT_V6))),
+        _ => (ipv6::LENGTH, None),
+    };
+    ip as u32 + offset.map_or(udp::LENGTH as u32, |offset| u32::from(offset >> 4) * 4)
 }
 
 impl<'a, T: Tables> Context<'a, T> {
@@ -545,7 +610,7 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Returns the half that a packet belongs to, if it goes to a service or comes from a NAT
     /// destination.
     #[inline(always)]
-    fn half<A: Ip>(&self, packet: &Packet<A>) -> Option<Half<A>> {
+    pub(crate) fn half<A: Ip>(&self, packet: &Packet<A>) -> Option<Half<A>> {
         if let Some(owner) = self.service_of(packet) {
             let key = Key::new(self.settings, &packet.request(), owner);
             return Some(Half { key, is_reply: false });
@@ -560,9 +625,9 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Returns whether a packet may live on, its destination is there, and the way is known and wide
     /// enough.
     #[inline(always)]
-    fn is_easy<A, F: Frame>(
+    fn is_easy<A: Ip, F: Frame>(
         &self,
-        frame: &F,
+        frame: &mut F,
         packet: &Packet<A>,
         destination: &Destination,
         hop: &Hop,
@@ -570,7 +635,8 @@ impl<'a, T: Tables> Context<'a, T> {
         packet.ttl > 1
             && destination.flags & destination_flag::AVAILABLE != 0
             && self.is_fresh(hop)
-            && frame.segment(packet.length) <= hop.mtu
+            && frame.segment(packet.length, |frame| headers::<A, F>(frame, packet.protocol))
+                <= hop.mtu
     }
 
     /// Returns whether a request leaves the connection that it finds behind and opens another.
@@ -606,7 +672,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns a destination and this CPU's row of it.
     #[inline(always)]
-    fn destination(&self, id: u32) -> Result<(&'a Destination, &'a Row), Reason> {
+    pub(crate) fn destination(&self, id: u32) -> Result<(&'a Destination, &'a Row), Reason> {
         let destination = self.tables.destination(id).ok_or(Reason::Inconsistent)?;
         let row = self.tables.row(self.row_index(id)).ok_or(Reason::Inconsistent)?;
         Ok((destination, row))

@@ -37,7 +37,8 @@ pub enum Reason {
     Removed = 14,
     /// Dropped: no route to the destination or client.
     Unreachable = 15,
-    /// Dropped: longer than the next hop takes.
+    /// Answered with ICMP, a server's packet by the stack to which it is passed, or dropped where its
+    /// sender allows fragments: longer than the next hop takes.
     TooBig = 16,
     /// Dropped: another CPU held the lock of this flow for too long.
     Busy = 17,
@@ -45,11 +46,13 @@ pub enum Reason {
     Inconsistent = 18,
     /// Dropped: the frame could not be made longer or shorter.
     NoRoom = 19,
+    /// Dropped: it deserves an ICMP error, and this CPU has sent enough of them for now.
+    IcmpLimited = 20,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::OtherProtocol,
         Self::Malformed,
         Self::Fragment,
@@ -70,6 +73,7 @@ impl Reason {
         Self::Busy,
         Self::Inconsistent,
         Self::NoRoom,
+        Self::IcmpLimited,
     ];
 
     /// Returns the reason of a number; an unknown number is itself inconsistent.
@@ -95,6 +99,7 @@ impl Reason {
             16 => Self::TooBig,
             17 => Self::Busy,
             19 => Self::NoRoom,
+            20 => Self::IcmpLimited,
             _ => Self::Inconsistent,
         }
     }
@@ -122,6 +127,7 @@ impl Reason {
             Self::Busy => "busy",
             Self::Inconsistent => "inconsistent",
             Self::NoRoom => "no_room",
+            Self::IcmpLimited => "icmp_limited",
         }
     }
 }

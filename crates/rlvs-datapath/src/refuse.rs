@@ -1,10 +1,13 @@
-//! ICMP errors in the name of the virtual address, so that clients fail at once.
+//! ICMP errors in the name of the virtual address, so that clients fail at once, and how many of
+//! them.
 
 use rlvs_wire::{checksum, ethernet, icmp, ipv4, ipv6, put_at, tcp, u16_at};
 
+use crate::connection::Context;
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
 use crate::reason::Reason;
+use crate::tables::Tables;
 
 /// What is wrong with a packet, in ICMP's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,16 +16,48 @@ pub enum Complaint {
     PortUnreachable,
     /// The time to live ran out: type 11 code 0, ICMPv6 type 3 code 0.
     TimeExceeded,
+    /// Longer than the way takes: type 3 code 4, ICMPv6 type 2 code 0.
+    TooBig {
+        /// Largest IP packet that it takes. No IPv6 link takes less than 1280 bytes, and one that
+        /// says so is not believed.
+        mtu: u32,
+    },
 }
 
+/// Smallest MTU of an IPv6 link (RFC 8200, section 5).
+const MTU_MIN_V6: u32 = 1280;
+/// ICMP errors that one CPU sends in a unit of coarse time, which is at least 256 ms: no more than
+/// 1,000 a second, as `net.ipv4.icmp_msgs_per_sec`, but for each CPU, and for packets that are too big
+/// as well.
+pub const ERRORS_A_UNIT: u32 = 256;
+
 impl Complaint {
-    const fn code(self, family: u8) -> [u8; 2] {
-        match (self, family) {
-            (Self::PortUnreachable, 4) => [3, 3],
-            (Self::PortUnreachable, _) => [1, 4],
-            (Self::TimeExceeded, 4) => [11, 0],
-            (Self::TimeExceeded, _) => [3, 0],
+    /// Returns the ICMP header, its checksum 0.
+    const fn header(self, family: u8) -> u64 {
+        let (kind, code, rest) = match (self, family) {
+            (Self::PortUnreachable, 4) => (3, 3, 0),
+            (Self::PortUnreachable, _) => (1, 4, 0),
+            (Self::TimeExceeded, 4) => (11, 0, 0),
+            (Self::TimeExceeded, _) => (3, 0, 0),
+            (Self::TooBig { mtu }, 4) => (3, 4, mtu & 0xffff),
+            (Self::TooBig { mtu }, _) => (2, 0, if mtu < MTU_MIN_V6 { MTU_MIN_V6 } else { mtu }),
+        };
+        kind << 56 | code << 48 | rest as u64
+    }
+}
+
+impl<T: Tables> Context<'_, T> {
+    /// Returns whether this CPU may send one more ICMP error, and notes that it does.
+    #[inline(always)]
+    pub fn may_complain(&self) -> bool {
+        let Some(limit) = self.tables.limit(self.tables.cpu()) else { return false };
+        let (kept, now) = (limit.errors.get(), u64::from(self.now.0) << 32);
+        let errors = if kept >> 32 == now >> 32 { kept } else { now };
+        if errors as u32 >= ERRORS_A_UNIT {
+            return false;
         }
+        limit.errors.set(errors + 1);
+        true
     }
 }
 
@@ -31,30 +66,25 @@ const TOS: u8 = 0xc0; // internetwork control, as the kernel's icmp_send()
 const QUOTED_UDP: usize = 8;
 const IP: usize = ethernet::LENGTH;
 
-/// Turns the frame into an ICMP error to whom it came from. Quoted are the IP header and the whole
-/// TCP or UDP header without options.
+/// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP header and the whole TCP or UDP header without options.
 #[inline(always)]
 pub fn refuse<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, complaint: Complaint) -> Verdict {
-    Verdict::unpack(refuse_out_of_line(frame, packet, complaint))
+    Verdict::unpack(refuse_out_of_line(frame, packet, complaint.header(A::FAMILY)))
 }
 
 #[inline(never)]
-fn refuse_out_of_line<A: Ip, F: Frame>(
-    frame: &mut F,
-    packet: &Packet<A>,
-    complaint: Complaint,
-) -> u64 {
+fn refuse_out_of_line<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, header: u64) -> u64 {
     let interface = frame.interface();
     let done = if A::FAMILY == 4 {
         if packet.protocol == tcp::PROTOCOL {
-            refuse_v4::<F, 82>(frame, complaint)
+            refuse_v4::<F, 82>(frame, header)
         } else {
-            refuse_v4::<F, 70>(frame, complaint)
+            refuse_v4::<F, 70>(frame, header)
         }
     } else if packet.protocol == tcp::PROTOCOL {
-        refuse_v6::<F, 122>(frame, complaint)
+        refuse_v6::<F, 122>(frame, header)
     } else {
-        refuse_v6::<F, 110>(frame, complaint)
+        refuse_v6::<F, 110>(frame, header)
     };
     match done {
         Some(()) => Verdict::Transmit { interface }.pack(),
@@ -71,7 +101,7 @@ const _: () = {
 
 /// `N` is the length of the frame that leaves.
 #[inline(always)]
-fn refuse_v4<F: Frame, const N: usize>(frame: &mut F, complaint: Complaint) -> Option<()> {
+fn refuse_v4<F: Frame, const N: usize>(frame: &mut F, header: u64) -> Option<()> {
     const ADDED: usize = ipv4::LENGTH + icmp::LENGTH;
     let ethernet: [u8; 14] = *frame.head::<14>()?;
     frame.reframe(ADDED, N)?;
@@ -89,8 +119,7 @@ fn refuse_v4<F: Frame, const N: usize>(frame: &mut F, complaint: Complaint) -> O
     let sum = sum_from(head, IP, IP + ipv4::LENGTH);
     put_at(head, IP + ipv4::CHECKSUM, (!checksum::fold(sum)).to_be_bytes());
     let at = IP + ipv4::LENGTH;
-    put_at(head, at, complaint.code(4));
-    put_at(head, at + 2, [0; 6]);
+    put_at(head, at, header.to_be_bytes());
     let sum = sum_from(head, at, N);
     put_at(head, at + 2, (!checksum::fold(sum)).to_be_bytes());
     Some(())
@@ -98,7 +127,7 @@ fn refuse_v4<F: Frame, const N: usize>(frame: &mut F, complaint: Complaint) -> O
 
 /// `N` is the length of the frame that leaves.
 #[inline(always)]
-fn refuse_v6<F: Frame, const N: usize>(frame: &mut F, complaint: Complaint) -> Option<()> {
+fn refuse_v6<F: Frame, const N: usize>(frame: &mut F, header: u64) -> Option<()> {
     const ADDED: usize = ipv6::LENGTH + icmp::LENGTH;
     let ethernet: [u8; 14] = *frame.head::<14>()?;
     frame.reframe(ADDED, N)?;
@@ -114,8 +143,7 @@ fn refuse_v6<F: Frame, const N: usize>(frame: &mut F, complaint: Complaint) -> O
     put_at(head, IP + ipv6::SOURCE, service);
     put_at(head, IP + ipv6::DESTINATION, client);
     let at = IP + ipv6::LENGTH;
-    put_at(head, at, complaint.code(6));
-    put_at(head, at + 2, [0; 6]);
+    put_at(head, at, header.to_be_bytes());
     let pseudo = u64::from(payload) + u64::from(icmp::PROTOCOL_V6);
     let sum = pseudo + sum_from(head, IP + ipv6::SOURCE, N);
     put_at(head, at + 2, (!checksum::fold(sum)).to_be_bytes());

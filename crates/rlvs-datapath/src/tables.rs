@@ -3,8 +3,8 @@
 use core::cell::Cell;
 
 use crate::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, Route,
-    Row, Schedule, Service, Settings, Word,
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, Limit,
+    Route, Row, Schedule, Service, Settings, Word,
 };
 
 /// The maps of one network namespace, and the memory operations that a body has for them.
@@ -49,6 +49,8 @@ pub trait Tables {
     fn lock(&self, index: u32) -> Option<&Word>;
     /// Returns a counter of reasons.
     fn reason(&self, index: u32) -> Option<&Word>;
+    /// Returns what a CPU has sent of its own.
+    fn limit(&self, cpu: u32) -> Option<&Limit>;
 
     /// Reads a word that others change. Reads of one CPU happen in program order.
     fn read(&self, word: &Word) -> u64;

@@ -152,9 +152,12 @@ impl Frame for TcFrame {
         Some(())
     }
     #[inline(always)]
-    fn segment(&self, length: u32) -> u32 {
+    fn segment(&mut self, length: u32, headers: impl FnOnce(&mut Self) -> u32) -> u32 {
         // SAFETY: as in `bounds`.
-        if unsafe { (*self.skb).gso_size } > 0 { 0 } else { length }
+        match unsafe { (*self.skb).gso_size } {
+            0 => length,
+            size => headers(self) + size,
+        }
     }
     #[inline(always)]
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {

@@ -12,7 +12,7 @@ use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
     Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, IDS,
-    INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
+    INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
     Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Word,
 };
 use rlvs_datapath::process::Stage;
@@ -67,6 +67,8 @@ static OCCUPANCY: Array<Word, { 2 * OCCUPANCY_WORDS as usize }, MAPPED> = Array:
 static LOCK_WORDS: Array<Word, { 2 * LOCKS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "reasons")]
 static REASON_COUNTERS: Array<Word, { (CPUS * REASONS) as usize }, MAPPED> = Array::new();
+#[btf_map(name = "limits")]
+static LIMITS: Array<Limit, { CPUS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "sweep")]
 pub static SWEEP: Array<Sweep, 1> = Array::new();
 
@@ -182,6 +184,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn reason(&self, index: u32) -> Option<&Word> {
         REASON_COUNTERS.get(index)
+    }
+    #[inline(always)]
+    fn limit(&self, cpu: u32) -> Option<&Limit> {
+        LIMITS.get(cpu)
     }
 
     #[inline(always)]

@@ -38,6 +38,10 @@ pub mod ipv4 {
     pub const FRAGMENT: usize = 6;
     /// More-fragments flag and fragment offset within [`FRAGMENT`].
     pub const FRAGMENT_MASK: u16 = 0x3fff;
+    /// Fragment offset within [`FRAGMENT`].
+    pub const FRAGMENT_OFFSET: u16 = 0x1fff;
+    /// Don't-fragment flag within [`FRAGMENT`].
+    pub const DONT_FRAGMENT: u16 = 0x4000;
     /// Offset of the time to live.
     pub const TTL: usize = 8;
     /// Offset of the protocol.
@@ -110,6 +114,20 @@ pub mod icmp {
     pub const PROTOCOL_V6: u8 = 58;
     /// Length of the header of an error.
     pub const LENGTH: usize = 8;
+    /// Offset of the type.
+    pub const TYPE: usize = 0;
+    /// Offset of the checksum: over the message, in ICMPv6 with a pseudo header.
+    pub const CHECKSUM: usize = 2;
+    /// Destination unreachable.
+    pub const UNREACHABLE: u8 = 3;
+    /// Source quench.
+    pub const SOURCE_QUENCH: u8 = 4;
+    /// Time exceeded.
+    pub const TIME_EXCEEDED: u8 = 11;
+    /// Parameter problem.
+    pub const PARAMETER_PROBLEM: u8 = 12;
+    /// Within the type of an ICMPv6 message: set unless it is an error.
+    pub const INFORMATIONAL_V6: u8 = 0x80;
 }
 
 /// SCTP (RFC 9260).

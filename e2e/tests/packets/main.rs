@@ -8,7 +8,9 @@
     reason = "a step that fails panics; what it shows is not always looked at"
 )]
 
+mod errors;
 mod expiry;
+mod length;
 mod malformed;
 mod paths;
 mod reasons;

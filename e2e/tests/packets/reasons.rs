@@ -18,6 +18,7 @@ use rlvs_datapath::abi::{destination_flag, method, service_flag};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
+use rlvs_datapath::refuse::ERRORS_A_UNIT;
 use rlvs_datapath::state::State;
 use rlvs_datapath::tables::Time;
 use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
@@ -109,13 +110,13 @@ impl Case<'_> {
         let outcome = self.world.step(&packet.bytes()).same();
         let interface = self.world.network.inside.index;
         assert_eq!(outcome.verdict, Verdict::Transmit { interface });
-        assert_eq!(outcome.bytes, complaint(packet, reason == Reason::Expired));
+        assert_eq!(outcome.bytes, complaint(packet, reason));
         self.changed(&outcome, reason, more);
     }
 }
 
 /// Makes the ICMP error for a packet: the IP header and the transport header are quoted.
-fn complaint(packet: &Packet, expired: bool) -> Vec<u8> {
+fn complaint(packet: &Packet, reason: Reason) -> Vec<u8> {
     let frame = packet.bytes();
     let transport_bytes = if packet.kind == Kind::Udp { 8 } else { 20 };
     let ethernet = PacketBuilder::ethernet2(packet.to, packet.from);
@@ -127,10 +128,14 @@ fn complaint(packet: &Packet, expired: bool) -> Vec<u8> {
             Ipv4Header::new(0, 64, ip_number::ICMP, from.octets(), to.octets()).unwrap();
         header.dscp = IpDscp::try_new(48).unwrap();
         header.dont_fragment = false;
-        let kind = if expired {
-            Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit)
-        } else {
-            Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port)
+        let kind = match reason {
+            Reason::Expired => {
+                Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit)
+            }
+            Reason::TooBig => Icmpv4Type::DestinationUnreachable(
+                icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1500 },
+            ),
+            _ => Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port),
         };
         let quote = &frame[14..34 + transport_bytes];
         ethernet
@@ -149,10 +154,10 @@ fn complaint(packet: &Packet, expired: bool) -> Vec<u8> {
             hop_limit: 64,
             ..Ipv6Header::default()
         };
-        let kind = if expired {
-            Icmpv6Type::TimeExceeded(TimeExceededCode::HopLimitExceeded)
-        } else {
-            Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port)
+        let kind = match reason {
+            Reason::Expired => Icmpv6Type::TimeExceeded(TimeExceededCode::HopLimitExceeded),
+            Reason::TooBig => Icmpv6Type::PacketTooBig { mtu: 1500 },
+            _ => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port),
         };
         let quote = &frame[14..54 + transport_bytes];
         ethernet
@@ -359,7 +364,7 @@ fn dropped(case: &mut Case<'_>) {
     let _: Outcome = case.world.step(&syn).same();
     let big = Packet { payload: vec![7; 1500], ..ack };
     let established = format!("{client}:4242 s1 = ESTABLISHED d1");
-    case.drops(&big.bytes(), Reason::TooBig, [established]);
+    case.answers(&big, Reason::TooBig, [established]);
 
     case.begin();
     case.world.edit(|tables| tables.locks.iter().for_each(|lock| lock.set(1)));
@@ -370,6 +375,15 @@ fn dropped(case: &mut Case<'_>) {
     case.world.edit(|tables| tables.rings.fill(e2e::host::IDS));
     let changes = ["s1 local = yes".to_owned(), "s1 position = 1".to_owned()];
     case.drops(&syn, Reason::Inconsistent, changes);
+
+    // One error more than a CPU sends at a time.
+    case.begin();
+    let exhausted = u64::from(Time::now(case.world.tables(), &case.world.tables().settings).0)
+        << 32
+        | u64::from(ERRORS_A_UNIT);
+    case.world.edit(|tables| tables.limits[network.cpu as usize].errors.set(exhausted));
+    let packet = Packet { ttl: 1, ..case.to_port(80, Kind::Tcp(SYN)) };
+    case.drops(&packet.bytes(), Reason::IcmpLimited, ["s1 local = yes".to_owned()]);
 
     // An answer needs room before the frame. TC cannot be brought to lack it in a test run, so its
     // part is played by the host.

@@ -49,6 +49,7 @@ pub(crate) fn load(bytes: &[u8], cpus: u32, pairs: Pairs) -> Result<Ebpf> {
         .map_max_entries("rows", IDS * cpus)
         .map_max_entries("routes", ROUTES * cpus)
         .map_max_entries("reasons", REASONS * cpus)
+        .map_max_entries("limits", cpus)
         .load(bytes)
         .context("making the maps of the object under test")
 }
