@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -87,10 +88,13 @@ fn every_datagram(wiring: Wiring) {
         let largest = if family == Family::V4 { 1472 } else { 1452 };
         stage.as_client(|| {
             let mut random = Random(48_271);
-            let mut buffer = [0; 2048];
+            let mut buffer = [0; 65536];
+            let (plain, unusual) = (udp_client(target).unwrap(), udp_client(target).unwrap());
+            add_options(&unusual, family);
             // Two sockets, so that each server has its share.
-            for socket in [udp_client(target).unwrap(), udp_client(target).unwrap()] {
-                for length in (0..=largest).step_by(7).chain([largest]) {
+            for socket in [plain, unusual] {
+                let fragmented = [largest + 1, 4000, 4001, 9000, 60_000];
+                for length in (0..=largest).step_by(7).chain([largest]).chain(fragmented) {
                     let sent = random.bytes(length);
                     socket.send(&sent).unwrap();
                     let received = socket.recv(&mut buffer).unwrap_or_else(|error| {
@@ -106,6 +110,28 @@ fn every_datagram(wiring: Wiring) {
             .map(|(_, active, idle)| (active, idle))
             .collect();
         assert_eq!(counts, [(0, 1), (0, 1)], "{method:?} {family:?}");
+    }
+}
+
+/// Makes every packet of a socket carry a record route, or hop-by-hop and destination options.
+#[expect(unsafe_code, reason = "no safe wrapper knows these options")]
+fn add_options(socket: &UdpSocket, family: Family) {
+    let padding: &[u8] = &[0, 0, 1, 4, 0, 0, 0, 0];
+    let record_route: &[u8] = &[7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let options = match family {
+        Family::V4 => vec![(libc::IPPROTO_IP, libc::IP_OPTIONS, record_route)],
+        Family::V6 => vec![
+            (libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS, padding),
+            (libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, padding),
+        ],
+    };
+    for (level, name, value) in options {
+        // SAFETY: the value is as long as it is said to be, and only read.
+        let status = unsafe {
+            let length = value.len() as libc::socklen_t;
+            libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length)
+        };
+        assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
     }
 }
 
