@@ -8,12 +8,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::lab::{
-    Method, Random, Said, Stage, TIME_MAX, connect, inside, tcp_server, tool, udp_client,
+    Method, Random, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool, udp_client,
     udp_server, wait_for, wait_until,
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use rlvs::lab::topology::{DIRECTOR, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
+use rlvs_linux::route::Rtnetlink;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
 const ECHO_PORT: u16 = 7;
@@ -73,8 +74,8 @@ fn every_byte_of_a_tcp_echo_comes_back_through_native_xdp() {
     every_byte_over_tcp(Wiring::Tuned);
 }
 
-fn every_datagram(wiring: Wiring) {
-    let stage = Stage::attached(wiring, PROGRAM);
+/// Echoes datagrams of many sizes up to what the MTU takes whole, and some that it does not.
+fn every_datagram(stage: &Stage, mtu: usize, step: usize) {
     for (method, family) in combinations() {
         let target = vip(method, family, ECHO_PORT);
         for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
@@ -85,7 +86,7 @@ fn every_datagram(wiring: Wiring) {
             udp_server(namespace, at, "");
         }
         stage.serve("-u", target, method, ECHO_PORT);
-        let largest = if family == Family::V4 { 1472 } else { 1452 };
+        let largest = mtu - if family == Family::V4 { 28 } else { 48 };
         stage.as_client(|| {
             let mut random = Random(48_271);
             let mut buffer = [0; 65536];
@@ -94,7 +95,7 @@ fn every_datagram(wiring: Wiring) {
             // Two sockets, so that each server has its share.
             for socket in [plain, unusual] {
                 let fragmented = [largest + 1, 4000, 4001, 9000, 60_000];
-                for length in (0..=largest).step_by(7).chain([largest]).chain(fragmented) {
+                for length in (0..=largest).step_by(step).chain([largest]).chain(fragmented) {
                     let sent = random.bytes(length);
                     socket.send(&sent).unwrap();
                     let received = socket.recv(&mut buffer).unwrap_or_else(|error| {
@@ -137,12 +138,32 @@ fn add_options(socket: &UdpSocket, family: Family) {
 
 #[test]
 fn datagrams_of_every_size_come_back_through_tc() {
-    every_datagram(Wiring::Plain);
+    every_datagram(&Stage::attached(Wiring::Plain, PROGRAM), 1500, 7);
 }
 
 #[test]
 fn datagrams_of_every_size_come_back_through_native_xdp() {
-    every_datagram(Wiring::Tuned);
+    every_datagram(&Stage::attached(Wiring::Tuned, PROGRAM), 1500, 7);
+}
+
+/// Frames that lie in several buffers, of which the program sees the first.
+#[test]
+fn jumbo_frames_come_back_through_native_xdp() {
+    const MTU: usize = 9000;
+    let Some(ip) = tool("ip") else { return };
+    let stage = Stage::bare(Wiring::Tuned, PROGRAM);
+    let lab = &stage.lab;
+    let hosts = [lab.switch(), lab.client(), lab.director()].into_iter().chain(lab.real_servers());
+    for namespace in hosts {
+        for link in Rtnetlink::open_in(namespace).unwrap().links().unwrap() {
+            if !link.loopback {
+                run(namespace, &ip, &["link", "set", "dev", &link.name, "mtu", &MTU.to_string()])
+                    .ok();
+            }
+        }
+    }
+    stage.rlvs(&["attach", "--mode", "native"]).ok();
+    every_datagram(&stage, MTU, 411);
 }
 
 fn url(to: SocketAddr) -> String {
