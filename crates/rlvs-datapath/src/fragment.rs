@@ -15,7 +15,7 @@ use crate::hash;
 use crate::ip::{Flow, Ip, Packet};
 use crate::layout::{Layout, Piece};
 use crate::moved::Moved;
-use crate::process::{Half, Stage, answer, astray, deliver};
+use crate::process::{Half, Stage, answer, deliver};
 use crate::reason::Reason;
 use crate::schedule::{Opening, quiet};
 use crate::state;
@@ -32,31 +32,24 @@ const TIME_MASK: u32 = (1 << TIME_BITS) - 1;
 /// A packet whose headers are not the usual ones.
 #[inline(always)]
 pub fn odd<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    match A::layout(frame, context.tables) {
-        Ok(layout) => {
-            carry(context, frame, &layout, balance::<A, F, T>).unwrap_or_else(Verdict::Pass)
-        }
-        Err(reason) => Verdict::Pass(reason),
-    }
+    carry(context, frame, balance::<A, F, T>).unwrap_or_else(Verdict::Pass)
 }
 
 /// Such a packet that may open a connection.
 #[inline(always)]
 pub fn odd_open<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    match A::layout(frame, context.tables) {
-        Ok(layout) => carry(context, frame, &layout, open::<A, F, T>).unwrap_or_else(Verdict::Pass),
-        Err(reason) => Verdict::Pass(reason),
-    }
+    carry(context, frame, open::<A, F, T>).unwrap_or_else(Verdict::Pass)
 }
 
+/// Finds the parts of a packet, has `work` send it, and keeps the ports if others follow it.
 #[inline(always)]
 fn carry<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
-    layout: &Layout<A>,
     work: impl FnOnce(&Context<'_, T>, &mut Moved<'_, F>, &Packet<A>, Origin) -> Result<Verdict, Reason>,
 ) -> Result<Verdict, Reason> {
-    let datagram = context.datagram(layout);
+    let layout = A::layout(frame, context.tables)?;
+    let datagram = context.datagram(&layout);
     let origin = match layout.piece {
         Piece::Later => {
             let known = context.recall(datagram).ok_or(Reason::Fragment)?;
@@ -68,7 +61,7 @@ fn carry<A: Ip, F: Frame, T: Tables>(
         }
     };
     let origin = Origin(context.tables.forget(origin.0));
-    let packet = origin.packet(layout);
+    let packet = origin.packet(&layout);
     let transport = if origin.is_later() { 0 } else { layout.transport };
     let transport = context.tables.forget(transport.into()) as usize;
     let mut moved = Moved::new(frame, transport);
@@ -118,11 +111,8 @@ fn balance<A: Ip, F: Frame, T: Tables>(
     let later = origin.is_later();
     let starts = !later && state::starts(packet.protocol, packet.flags);
     let Some(found) = context.find_live(&key) else {
-        if is_reply {
+        if is_reply || !starts {
             return Err(Reason::NoConnection);
-        }
-        if !starts || context.is_full(&key) {
-            return Ok(astray(context, frame, packet, key.owner));
         }
         return Ok(Verdict::Next(Stage::odd_open::<A>()));
     };
@@ -154,7 +144,7 @@ fn open<A: Ip, F: Frame, T: Tables>(
     let service = context.service_of(packet).ok_or(Reason::NoService)?;
     Ok(match context.open(frame, packet, service) {
         Opening::To(id) => deliver(context, frame, packet, id, || {}),
-        Opening::There | Opening::Refused(Reason::Stateless) => Verdict::Next(Stage::odd::<A>()),
+        Opening::There => Verdict::Next(Stage::odd::<A>()),
         Opening::Refused(reason) => left_to_the_stack(reason),
     })
 }
@@ -162,6 +152,7 @@ fn open<A: Ip, F: Frame, T: Tables>(
 #[inline(always)]
 fn left_to_the_stack(reason: Reason) -> Verdict {
     match reason {
+        Reason::Stateless => Verdict::Pass(Reason::TableFull),
         Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken | Reason::Expired => {
             Verdict::Pass(reason)
         }

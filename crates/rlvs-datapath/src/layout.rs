@@ -229,7 +229,7 @@ struct Chain(u64);
 
 impl Chain {
     #[inline(always)]
-    fn new(identification: u32, transport: u32, piece: Piece, protocol: u8) -> u64 {
+    fn pack(identification: u32, transport: u32, piece: Piece, protocol: u8) -> u64 {
         u64::from(identification) << 32
             | u64::from(transport & 0xffff) << 16
             | (piece as u64) << 8
@@ -277,7 +277,7 @@ fn read_extensions<F: Frame, T: Tables>(frame: &mut F, tables: &T, first: u8) ->
             ipv6::FRAGMENT if fragmented => break,
             ipv6::HOP_BY_HOP | ipv6::DESTINATION_OPTIONS | ipv6::ROUTING => {
                 let Some(&mut [following, length, _, left]) = frame.at::<4>(at as usize) else {
-                    return Chain::new(0, 0, Piece::Whole, Reason::Malformed as u8);
+                    return Chain::pack(0, 0, Piece::Whole, Reason::Malformed as u8);
                 };
                 if next == ipv6::ROUTING && left != 0 {
                     break;
@@ -287,7 +287,7 @@ fn read_extensions<F: Frame, T: Tables>(frame: &mut F, tables: &T, first: u8) ->
             }
             ipv6::FRAGMENT => {
                 let Some(header) = frame.at::<{ ipv6::FRAGMENT_LENGTH }>(at as usize) else {
-                    return Chain::new(0, 0, Piece::Whole, Reason::Malformed as u8);
+                    return Chain::pack(0, 0, Piece::Whole, Reason::Malformed as u8);
                 };
                 fragmented = true;
                 next = u8_at(header, 0);
@@ -299,12 +299,12 @@ fn read_extensions<F: Frame, T: Tables>(frame: &mut F, tables: &T, first: u8) ->
                     (0, 0) => {}
                     (0, _) => piece = Piece::First,
                     (1, _) if next == tcp::PROTOCOL => break,
-                    _ => return Chain::new(identification, at, Piece::Later, next),
+                    _ => return Chain::pack(identification, at, Piece::Later, next),
                 }
             }
-            protocol => return Chain::new(identification, at, piece, protocol),
+            protocol => return Chain::pack(identification, at, piece, protocol),
         }
     }
     let reason = if fragmented { Reason::Fragment } else { Reason::Options };
-    Chain::new(0, 0, Piece::Whole, reason as u8)
+    Chain::pack(0, 0, Piece::Whole, reason as u8)
 }

@@ -496,7 +496,7 @@ fn give_back<A: Ip, F: Frame>(
 /// A request without a connection that cannot start one or finds no room for it: with a full table
 /// it follows its hash, so that connections opened so go on; else it is not ours.
 #[inline(always)]
-pub(crate) fn astray<A: Ip, F: Frame, T: Tables>(
+fn astray<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,

@@ -14,8 +14,10 @@ use rlvs_wire::tcp::{ACK, SYN};
 /// Record route with room for two, a no-operation, the end.
 const RECORD_ROUTE: &[u8] = &[7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
+type Disguise = fn(&[u8]) -> Vec<u8>;
+
 /// Returns ways to make a packet unusual that change nothing about where it goes.
-fn disguises(family: u8) -> Vec<fn(&[u8]) -> Vec<u8>> {
+fn disguises(family: u8) -> Vec<Disguise> {
     if family == 4 {
         vec![
             |frame| optioned(frame, &[1, 1, 1, 0]),
