@@ -15,8 +15,9 @@ use aya::{Ebpf, EbpfLoader};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
-    Endpoints4, Endpoints6, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS,
-    PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Word,
+    Endpoints4, Endpoints6, FRAGMENT_BUCKETS, Fragments, INTERFACE_BUCKETS, Interfaces, LOCKS,
+    Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service,
+    Settings, Word,
 };
 
 use rlvs_linux::dataplane::stages;
@@ -34,7 +35,7 @@ unsafe impl Plain for Settings {}
 unsafe impl Plain for Connections4 {}
 // SAFETY: as above.
 unsafe impl Plain for Connections6 {}
-// SAFETY: as above; the endpoints of IPv6 have the layout of its connections.
+// SAFETY: as above; the buckets of fragments have the same type. The endpoints of IPv6 have the layout of its connections.
 unsafe impl Plain for Endpoints4 {}
 // SAFETY: as above.
 unsafe impl Plain for Service {}
@@ -214,6 +215,7 @@ impl Bpf {
             ("rows", IDS * settings.cpus, size_of::<Row>()),
             ("routes", ROUTES * settings.cpus, size_of::<Route>()),
             ("interfaces", INTERFACE_BUCKETS, size_of::<Interfaces>()),
+            ("fragments", FRAGMENT_BUCKETS, size_of::<Fragments>()),
             ("occupancy", 2 * OCCUPANCY_WORDS, size_of::<Word>()),
             ("locks", 2 * LOCKS, size_of::<Word>()),
             ("reasons", REASONS * settings.cpus, size_of::<Word>()),
@@ -278,6 +280,7 @@ impl Bpf {
         tables.counts = read(self, "counts");
         tables.rows = read(self, "rows");
         tables.routes = read(self, "routes");
+        tables.fragments = read(self, "fragments");
         tables.occupancy = read(self, "occupancy");
         tables.locks = read(self, "locks");
         tables.reasons = read(self, "reasons");
@@ -303,6 +306,7 @@ impl Bpf {
             ("rows", 64, 0, bytes_of(&tables.rows)),
             ("reasons", 8, 0, bytes_of(&tables.reasons)),
             ("limits", 64, 0, bytes_of(&tables.limits)),
+            ("fragments", 64, 0, bytes_of(&tables.fragments)),
             ("occupancy", 8, 0, bytes_of(occupied(0))),
             ("occupancy", 8, 8 * OCCUPANCY_WORDS as usize, bytes_of(occupied(OCCUPANCY_WORDS))),
         ];
@@ -467,6 +471,7 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("rows", bytes_of(&tables.rows).to_vec()),
         ("routes", bytes_of(&tables.routes).to_vec()),
         ("interfaces", bytes_of(&tables.interfaces).to_vec()),
+        ("fragments", bytes_of(&tables.fragments).to_vec()),
         ("occupancy", bytes_of(&tables.occupancy).to_vec()),
         ("locks", bytes_of(&tables.locks).to_vec()),
         ("reasons", bytes_of(&tables.reasons).to_vec()),

@@ -6,12 +6,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Hop,
-    INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES,
-    Route, Row, Schedule, Service, Settings, Word,
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
+    Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
+    REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Word,
 };
-use rlvs_datapath::frame::Verdict;
-use rlvs_datapath::frame::{Answer, Frame, Query};
+use rlvs_datapath::frame::{Answer, Frame, OFFSETS, Query, Verdict};
 use rlvs_datapath::process::{go_on, process};
 use rlvs_datapath::tables::Tables;
 
@@ -129,6 +128,10 @@ impl<const R: bool> Frame for HostFrame<'_, R> {
     fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
         self.bytes.first_chunk_mut()
     }
+    fn at<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        let bytes = self.bytes.get_mut(offset & (OFFSETS - 1)..)?;
+        bytes.first_chunk_mut()
+    }
     fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
         self.headroom = self.headroom.checked_sub(by)?;
         // What the kernel leaves there is not ours to rely on.
@@ -196,6 +199,8 @@ pub struct HostTables {
     pub routes: Vec<Route>,
     /// Map `interfaces`.
     pub interfaces: Vec<Interfaces>,
+    /// Map `fragments`.
+    pub fragments: Vec<Fragments>,
     /// Map `occupancy`.
     pub occupancy: Vec<Word>,
     /// Map `locks`.
@@ -231,6 +236,7 @@ impl HostTables {
             rows: many(IDS * settings.cpus),
             routes: many(ROUTES * settings.cpus),
             interfaces: many(INTERFACE_BUCKETS),
+            fragments: many(FRAGMENT_BUCKETS),
             occupancy: many(2 * OCCUPANCY_WORDS),
             locks: many(2 * LOCKS),
             reasons: many(REASONS * settings.cpus),
@@ -290,6 +296,9 @@ impl Tables for HostTables {
     }
     fn interfaces(&self, index: u32) -> Option<&Interfaces> {
         self.interfaces.get(index as usize)
+    }
+    fn fragments(&self, index: u32) -> Option<&Fragments> {
+        self.fragments.get(index as usize)
     }
     fn occupancy(&self, index: u32) -> Option<&Word> {
         self.occupancy.get(index as usize)

@@ -4,9 +4,9 @@
 //! forwarding function side by side:
 //! [`host`] is its host body, [`bpf`] its XDP and TC bodies in the kernel, [`table`] fills the maps
 //! of all from one description, [`packet`] makes frames with an independent library, [`network`] is
-//! the namespace whose routing table the programs ask, [`scene`] what most tests begin with, [`world`]
-//! runs a frame through all bodies, holds them against each other and tells what changed, [`fuzz`] is
-//! one run of the fuzzer.
+//! the namespace whose routing table the programs ask, [`scene`] what most tests begin with,
+//! [`unusual`] adds options and cuts frames into fragments, [`world`] runs a frame through all bodies,
+//! holds them against each other and tells what changed, [`fuzz`] is one run of the fuzzer.
 
 #[expect(unsafe_code, reason = "maps are memory shared with the kernel")]
 pub mod bpf;
@@ -20,4 +20,5 @@ pub mod packet;
 pub mod scene;
 pub mod snapshot;
 pub mod table;
+pub mod unusual;
 pub mod world;

@@ -11,9 +11,10 @@ use std::net::SocketAddr;
 
 use e2e::bpf::Input;
 use e2e::network::{self, Network, client, forbidden, server, server_mac, vip};
-use e2e::packet::{Kind, Message, Packet};
+use e2e::packet::{Kind, Message, Packet, transport};
 use e2e::scene::{self, REAL_PORT, TCP, UDP, destination, service};
 use e2e::table::{Description, SECOND};
+use e2e::unusual::{atomic, extended, fragments, optioned};
 use e2e::world::World;
 use rlvs_datapath::abi::{destination_flag, method, scheduler};
 use rlvs_datapath::frame::Verdict;
@@ -144,10 +145,42 @@ fn message(random: &mut Random, packet: &Packet) -> Vec<u8> {
     Message { from, to, source, target, ttl, kind, rest, payload }.bytes()
 }
 
+/// Makes some frames unusual: options, extension headers, fragments, in any order.
+fn disguised(random: &mut Random, frame: Vec<u8>) -> Vec<Vec<u8>> {
+    if !random.chance(30) {
+        return vec![frame];
+    }
+    let is_v4 = transport(&frame) == 34;
+    let content: Vec<u8> = (0..64).map(|_| random.one(&[0, 1, 1, 2, 4, 7, 8, 131, 148])).collect();
+    match random.below(3) {
+        0 if is_v4 => vec![optioned(&frame, &content[..4 * random.below(11) as usize])],
+        0 => {
+            let mut header =
+                || (random.one(&[0, 43, 43, 60, 60]), 6 + 8 * random.below(4) as usize);
+            let headers: Vec<(u8, usize)> = [header(), header(), header()].into();
+            let headers: Vec<(u8, &[u8])> =
+                headers.iter().map(|&(number, length)| (number, &content[..length])).collect();
+            vec![extended(&frame, &headers[..random.below(4) as usize])]
+        }
+        1 if !is_v4 => vec![atomic(&frame, random.below(8) as u32)],
+        _ => {
+            let size = 8 * (1 + random.below(6) as usize);
+            let mut pieces = fragments(&frame, random.below(8) as u32, size);
+            pieces.truncate(4);
+            if random.chance(20) {
+                pieces.reverse();
+            }
+            pieces
+        }
+    }
+}
+
 /// Spoils a frame a little.
 fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
     match random.below(4) {
-        0 => frame.truncate(54.max(random.below(frame.len() as u64) as usize)),
+        0 if frame.len() > 54 => {
+            frame.truncate(54.max(random.below(frame.len() as u64) as usize));
+        }
         1 => frame.extend_from_slice(&[0x5a; 7]),
         _ => {
             let at = random.below(frame.len().min(124) as u64) as usize;
@@ -185,19 +218,25 @@ fn play(test: &str, unresolved: bool) {
         for number in 0..PACKETS {
             let (packet, interface) = packet(&mut random, network, number);
             let is_message = random.chance(15);
-            let mut frame = if is_message { message(&mut random, &packet) } else { packet.bytes() };
-            if random.chance(12) {
-                mutate(&mut random, &mut frame);
-            }
-            let input = Input::new(&frame, interface);
-            let step = world.step_quietly(&input, number % 64 == 0);
-            let transmitted = u32::from(matches!(step.xdp.verdict, Verdict::Transmit { .. }));
-            sent += transmitted;
-            messages += if is_message { transmitted } else { 0 };
-            if !unresolved {
-                assert_eq!(step.xdp.verdict, step.tc.verdict, "packet {number}: {frame:02x?}");
-                if !matches!(step.xdp.verdict, Verdict::Drop(_)) {
-                    assert_eq!(step.xdp.bytes, step.tc.bytes, "packet {number}: {frame:02x?}");
+            let frames = if is_message {
+                vec![message(&mut random, &packet)]
+            } else {
+                disguised(&mut random, packet.bytes())
+            };
+            for mut frame in frames {
+                if random.chance(12) {
+                    mutate(&mut random, &mut frame);
+                }
+                let input = Input::new(&frame, interface);
+                let step = world.step_quietly(&input, number % 64 == 0);
+                let transmitted = u32::from(matches!(step.xdp.verdict, Verdict::Transmit { .. }));
+                sent += transmitted;
+                messages += if is_message { transmitted } else { 0 };
+                if !unresolved {
+                    assert_eq!(step.xdp.verdict, step.tc.verdict, "packet {number}: {frame:02x?}");
+                    if !matches!(step.xdp.verdict, Verdict::Drop(_)) {
+                        assert_eq!(step.xdp.bytes, step.tc.bytes, "packet {number}: {frame:02x?}");
+                    }
                 }
             }
             if number % 64 == 0 {
@@ -213,6 +252,8 @@ fn play(test: &str, unresolved: bool) {
         let counted = |reason: Reason| seen.contains_key(&format!("reason {}", reason.name()));
         let wanted = [
             Reason::Malformed,
+            Reason::Fragment,
+            Reason::Options,
             Reason::NoConnection,
             Reason::Expired,
             Reason::TooBig,

@@ -3,16 +3,18 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::lab::{
-    Method, Random, Said, Stage, TIME_MAX, connect, inside, tcp_server, tool, udp_client,
+    Method, Random, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool, udp_client,
     udp_server, wait_for, wait_until,
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use rlvs::lab::topology::{DIRECTOR, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
+use rlvs_linux::route::Rtnetlink;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
 const ECHO_PORT: u16 = 7;
@@ -72,8 +74,8 @@ fn every_byte_of_a_tcp_echo_comes_back_through_native_xdp() {
     every_byte_over_tcp(Wiring::Tuned);
 }
 
-fn every_datagram(wiring: Wiring) {
-    let stage = Stage::attached(wiring, PROGRAM);
+/// Echoes datagrams of many sizes up to what the MTU takes whole, and some that it does not.
+fn every_datagram(stage: &Stage, mtu: usize, step: usize) {
     for (method, family) in combinations() {
         let target = vip(method, family, ECHO_PORT);
         for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
@@ -84,13 +86,16 @@ fn every_datagram(wiring: Wiring) {
             udp_server(namespace, at, "");
         }
         stage.serve("-u", target, method, ECHO_PORT);
-        let largest = if family == Family::V4 { 1472 } else { 1452 };
+        let largest = mtu - if family == Family::V4 { 28 } else { 48 };
         stage.as_client(|| {
             let mut random = Random(48_271);
-            let mut buffer = [0; 2048];
+            let mut buffer = [0; 65536];
+            let (plain, unusual) = (udp_client(target).unwrap(), udp_client(target).unwrap());
+            add_options(&unusual, family);
             // Two sockets, so that each server has its share.
-            for socket in [udp_client(target).unwrap(), udp_client(target).unwrap()] {
-                for length in (0..=largest).step_by(7).chain([largest]) {
+            for socket in [plain, unusual] {
+                let fragmented = [largest + 1, 4000, 4001, 9000, 60_000];
+                for length in (0..=largest).step_by(step).chain([largest]).chain(fragmented) {
                     let sent = random.bytes(length);
                     socket.send(&sent).unwrap();
                     let received = socket.recv(&mut buffer).unwrap_or_else(|error| {
@@ -109,14 +114,56 @@ fn every_datagram(wiring: Wiring) {
     }
 }
 
+/// Makes every packet of a socket carry a record route, or hop-by-hop and destination options.
+#[expect(unsafe_code, reason = "no safe wrapper knows these options")]
+fn add_options(socket: &UdpSocket, family: Family) {
+    let padding: &[u8] = &[0, 0, 1, 4, 0, 0, 0, 0];
+    let record_route: &[u8] = &[7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let options = match family {
+        Family::V4 => vec![(libc::IPPROTO_IP, libc::IP_OPTIONS, record_route)],
+        Family::V6 => vec![
+            (libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS, padding),
+            (libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, padding),
+        ],
+    };
+    for (level, name, value) in options {
+        // SAFETY: the value is as long as it is said to be, and only read.
+        let status = unsafe {
+            let length = value.len() as libc::socklen_t;
+            libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length)
+        };
+        assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
 #[test]
 fn datagrams_of_every_size_come_back_through_tc() {
-    every_datagram(Wiring::Plain);
+    every_datagram(&Stage::attached(Wiring::Plain, PROGRAM), 1500, 7);
 }
 
 #[test]
 fn datagrams_of_every_size_come_back_through_native_xdp() {
-    every_datagram(Wiring::Tuned);
+    every_datagram(&Stage::attached(Wiring::Tuned, PROGRAM), 1500, 7);
+}
+
+/// Frames that lie in several buffers, of which the program sees the first.
+#[test]
+fn jumbo_frames_come_back_through_native_xdp() {
+    const MTU: usize = 9000;
+    let Some(ip) = tool("ip") else { return };
+    let stage = Stage::bare(Wiring::Tuned, PROGRAM);
+    let lab = &stage.lab;
+    let hosts = [lab.switch(), lab.client(), lab.director()].into_iter().chain(lab.real_servers());
+    for namespace in hosts {
+        for link in Rtnetlink::open_in(namespace).unwrap().links().unwrap() {
+            if !link.loopback {
+                run(namespace, &ip, &["link", "set", "dev", &link.name, "mtu", &MTU.to_string()])
+                    .ok();
+            }
+        }
+    }
+    stage.rlvs(&["attach", "--mode", "native"]).ok();
+    every_datagram(&stage, MTU, 411);
 }
 
 fn url(to: SocketAddr) -> String {

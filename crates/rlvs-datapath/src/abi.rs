@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -36,6 +36,8 @@ pub const CPUS: u32 = 1 << 10;
 pub const GROUP: u32 = 64;
 /// Words of the occupancy map for one connection table: a bit for each group of 2^26 pairs.
 pub const OCCUPANCY_WORDS: u32 = (1 << 26) / GROUP / 64;
+/// Buckets of the fragment map.
+pub const FRAGMENT_BUCKETS: u32 = 1 << 11;
 /// Default number of bucket pairs of the IPv4 connection table (8 connections fit in one).
 pub const CONNECTIONS4_DEFAULT: u32 = 1 << 18;
 /// Default number of bucket pairs of the IPv6 connection table (4 connections fit in one).
@@ -150,6 +152,10 @@ pub type Connections6 = Bucket<Slot6, SLOTS6>;
 pub type Endpoints4 = Bucket<Slot4, SLOTS6>;
 /// Two cache lines of IPv6 endpoints.
 pub type Endpoints6 = Bucket<Slot6, SLOTS6>;
+
+/// One cache line of datagrams whose first fragment has come by: key and ports; see
+/// [`fragment`](crate::fragment).
+pub type Fragments = Bucket<Slot4, SLOTS6>;
 
 /// A virtual service, by service id. Service id 0 is never used.
 #[repr(C)]
@@ -433,6 +439,7 @@ const _: () = {
     assert!(size_of::<Connections6>() == 128);
     assert!(size_of::<Endpoints4>() == 64);
     assert!(size_of::<Endpoints6>() == 128);
+    assert!(size_of::<Fragments>() == 64);
     assert!(size_of::<Service>() == 64);
     assert!(size_of::<Schedule>() == 64);
     assert!(size_of::<Destination>() == 64);

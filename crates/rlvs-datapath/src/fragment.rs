@@ -1,16 +1,245 @@
-//! Fragments, IPv4 options and IPv6 extension headers.
+//! Packets with IPv4 options or IPv6 extension headers, and fragments.
+//!
+//! The first fragment of a datagram carries its ports: it fares like any packet, and once it is on
+//! its way the map `fragments` keeps its ports for the datagram's other fragments, which then go the
+//! same way. One that comes before the first is left to the stack, which does not balance it.
+//!
+//! A datagram is known by a keyed hash of 64 bits over addresses, number and, in IPv4, protocol. The
+//! map has a fixed size and is apart from the connections; where a bucket is full the oldest gives
+//! way. Only fragments of packets that are forwarded get in.
 
+use crate::abi::{FRAGMENT_BUCKETS, SLOTS6, Slot4};
 use crate::connection::Context;
 use crate::frame::{Frame, Verdict};
-use crate::ip::Ip;
+use crate::hash;
+use crate::ip::{Flow, Ip, Packet};
+use crate::layout::{Layout, Piece};
+use crate::moved::Moved;
+use crate::process::{Half, Stage, answer, deliver, leave_too_big};
 use crate::reason::Reason;
+use crate::schedule::{Opening, quiet};
+use crate::state;
 use crate::tables::Tables;
+
+/// Seconds for which later fragments are waited for.
+const LIFE_S: u32 = 4;
+/// A slot's key while a CPU writes its value.
+const TAKEN: u64 = 1;
+/// Bits of a slot's value that hold the coarse time; above them stand the protocol (8) and the ports.
+const TIME_BITS: u32 = 24;
+const TIME_MASK: u32 = (1 << TIME_BITS) - 1;
 
 /// A packet whose headers are not the usual ones.
 #[inline(always)]
-pub fn odd<A: Ip, F: Frame, T: Tables>(_: &Context<'_, T>, frame: &mut F) -> Verdict {
-    match A::parse(frame) {
-        Err(reason) => Verdict::Pass(reason),
-        Ok(_) => Verdict::Pass(Reason::Options),
+pub fn odd<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    carry(context, frame, balance::<A, F, T>).unwrap_or_else(Verdict::Pass)
+}
+
+/// Such a packet that may open a connection.
+#[inline(always)]
+pub fn odd_open<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    carry(context, frame, open::<A, F, T>).unwrap_or_else(Verdict::Pass)
+}
+
+/// Finds the parts of a packet, has `work` send it, and keeps the ports if others follow it.
+#[inline(always)]
+fn carry<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    work: impl FnOnce(&Context<'_, T>, &mut Moved<'_, F>, &Packet<A>, Origin) -> Result<Verdict, Reason>,
+) -> Result<Verdict, Reason> {
+    let layout = A::layout(frame, context.tables)?;
+    let datagram = context.datagram(&layout);
+    let origin = match layout.piece {
+        Piece::Later => {
+            let known = context.recall(datagram).ok_or(Reason::Fragment)?;
+            Origin::new(Piece::Later, (known >> TIME_BITS) as u8, 0, (known >> 32) as u32)
+        }
+        piece @ (Piece::Whole | Piece::First) => {
+            let (ports, flags) = layout.ports(frame)?;
+            Origin::new(piece, layout.protocol, flags, ports)
+        }
+    };
+    let origin = Origin(context.tables.forget(origin.0));
+    let packet = origin.packet(&layout);
+    let transport = if origin.is_later() { 0 } else { layout.transport };
+    let transport = context.tables.forget(transport.into()) as usize;
+    let mut moved = Moved::new(frame, transport);
+    let verdict = work(context, &mut moved, &packet, origin)?;
+    let sent = matches!(verdict, Verdict::Transmit { .. } | Verdict::Resolve { .. });
+    if sent && origin.is_first() {
+        context.remember(&packet, datagram);
+    }
+    Ok(verdict)
+}
+
+/// What a packet holds of its datagram (8 bits), protocol (8), TCP flags (8) and ports (32) in one
+/// word.
+#[derive(Clone, Copy)]
+struct Origin(u64);
+
+impl Origin {
+    #[inline(always)]
+    fn new(piece: Piece, protocol: u8, flags: u8, ports: u32) -> Self {
+        let low = (piece as u32) << 16 | u32::from(flags) << 8 | u32::from(protocol);
+        Self(u64::from(ports) << 32 | u64::from(low))
+    }
+    #[inline(always)]
+    fn is_first(self) -> bool {
+        (self.0 >> 16) as u8 == Piece::First as u8
+    }
+    #[inline(always)]
+    fn is_later(self) -> bool {
+        (self.0 >> 16) as u8 == Piece::Later as u8
+    }
+    #[inline(always)]
+    fn packet<A: Ip>(self, layout: &Layout<A>) -> Packet<A> {
+        layout.with((self.0 >> 32) as u32, self.0 as u8, (self.0 >> 8) as u8)
+    }
+}
+
+/// Sends a packet on its connection. What elsewhere is answered with an ICMP error is
+/// left to the stack, which says the same in its own way.
+#[inline(always)]
+fn balance<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut Moved<'_, F>,
+    packet: &Packet<A>,
+    origin: Origin,
+) -> Result<Verdict, Reason> {
+    let Half { key, is_reply } = context.half(packet).ok_or(Reason::NoService)?;
+    let later = origin.is_later();
+    let starts = !later && state::starts(packet.protocol, packet.flags);
+    let Some(found) = context.find_live(&key) else {
+        if is_reply || !starts {
+            return Err(Reason::NoConnection);
+        }
+        return Ok(Verdict::Next(Stage::odd_open::<A>()));
+    };
+    if packet.ttl <= 1 {
+        return Err(Reason::Expired);
+    }
+    // The first fragment has had its say about the state.
+    Ok(if is_reply {
+        answer(context, frame, packet, &found, || match later {
+            true => context.touch(&found),
+            false => context.track_reply(packet, &found),
+        })
+    } else {
+        let track = || match later {
+            true => context.touch(&found),
+            false => context.track_request(packet, &found),
+        };
+        let destination = found.value.destination();
+        deliver(context, frame, packet, destination, track, |frame, _| leave_too_big::<A, _>(frame))
+    })
+}
+
+/// Opens a connection for a packet and sends it on.
+#[inline(always)]
+fn open<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut Moved<'_, F>,
+    packet: &Packet<A>,
+    _: Origin,
+) -> Result<Verdict, Reason> {
+    let service = context.service_of(packet).ok_or(Reason::NoService)?;
+    Ok(match context.open(frame, packet, service) {
+        Opening::To(id) => {
+            deliver(context, frame, packet, id, || {}, |frame, _| leave_too_big::<A, _>(frame))
+        }
+        Opening::There => Verdict::Next(Stage::odd::<A>()),
+        Opening::Refused(reason) => left_to_the_stack(reason),
+    })
+}
+
+#[inline(always)]
+fn left_to_the_stack(reason: Reason) -> Verdict {
+    match reason {
+        Reason::Stateless => Verdict::Pass(Reason::TableFull),
+        Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken | Reason::Expired => {
+            Verdict::Pass(reason)
+        }
+        _ => quiet(reason),
+    }
+}
+
+impl<T: Tables> Context<'_, T> {
+    /// Returns the hash by which a fragmented datagram is known; never 0, which a free slot has, nor
+    /// [`TAKEN`].
+    #[inline(always)]
+    fn datagram<A: Ip>(&self, layout: &Layout<A>) -> u64 {
+        let Layout { source, target, identification, .. } = *layout;
+        let (port, peer_port) = ((identification >> 16) as u16, identification as u16);
+        let flow = Flow { client: source, peer: target, port, peer_port };
+        // The protocol of an IPv6 datagram stands in its first fragment alone.
+        let protocol = if A::FAMILY == 4 { layout.protocol } else { 0 };
+        let more = u64::from(A::FAMILY) << 8 | u64::from(protocol);
+        hash::mix(&self.settings.keys, A::hash_flow(&self.settings.keys, &flow), more) | 2
+    }
+
+    #[inline(always)]
+    fn slots(&self, datagram: u64) -> Option<&[Slot4]> {
+        let place = (datagram >> 32) as u32 & (FRAGMENT_BUCKETS - 1);
+        Some(&self.tables.fragments(place)?.slots)
+    }
+
+    /// Returns what is kept of a datagram, if its first fragment has come by lately.
+    #[inline(always)]
+    fn recall(&self, datagram: u64) -> Option<u64> {
+        let mut known = 0;
+        for slot in self.slots(datagram)? {
+            // Read before and after: whoever takes the slot changes the key before the value.
+            let before = self.tables.read(&slot.key);
+            let value = self.tables.read(&slot.value);
+            let after = self.tables.read(&slot.key);
+            let mask = self.tables.is_set((before ^ datagram) | (after ^ datagram)).wrapping_sub(1);
+            known = known & !mask | value & mask;
+        }
+        if known == 0 || self.age(known) > LIFE_S * self.settings.second {
+            return None;
+        }
+        Some(known)
+    }
+
+    /// Returns how long ago a datagram's first fragment came by.
+    #[inline(always)]
+    fn age(&self, value: u64) -> u32 {
+        self.now.0.wrapping_sub(value as u32) & TIME_MASK
+    }
+
+    /// Keeps the ports of a first fragment for those that follow it.
+    #[inline(always)]
+    fn remember<A: Ip>(&self, packet: &Packet<A>, datagram: u64) {
+        let ports = u64::from(packet.source_port) << 16 | u64::from(packet.target_port);
+        let value = ports << 32
+            | u64::from(packet.protocol) << TIME_BITS
+            | u64::from(self.now.0 & TIME_MASK);
+        self.put(datagram, value);
+    }
+
+    /// Puts a value into the datagram's own slot, else into a free one, else into the oldest.
+    /// Returns whether no other CPU was at the same slot.
+    #[inline(never)]
+    fn put(&self, datagram: u64, value: u64) -> bool {
+        let Some(slots) = self.slots(datagram) else { return false };
+        let (mut index, mut best) = (0, 0);
+        for (at, slot) in (0..).zip(slots) {
+            let fit = match self.tables.read(&slot.key) {
+                key if key == datagram => u32::MAX,
+                0 => u32::MAX - 1,
+                _ => self.age(self.tables.read(&slot.value)) + 1,
+            };
+            if fit > best {
+                (index, best) = (at, fit);
+            }
+        }
+        let Some(slot) = slots.get(index & (SLOTS6 - 1)) else { return false };
+        let old = self.tables.read(&slot.key);
+        if old == TAKEN || !self.tables.swap(&slot.key, old, TAKEN) {
+            return false;
+        }
+        self.tables.write(&slot.value, value);
+        self.tables.swap(&slot.key, TAKEN, datagram)
     }
 }

@@ -8,6 +8,7 @@ use core::cell::Cell;
 use rlvs_wire::checksum;
 
 use crate::abi::Hop;
+use crate::ip::{Ip, Substitute};
 use crate::process::Stage;
 use crate::reason::Reason;
 
@@ -97,6 +98,9 @@ pub struct Deltas {
     pub port: u16,
 }
 
+/// Offsets that [`Frame::at`] takes lie below this, a power of two.
+pub const OFFSETS: usize = 512;
+
 /// A packet in its Ethernet frame.
 pub trait Frame {
     /// Whether the body can hand a packet to the kernel to resolve its neighbour.
@@ -106,8 +110,15 @@ pub trait Frame {
     fn interface(&self) -> u32;
     /// Returns its length in bytes from the Ethernet header on.
     fn length(&self) -> usize;
+    /// Returns whether it is at least that long.
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        self.length() >= length
+    }
     /// Returns its first `N` bytes, or `None` if it is shorter.
     fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]>;
+    /// Returns `N` bytes from an offset below [`OFFSETS`] on, or `None` if it is shorter.
+    fn at<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
     /// Makes room for `by` bytes before the first and cuts the end off so that `length` remain.
     /// The first bytes hold anything afterwards.
     fn reframe(&mut self, by: usize, length: usize) -> Option<()>;
@@ -134,6 +145,35 @@ pub trait Frame {
         let new = if udp && new == 0 { 0xffff } else { new };
         rlvs_wire::put_at(head, at, new.to_be_bytes());
         Some(())
+    }
+
+    /// As [`follow`](Self::follow), for a transport header that may stand anywhere.
+    #[inline(always)]
+    fn follow_at(&mut self, at: usize, udp: bool, _is_v6: bool, by: Deltas) -> Option<()> {
+        let field = self.at::<2>(at)?;
+        let old = rlvs_wire::u16_at(field, 0);
+        if udp && old == 0 {
+            return Some(());
+        }
+        let new = checksum::update(old, u64::from(by.address) + u64::from(by.port));
+        let new = if udp && new == 0 { 0xffff } else { new };
+        *field = new.to_be_bytes();
+        Some(())
+    }
+
+    /// Lets what hardware has summed follow an address that no checksum of the packet makes up for.
+    #[inline(always)]
+    fn follow_bare(&mut self, _is_v6: bool, _by: Deltas) {}
+
+    /// Whether the transport header stands right behind an IP header without options, as it does in
+    /// a frame that is not [`Moved`](crate::moved::Moved).
+    const USUAL: bool = true;
+
+    /// Puts a port where the transport header of an unusual packet stands, and lets its checksum
+    /// follow.
+    #[inline(always)]
+    fn retarget<A: Ip>(&mut self, _protocol: u8, _by: &Substitute<'_>) -> Option<()> {
+        None
     }
 
     /// Sends the frame to an unresolved neighbour, if the body [can](Self::RESOLVES).

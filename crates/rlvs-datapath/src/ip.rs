@@ -8,6 +8,7 @@ use rlvs_wire::{
 use crate::abi::{Settings, Slot4, Slot6};
 use crate::frame::{Deltas, Frame};
 use crate::hash;
+use crate::layout::{self, Layout};
 use crate::reason::Reason;
 use crate::tables::Tables;
 
@@ -80,6 +81,17 @@ pub enum End {
     Target,
 }
 
+impl End {
+    /// Returns the offset of this end's port in a TCP or UDP header.
+    #[inline(always)]
+    pub const fn port_at(self) -> usize {
+        match self {
+            Self::Source => SOURCE_PORT,
+            Self::Target => DESTINATION_PORT,
+        }
+    }
+}
+
 /// What to put in place of an address and a port.
 #[derive(Clone, Copy, Debug)]
 pub struct Substitute<'a> {
@@ -102,6 +114,8 @@ pub trait Ip: Copy + Eq {
 
     /// Parses the packet behind an Ethernet header of this version's type.
     fn parse<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason>;
+    /// Finds the parts of a packet with options or extension headers, or of a fragment.
+    fn layout<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Layout<Self>, Reason>;
     /// Returns the protocol that the first header names.
     fn protocol<F: Frame>(frame: &mut F) -> Option<u8>;
     /// Lowers the time to live by one.
@@ -220,7 +234,6 @@ impl Ip for V4 {
 
     #[inline(always)]
     fn parse<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason> {
-        let room = frame.length();
         let head = frame.head::<34>().ok_or(Reason::Malformed)?;
         let first = u8_at(head, IP);
         if first != 0x45 {
@@ -228,16 +241,17 @@ impl Ip for V4 {
             return Err(if options { Reason::Options } else { Reason::Malformed });
         }
         let total = u16_at(head, IP + ipv4::TOTAL_LENGTH);
-        if IP + usize::from(total) > room || checksum::fold(header_sum(head)) != 0xffff {
-            return Err(Reason::Malformed);
-        }
-        if u16_at(head, IP + ipv4::FRAGMENT) & ipv4::FRAGMENT_MASK != 0 {
-            return Err(Reason::Fragment);
-        }
+        let (sum, part) = (header_sum(head), u16_at(head, IP + ipv4::FRAGMENT));
         let source = Self(u32_at(head, IP + ipv4::SOURCE));
         let target = Self(u32_at(head, IP + ipv4::DESTINATION));
         let ttl = u8_at(head, IP + ipv4::TTL);
         let protocol = u8_at(head, IP + ipv4::PROTOCOL);
+        if !frame.holds(IP + usize::from(total)) || checksum::fold(sum) != 0xffff {
+            return Err(Reason::Malformed);
+        }
+        if part & ipv4::FRAGMENT_MASK != 0 {
+            return Err(Reason::Fragment);
+        }
         let payload = u32::from(total).wrapping_sub(ipv4::LENGTH as u32);
         if source.0 == 0 || payload > u32::from(total) {
             return Err(Reason::Malformed);
@@ -248,6 +262,11 @@ impl Ip for V4 {
             _ => return Err(Reason::OtherProtocol),
         };
         Ok(ports.packet(source, target, protocol, ttl, u32::from(total)))
+    }
+
+    #[inline(always)]
+    fn layout<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Layout<Self>, Reason> {
+        layout::v4(frame, tables)
     }
 
     #[inline(always)]
@@ -263,15 +282,13 @@ impl Ip for V4 {
 
     #[inline(always)]
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
+        if !F::USUAL {
+            readdress_v4(frame.head::<34>()?, by);
+            return frame.retarget::<Self>(protocol, by);
+        }
         let head = frame.head::<42>()?;
-        lower_v4(head, by.deltas.address);
-        let address = rlvs_wire::bytes_at::<16, 4>(by.address, 0);
-        let (address_at, port_at) = match by.end {
-            End::Source => (ipv4::SOURCE, SOURCE_PORT),
-            End::Target => (ipv4::DESTINATION, DESTINATION_PORT),
-        };
-        put_at(head, IP + address_at, address);
-        put_at(head, L4_V4 + port_at, by.port);
+        readdress_v4(head, by);
+        put_at(head, L4_V4 + by.end.port_at(), by.port);
         if protocol == tcp::PROTOCOL {
             frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas)
         } else {
@@ -326,25 +343,32 @@ impl Ip for V6 {
 
     #[inline(always)]
     fn parse<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason> {
-        let room = frame.length();
         let head = frame.head::<54>().ok_or(Reason::Malformed)?;
+        let version = u8_at(head, IP) >> 4;
         let payload = u32::from(u16_at(head, IP + ipv6::PAYLOAD_LENGTH));
-        if u8_at(head, IP) >> 4 != 6 || L4_V6 + payload as usize > room {
-            return Err(Reason::Malformed);
-        }
         let source = Self(u64_at(head, IP + ipv6::SOURCE), u64_at(head, IP + ipv6::SOURCE + 8));
         let target =
             Self(u64_at(head, IP + ipv6::DESTINATION), u64_at(head, IP + ipv6::DESTINATION + 8));
         let ttl = u8_at(head, IP + ipv6::HOP_LIMIT);
         let protocol = u8_at(head, IP + ipv6::NEXT_HEADER);
+        if version != 6 || !frame.holds(L4_V6 + payload as usize) {
+            return Err(Reason::Malformed);
+        }
         let ports = match protocol {
             tcp::PROTOCOL => tcp_ports(frame.head::<74>(), L4_V6, payload)?,
             udp::PROTOCOL => udp_ports(frame.head::<62>(), L4_V6, payload)?,
             ipv6::FRAGMENT => return Err(Reason::Fragment),
-            0 | 43 | 60 => return Err(Reason::Options),
+            ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::DESTINATION_OPTIONS => {
+                return Err(Reason::Options);
+            }
             _ => return Err(Reason::OtherProtocol),
         };
         Ok(ports.packet(source, target, protocol, ttl, payload + ipv6::LENGTH as u32))
+    }
+
+    #[inline(always)]
+    fn layout<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Layout<Self>, Reason> {
+        layout::v6(frame, tables)
     }
 
     #[inline(always)]
@@ -360,16 +384,13 @@ impl Ip for V6 {
     #[inline(always)]
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
         frame.lower_hop_limit()?;
+        if !F::USUAL {
+            readdress_v6(frame.head::<54>()?, by);
+            return frame.retarget::<Self>(protocol, by);
+        }
         let head = frame.head::<62>()?;
-        let (address_at, port_at) = match by.end {
-            End::Source => (ipv6::SOURCE, SOURCE_PORT),
-            End::Target => (ipv6::DESTINATION, DESTINATION_PORT),
-        };
-        let [high, low]: [[u8; 8]; 2] =
-            [rlvs_wire::bytes_at(by.address, 0), rlvs_wire::bytes_at(by.address, 8)];
-        put_at(head, IP + address_at, high);
-        put_at(head, IP + address_at + 8, low);
-        put_at(head, L4_V6 + port_at, by.port);
+        readdress_v6(head, by);
+        put_at(head, L4_V6 + by.end.port_at(), by.port);
         if protocol == tcp::PROTOCOL {
             frame.follow::<74>(L4_V6 + tcp::CHECKSUM, false, by.deltas)
         } else {
@@ -424,7 +445,7 @@ impl Ip for V6 {
 
 /// Sums the words of an IPv4 header without options.
 #[inline(always)]
-fn header_sum(head: &[u8; 34]) -> u64 {
+pub fn header_sum(head: &[u8; 34]) -> u64 {
     u64::from(u32_at(head, IP))
         + u64::from(u32_at(head, IP + 4))
         + u64::from(u32_at(head, IP + 8))
@@ -441,6 +462,30 @@ pub(crate) fn lower_v4<const N: usize>(head: &mut [u8; N], delta: u16) {
     let old = u16_at(head, IP + ipv4::CHECKSUM);
     let new = checksum::update(old, TTL_DELTA + u64::from(delta));
     put_at(head, IP + ipv4::CHECKSUM, new.to_be_bytes());
+}
+
+/// Replaces an IPv4 address and lowers the time to live; the header checksum follows.
+#[inline(always)]
+fn readdress_v4<const N: usize>(head: &mut [u8; N], by: &Substitute<'_>) {
+    lower_v4(head, by.deltas.address);
+    let at = match by.end {
+        End::Source => ipv4::SOURCE,
+        End::Target => ipv4::DESTINATION,
+    };
+    put_at(head, IP + at, rlvs_wire::bytes_at::<16, 4>(by.address, 0));
+}
+
+/// Replaces an IPv6 address.
+#[inline(always)]
+fn readdress_v6<const N: usize>(head: &mut [u8; N], by: &Substitute<'_>) {
+    let at = match by.end {
+        End::Source => ipv6::SOURCE,
+        End::Target => ipv6::DESTINATION,
+    };
+    let [high, low]: [[u8; 8]; 2] =
+        [rlvs_wire::bytes_at(by.address, 0), rlvs_wire::bytes_at(by.address, 8)];
+    put_at(head, IP + at, high);
+    put_at(head, IP + at + 8, low);
 }
 
 struct Ports {

@@ -20,6 +20,8 @@ pub mod frame;
 pub mod hash;
 pub mod hop;
 pub mod ip;
+pub mod layout;
+pub mod moved;
 pub mod process;
 pub mod reason;
 pub mod refuse;

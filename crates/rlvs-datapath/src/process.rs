@@ -56,11 +56,15 @@ pub enum Stage {
     Sctp4 = 8,
     /// SCTP over IPv6.
     Sctp6 = 9,
+    /// What [`Odd4`](Self::Odd4) is for and may open a connection.
+    OddOpen4 = 10,
+    /// The same over IPv6.
+    OddOpen6 = 11,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -71,6 +75,8 @@ impl Stage {
         Self::Odd6,
         Self::Sctp4,
         Self::Sctp6,
+        Self::OddOpen4,
+        Self::OddOpen6,
     ];
 
     /// Returns the end of the names of the programs that carry it out.
@@ -86,6 +92,8 @@ impl Stage {
             Self::Odd6 => "odd6",
             Self::Sctp4 => "sctp4",
             Self::Sctp6 => "sctp6",
+            Self::OddOpen4 => "begin4",
+            Self::OddOpen6 => "begin6",
         }
     }
 
@@ -102,7 +110,9 @@ impl Stage {
             6 => Self::Odd4,
             7 => Self::Odd6,
             8 => Self::Sctp4,
-            _ => Self::Sctp6,
+            9 => Self::Sctp6,
+            10 => Self::OddOpen4,
+            _ => Self::OddOpen6,
         }
     }
 
@@ -115,18 +125,25 @@ impl Stage {
     const fn rest<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Rest4 } else { Self::Rest6 }
     }
+
+    #[inline(always)]
+    pub(crate) const fn odd_open<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::OddOpen4 } else { Self::OddOpen6 }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn odd<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Odd4 } else { Self::Odd6 }
+    }
 }
 
 /// Returns what becomes of a packet of another protocol, or whose headers are not the usual ones.
 #[inline(always)]
 fn unusual<A: Ip, F: Frame>(frame: &mut F, reason: Reason) -> Verdict {
-    let (icmp, odd, sctp) = if A::FAMILY == 4 {
-        (Stage::Icmp4, Stage::Odd4, Stage::Sctp4)
-    } else {
-        (Stage::Icmp6, Stage::Odd6, Stage::Sctp6)
-    };
+    let (icmp, sctp) =
+        if A::FAMILY == 4 { (Stage::Icmp4, Stage::Sctp4) } else { (Stage::Icmp6, Stage::Sctp6) };
     match (reason, A::protocol(frame)) {
-        (Reason::Fragment | Reason::Options, _) => Verdict::Next(odd),
+        (Reason::Fragment | Reason::Options, _) => Verdict::Next(Stage::odd::<A>()),
         (Reason::OtherProtocol, Some(icmp::PROTOCOL | icmp::PROTOCOL_V6)) => Verdict::Next(icmp),
         (Reason::OtherProtocol, Some(sctp::PROTOCOL)) => Verdict::Next(sctp),
         _ => Verdict::Pass(reason),
@@ -167,6 +184,12 @@ pub fn odd<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| fragment::odd::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::OddOpen4`] and [`Stage::OddOpen6`].
+#[inline(always)]
+pub fn odd_open<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| fragment::odd_open::<A, F, T>(context, frame))
+}
+
 /// Carries out the stages [`Stage::Sctp4`] and [`Stage::Sctp6`].
 #[inline(always)]
 pub fn sctp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
@@ -186,6 +209,8 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Odd6 => odd::<V6, F, T>(frame, tables),
         Stage::Sctp4 => sctp::<V4, F, T>(frame, tables),
         Stage::Sctp6 => sctp::<V6, F, T>(frame, tables),
+        Stage::OddOpen4 => odd_open::<V4, F, T>(frame, tables),
+        Stage::OddOpen6 => odd_open::<V6, F, T>(frame, tables),
     }
 }
 
@@ -347,7 +372,10 @@ fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> V
         Some(_) if packet.ttl <= 1 => {
             complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired)
         }
-        Some(found) if is_reply => answer(context, frame, &packet, &found),
+        Some(found) if is_reply => {
+            let track = || context.track_reply(&packet, &found);
+            answer(context, frame, &packet, &found, track)
+        }
         Some(Found { slot, value }) if context.is_forsaken(&packet, value) => {
             // Whoever has discarded it, it is gone.
             context.discard(&packet, slot, value);
@@ -378,7 +406,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
 /// Sends a request to its destination; `track` notes it once the way is known, `too_big` is told what
 /// the way takes if the packet is longer.
 #[inline(always)]
-fn deliver<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -428,13 +456,14 @@ pub(crate) fn forward<A: Ip, F: Frame>(
     hop::send(frame, way)
 }
 
-/// A packet from a NAT destination on a connection.
+/// A packet from a NAT destination on a connection; `track` notes it once the way is known.
 #[inline(always)]
-fn answer<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn answer<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
     found: &Found<'_, A::Slot>,
+    track: impl FnOnce(),
 ) -> Verdict {
     let (destination, row) = match context.destination(found.value.destination()) {
         Ok(both) => both,
@@ -450,15 +479,9 @@ fn answer<A: Ip, F: Frame, T: Tables>(
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    context.track_reply(packet, found);
+    track();
     if does_not_fit(frame, packet, &way).is_some() {
-        // The stack answers it, in the director's name, as it comes to the same conclusion.
-        let may_be_cut = may_be_cut::<A, F>(frame);
-        return if may_be_cut {
-            Verdict::Drop(Reason::TooBig)
-        } else {
-            Verdict::Pass(Reason::TooBig)
-        };
+        return leave_too_big::<A, F>(frame);
     }
     give_back(frame, packet, (destination, service), row, &way)
 }
@@ -562,6 +585,17 @@ fn complain_of_length<A: Ip, F: Frame, T: Tables>(
     complain(context, frame, packet, Complaint::TooBig { mtu }, Reason::TooBig)
 }
 
+/// Leaves a packet that is too long to the stack, which answers it in the director's name, as it comes
+/// to the same conclusion.
+#[inline(always)]
+pub(crate) fn leave_too_big<A: Ip, F: Frame>(frame: &mut F) -> Verdict {
+    if may_be_cut::<A, F>(frame) {
+        Verdict::Drop(Reason::TooBig)
+    } else {
+        Verdict::Pass(Reason::TooBig)
+    }
+}
+
 /// Returns whether routers may cut a packet into fragments.
 #[inline(always)]
 fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
@@ -601,7 +635,7 @@ fn headers<A: Ip, F: Frame>(frame: &mut F, protocol: u8) -> u32 {
 impl<'a, T: Tables> Context<'a, T> {
     /// Returns the id of the service that a packet goes to.
     #[inline(always)]
-    fn service_of<A: Ip>(&self, packet: &Packet<A>) -> Option<u32> {
+    pub(crate) fn service_of<A: Ip>(&self, packet: &Packet<A>) -> Option<u32> {
         let Packet { target, target_port, protocol, .. } = *packet;
         let kind = endpoint_kind::SERVICE;
         endpoint::Key::new(self.settings, kind, target, target_port, protocol).id(self.tables)

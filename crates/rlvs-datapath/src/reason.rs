@@ -8,9 +8,9 @@ pub enum Reason {
     OtherProtocol = 0,
     /// Passed: shorter than its headers, or they contradict each other.
     Malformed = 1,
-    /// Passed: a fragment.
+    /// Passed: a fragment whose datagram's first has not come by, or one not to be trusted.
     Fragment = 2,
-    /// Passed: IPv4 options or IPv6 extension headers.
+    /// Passed: IPv4 options or IPv6 extension headers that are the stack's business.
     Options = 3,
     /// Passed: the frame is not addressed to the interface it came in by.
     OtherHost = 4,

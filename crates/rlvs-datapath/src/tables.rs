@@ -3,8 +3,8 @@
 use core::cell::Cell;
 
 use crate::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, Limit,
-    Route, Row, Schedule, Service, Settings, Word,
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Fragments, Interfaces,
+    Limit, Route, Row, Schedule, Service, Settings, Word,
 };
 
 /// The maps of one network namespace, and the memory operations that a body has for them.
@@ -43,6 +43,8 @@ pub trait Tables {
     fn route(&self, index: u32) -> Option<&Route>;
     /// Returns a bucket of interfaces.
     fn interfaces(&self, index: u32) -> Option<&Interfaces>;
+    /// Returns a bucket of datagrams that come in fragments.
+    fn fragments(&self, index: u32) -> Option<&Fragments>;
     /// Returns a word of the occupancy map.
     fn occupancy(&self, index: u32) -> Option<&Word>;
     /// Returns a lock.
@@ -70,6 +72,12 @@ pub trait Tables {
     #[inline(always)]
     fn is_set(&self, word: u64) -> u64 {
         (word | word.wrapping_neg()) >> 63
+    }
+    /// Returns `word`. Of the result the BPF verifier knows nothing, so that it follows what comes
+    /// then once, and not once for each way that led there.
+    #[inline(always)]
+    fn forget(&self, word: u64) -> u64 {
+        word
     }
     /// Adds with wrap-around and returns what was there; a full memory barrier.
     fn add(&self, word: &Word, value: u64) -> u64;

@@ -33,7 +33,7 @@ static PROGRAMS: ProgramArray<1> = ProgramArray::new();
 static WIRE: Array<Wire, 1, MAPPED> = Array::new();
 
 /// Restores the frame and calls the program under test.
-#[xdp]
+#[xdp(frags)]
 pub fn wrap(ctx: XdpContext) -> u32 {
     if let Some(course) = COURSE.get_ptr_mut(0)
         && let Some(frame) = head::<FRAME>(&ctx)
@@ -47,13 +47,13 @@ pub fn wrap(ctx: XdpContext) -> u32 {
 }
 
 /// Parses Ethernet, IP and TCP, and sends the frame back.
-#[xdp]
+#[xdp(frags)]
 pub fn floor(ctx: XdpContext) -> u32 {
     if send_back(&ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
 }
 
 /// Puts the frame into the wire, at the end where it is.
-#[xdp]
+#[xdp(frags)]
 pub fn send(_: XdpContext) -> u32 {
     let Some(wire) = WIRE.get_ptr(0) else { return xdp_action::XDP_ABORTED };
     // SAFETY: an element of a map; the helper takes two numbers.
@@ -61,7 +61,7 @@ pub fn send(_: XdpContext) -> u32 {
 }
 
 /// Counts the IPv4 packets that come out of the wire, and drops them.
-#[xdp]
+#[xdp(frags)]
 pub fn sink(ctx: XdpContext) -> u32 {
     let Some(wire) = WIRE.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
     let Some(frame) = head::<54>(&ctx) else { return xdp_action::XDP_PASS };
@@ -89,7 +89,7 @@ pub fn sink(ctx: XdpContext) -> u32 {
 }
 
 /// Tells the time.
-#[xdp]
+#[xdp(frags)]
 pub fn clock(_: XdpContext) -> u32 {
     let Some(course) = COURSE.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
     // SAFETY: an element of a map; the helper takes nothing and only reads.

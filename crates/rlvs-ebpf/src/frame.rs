@@ -9,10 +9,10 @@ use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_redir_neigh, xdp_md};
 use aya_ebpf::helpers::generated::{
     bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh,
     bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
-    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
 };
 use rlvs_datapath::abi::Hop;
-use rlvs_datapath::frame::{Answer, Deltas, Frame, Query};
+use rlvs_datapath::frame::{Answer, Deltas, Frame, OFFSETS, Query};
 
 /// Interface index of the loopback device in every namespace. Asking as if a packet had come from
 /// it makes the look-up that of a packet the host itself sends, as with the kernel's IPVS, and does
@@ -49,10 +49,16 @@ impl Frame for XdpFrame {
         // SAFETY: as in `bounds`.
         unsafe { (*self.ctx).ingress_ifindex }
     }
+    /// Of all its buffers: in a jumbo frame the first is not all of it.
     #[inline(always)]
     fn length(&self) -> usize {
+        // SAFETY: as in `bounds`.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
+    }
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
         let (start, end) = self.bounds();
-        end - start
+        end - start >= length || self.length() >= length
     }
     #[inline(always)]
     fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
@@ -78,9 +84,44 @@ impl Frame for XdpFrame {
         Some(())
     }
     #[inline(always)]
+    fn at<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        let (start, end) = self.bounds();
+        bytes_within(start, offset, end)
+    }
+    #[inline(always)]
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
         ask(self.ctx.cast(), query, hop)
     }
+}
+
+/// Returns `N` bytes at an offset, if they lie before `end`.
+#[inline(always)]
+fn bytes_within<'a, const N: usize>(
+    start: usize,
+    offset: usize,
+    end: usize,
+) -> Option<&'a mut [u8; N]> {
+    const MASK: usize = OFFSETS - 1;
+    const { assert!(OFFSETS.is_power_of_two()) };
+    let (mut at, mut offset) = (start, offset);
+    // SAFETY: arithmetic on two registers, spelt out so that the verifier knows how large the offset
+    // may be, and that what is compared with the end is what is read from.
+    unsafe {
+        asm!(
+            "{offset} &= {mask}",
+            "{at} += {offset}",
+            at = inout(reg) at,
+            offset = inout(reg) offset,
+            mask = const MASK,
+            options(pure, nomem, nostack)
+        );
+    }
+    let _ = offset;
+    if at + N > end {
+        return None;
+    }
+    // SAFETY: the comparison above proves to the verifier that N bytes are there.
+    Some(unsafe { &mut *(at as *mut [u8; N]) })
 }
 
 /// A frame in a TC program.
@@ -140,6 +181,20 @@ impl Frame for TcFrame {
         Some(unsafe { &mut *(start as *mut [u8; N]) })
     }
     #[inline(always)]
+    fn at<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        let (start, end) = self.bounds();
+        let needed = (offset & (OFFSETS - 1)) + N;
+        if end - start >= needed {
+            return bytes_within(start, offset, end);
+        }
+        // SAFETY: as in `head`.
+        if self.length() < needed || unsafe { bpf_skb_pull_data(self.skb, needed as u32) } != 0 {
+            return None;
+        }
+        let (start, end) = self.bounds();
+        bytes_within(start, offset, end)
+    }
+    #[inline(always)]
     fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
         // SAFETY: valid context; pointers into the packet are read anew by every `head`.
         unsafe {
@@ -168,6 +223,20 @@ impl Frame for TcFrame {
         let deltas = u64::from(by.address.to_be()) << 16 | u64::from(by.port.to_be());
         let zero = if udp { MANGLED_ZERO } else { 0 };
         if replace(self.skb, at as u32, deltas, zero, N > IPV4_HEADERS) { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn follow_at(&mut self, at: usize, udp: bool, is_v6: bool, by: Deltas) -> Option<()> {
+        let deltas = u64::from(by.address.to_be()) << 16 | u64::from(by.port.to_be());
+        let zero = if udp { MANGLED_ZERO } else { 0 };
+        if replace(self.skb, at as u32, deltas, zero, is_v6) { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn follow_bare(&mut self, is_v6: bool, by: Deltas) {
+        // The header checksum of IPv4 makes up for the address.
+        if is_v6 {
+            // SAFETY: valid context; the helper takes numbers.
+            unsafe { bpf_csum_update(self.skb, u32::from(by.address.to_be())) };
+        }
     }
     #[inline(always)]
     fn resolve(&mut self, hop: &Cell<Hop>) {

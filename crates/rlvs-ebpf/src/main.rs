@@ -60,7 +60,7 @@ fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -
 /// around them: see "BPF rules learned here" on the stack.
 macro_rules! programs {
     ($($xdp:ident, $tc:ident: $decide:expr;)*) => {$(
-        #[xdp]
+        #[xdp(frags)]
         #[inline(always)]
         pub fn $xdp(ctx: XdpContext) -> u32 {
             on_xdp(&ctx, $decide)
@@ -86,6 +86,8 @@ programs! {
     rlvs_xdp_odd6, rlvs_tc_odd6: process::odd::<V6, _, _>;
     rlvs_xdp_sctp4, rlvs_tc_sctp4: process::sctp::<V4, _, _>;
     rlvs_xdp_sctp6, rlvs_tc_sctp6: process::sctp::<V6, _, _>;
+    rlvs_xdp_begin4, rlvs_tc_begin4: process::odd_open::<V4, _, _>;
+    rlvs_xdp_begin6, rlvs_tc_begin6: process::odd_open::<V6, _, _>;
 }
 
 /// Arms the sweep; the loader runs it once. Arming again replaces the callback by this program's.

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
-    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, IDS,
+    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, FRAGMENT_BUCKETS, Fragments, IDS,
     INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
     Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Word,
 };
@@ -61,6 +61,8 @@ static ROWS: Array<Row, { IDS as usize }, MAPPED> = Array::new();
 static ROUTE_CACHE: Array<Route, { ROUTES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "interfaces")]
 static INTERFACES: Array<Interfaces, { INTERFACE_BUCKETS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "fragments")]
+static FRAGMENTS: Array<Fragments, { FRAGMENT_BUCKETS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "occupancy")]
 static OCCUPANCY: Array<Word, { 2 * OCCUPANCY_WORDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "locks")]
@@ -174,6 +176,10 @@ impl Tables for Maps {
         INTERFACES.get(index)
     }
     #[inline(always)]
+    fn fragments(&self, index: u32) -> Option<&Fragments> {
+        FRAGMENTS.get(index)
+    }
+    #[inline(always)]
     fn occupancy(&self, index: u32) -> Option<&Word> {
         OCCUPANCY.get(index)
     }
@@ -241,6 +247,20 @@ impl Tables for Maps {
                 "{word} >>= 63",
                 word = inout(reg) word,
                 negative = out(reg) _,
+                options(pure, nomem, nostack)
+            );
+        }
+        word
+    }
+    #[inline(always)]
+    fn forget(&self, mut word: u64) -> u64 {
+        // SAFETY: arithmetic on two registers, one of which may hold anything.
+        unsafe {
+            asm!(
+                "{word} += {anything}",
+                "{word} -= {anything}",
+                word = inout(reg) word,
+                anything = in(reg) self.jiffies(),
                 options(pure, nomem, nostack)
             );
         }

@@ -30,7 +30,7 @@ fn program(action: i32) -> [Instruction; 2] {
     ]
 }
 
-/// The head of `union bpf_attr` for `BPF_PROG_LOAD`, as long as it has been since Linux 3.18.
+/// The head of `union bpf_attr` for `BPF_PROG_LOAD`, as long as it has been since Linux 4.17.
 #[repr(C)]
 struct LoadRequest {
     program_type: u32,
@@ -40,7 +40,12 @@ struct LoadRequest {
     log_level: u32,
     log_size: u32,
     log_buffer: u64,
+    kernel_version: u32,
+    flags: u32,
 }
+
+/// The program takes frames that lie in several buffers, so that it is no bar to a large MTU.
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 
 /// Why the program could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +78,8 @@ fn load(action: i32) -> io::Result<OwnedFd> {
         log_level: 0,
         log_size: 0,
         log_buffer: 0,
+        kernel_version: 0,
+        flags: BPF_F_XDP_HAS_FRAGS,
     };
     // SAFETY: the kernel reads the request, the instructions and the licence, all of which outlive
     // the call with the lengths given, and writes nothing as there is no log buffer.

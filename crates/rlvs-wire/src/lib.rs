@@ -42,6 +42,10 @@ pub mod ipv4 {
     pub const FRAGMENT_OFFSET: u16 = 0x1fff;
     /// Don't-fragment flag within [`FRAGMENT`].
     pub const DONT_FRAGMENT: u16 = 0x4000;
+    /// Fragment offset in units of 8 bytes within [`FRAGMENT`].
+    pub const OFFSET_MASK: u16 = 0x1fff;
+    /// Offset of the number that the fragments of a datagram share.
+    pub const IDENTIFICATION: usize = 4;
     /// Offset of the time to live.
     pub const TTL: usize = 8;
     /// Offset of the protocol.
@@ -52,6 +56,18 @@ pub mod ipv4 {
     pub const SOURCE: usize = 12;
     /// Offset of the destination address.
     pub const DESTINATION: usize = 16;
+
+    /// Kinds of options: the first byte of each.
+    pub mod option {
+        /// Ends the list; has no length.
+        pub const END: u8 = 0;
+        /// Fills up; has no length.
+        pub const NOP: u8 = 1;
+        /// Loose source route.
+        pub const LOOSE_ROUTE: u8 = 131;
+        /// Strict source route.
+        pub const STRICT_ROUTE: u8 = 137;
+    }
 }
 
 /// IPv6 header (RFC 8200), offsets from its first byte.
@@ -68,8 +84,16 @@ pub mod ipv6 {
     pub const SOURCE: usize = 8;
     /// Offset of the destination address.
     pub const DESTINATION: usize = 24;
+    /// Next header: hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// Next header: routing.
+    pub const ROUTING: u8 = 43;
     /// Next header: fragment.
     pub const FRAGMENT: u8 = 44;
+    /// Next header: destination options.
+    pub const DESTINATION_OPTIONS: u8 = 60;
+    /// Length of the fragment header: next header, reserved, offset (13 bits) and more (1), number.
+    pub const FRAGMENT_LENGTH: usize = 8;
 }
 
 /// TCP header (RFC 9293), offsets from its first byte.

@@ -16,3 +16,4 @@ mod paths;
 mod reasons;
 mod schedulers;
 mod states;
+mod unusual;

@@ -8,6 +8,7 @@ use e2e::network::{self, Network, client, forbidden, server, vip};
 use e2e::packet::{Kind, Packet};
 use e2e::scene::{self, TCP, UDP, destination, lines, reply, request, service};
 use e2e::table::{Description, Virtual};
+use e2e::unusual::{extended, fragments, optioned};
 use e2e::world::{Outcome, World};
 use etherparse::icmpv6::{DestUnreachableCode, TimeExceededCode};
 use etherparse::{
@@ -222,17 +223,17 @@ fn passed(case: &mut Case<'_>) {
     case.begin();
     case.passes(&with(&[(12, 0x08), (13, 0x06)]), Reason::OtherProtocol, []);
     case.begin();
-    case.passes(&with(if four { &[(14, 0x46)] } else { &[(20, 0)] }), Reason::Options, []);
+    let routed = if four {
+        optioned(&frame, &[131, 3, 4, 0])
+    } else {
+        extended(&frame, &[(43, &[0, 1, 0, 0, 0, 0])])
+    };
+    case.passes(&routed, Reason::Options, []);
     case.begin();
     case.passes(&with(if four { &[(16, 0xff)] } else { &[(18, 0xff)] }), Reason::Malformed, []);
     case.begin();
-    // The header's checksum follows the more-fragments flag.
-    let mut fragment = with(if four { &[(20, 0x60)] } else { &[(20, 44)] });
-    if four {
-        let sum = u16::from_be_bytes([fragment[24], fragment[25]]);
-        fragment[24..26].copy_from_slice(&(sum - 0x2000).to_be_bytes());
-    }
-    case.passes(&fragment, Reason::Fragment, []);
+    let [_, later, ..] = &fragments(&frame, 1, 24)[..] else { panic!("one fragment") };
+    case.passes(later, Reason::Fragment, []);
     case.begin();
     case.passes(&with(&[(5, 0x77)]), Reason::OtherHost, []);
     case.begin();

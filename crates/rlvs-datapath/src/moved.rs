@@ -1,0 +1,83 @@
+//! Frames whose transport header stands elsewhere than right behind a plain IP header, or is not
+//! there: what the forwarding function does to a packet goes for them too.
+
+use core::cell::Cell;
+
+use rlvs_wire::{ethernet, tcp, udp};
+
+use crate::abi::Hop;
+use crate::frame::{Answer, Frame, Query};
+use crate::ip::{Ip, Substitute};
+
+/// A frame with options or extension headers, or with a fragment.
+pub struct Moved<'a, F> {
+    frame: &'a mut F,
+    /// Offset of the transport header; 0 in a fragment that does not have it.
+    transport: usize,
+}
+
+impl<'a, F: Frame> Moved<'a, F> {
+    /// Wraps a frame; `transport` is the offset of the transport header, 0 for none.
+    #[inline(always)]
+    pub fn new(frame: &'a mut F, transport: usize) -> Self {
+        Self { frame, transport }
+    }
+}
+
+impl<F: Frame> Frame for Moved<'_, F> {
+    const RESOLVES: bool = F::RESOLVES;
+    const USUAL: bool = false;
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        self.frame.interface()
+    }
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.frame.length()
+    }
+    #[inline(always)]
+    fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.frame.head::<N>()
+    }
+    #[inline(always)]
+    fn at<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        self.frame.at::<N>(offset)
+    }
+    #[inline(always)]
+    fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
+        self.frame.reframe(by, length)
+    }
+    #[inline(always)]
+    fn segment(&mut self, length: u32, _: impl FnOnce(&mut Self) -> u32) -> u32 {
+        let transport = self.transport;
+        self.frame.segment(length, |frame| {
+            let offset = frame.at::<1>(transport + tcp::DATA_OFFSET).map_or(0, |byte| byte[0] >> 4);
+            transport.saturating_sub(ethernet::LENGTH) as u32 + u32::from(offset) * 4
+        })
+    }
+    #[inline(always)]
+    fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
+        self.frame.query(query, hop)
+    }
+    #[inline(always)]
+    fn resolve(&mut self, hop: &Cell<Hop>) {
+        self.frame.resolve(hop);
+    }
+    #[inline(always)]
+    fn lower_hop_limit(&mut self) -> Option<()> {
+        self.frame.lower_hop_limit()
+    }
+    #[inline(always)]
+    fn retarget<A: Ip>(&mut self, protocol: u8, by: &Substitute<'_>) -> Option<()> {
+        let is_v6 = A::FAMILY != 4;
+        if self.transport == 0 {
+            self.frame.follow_bare(is_v6, by.deltas);
+            return Some(());
+        }
+        *self.frame.at::<2>(self.transport + by.end.port_at())? = by.port;
+        let is_udp = protocol == udp::PROTOCOL;
+        let checksum_at = if is_udp { udp::CHECKSUM } else { tcp::CHECKSUM };
+        self.frame.follow_at(self.transport + checksum_at, is_udp, is_v6, by.deltas)
+    }
+}
