@@ -6,7 +6,7 @@
 //!
 //! A datagram is known by a keyed hash of 64 bits over addresses, number and, in IPv4, protocol. The
 //! map has a fixed size and is apart from the connections; where a bucket is full the oldest gives
-//! way. Only fragments of packets that are forwarded get in.
+//! way. Only fragments to or from a service get in.
 
 use crate::abi::{FRAGMENT_BUCKETS, SLOTS6, Slot4};
 use crate::connection::Context;
@@ -41,12 +41,13 @@ pub fn odd_open<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mu
     carry(context, frame, open::<A, F, T>).unwrap_or_else(Verdict::Pass)
 }
 
-/// Finds the parts of a packet, has `work` send it, and keeps the ports if others follow it.
+/// Finds the parts of a packet and has `work` send it, which is told the hash of the
+/// datagram if others of it follow, else 0.
 #[inline(always)]
 fn carry<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
-    work: impl FnOnce(&Context<'_, T>, &mut Moved<'_, F>, &Packet<A>, Origin) -> Result<Verdict, Reason>,
+    work: impl FnOnce(&Context<'_, T>, &mut Moved<'_, F>, &Packet<A>, u64) -> Result<Verdict, Reason>,
 ) -> Result<Verdict, Reason> {
     let layout = A::layout(frame, context.tables)?;
     let datagram = context.datagram(&layout);
@@ -65,12 +66,8 @@ fn carry<A: Ip, F: Frame, T: Tables>(
     let transport = if origin.is_later() { 0 } else { layout.transport };
     let transport = context.tables.forget(transport.into()) as usize;
     let mut moved = Moved::new(frame, transport);
-    let verdict = work(context, &mut moved, &packet, origin)?;
-    let sent = matches!(verdict, Verdict::Transmit { .. } | Verdict::Resolve { .. });
-    if sent && origin.is_first() {
-        context.remember(&packet, datagram);
-    }
-    Ok(verdict)
+    let datagram = if origin.is_first() { datagram } else { 0 };
+    work(context, &mut moved, &packet, context.tables.forget(datagram))
 }
 
 /// What a packet holds of its datagram (8 bits), protocol (8), TCP flags (8) and ports (32) in one
@@ -105,13 +102,13 @@ fn balance<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut Moved<'_, F>,
     packet: &Packet<A>,
-    origin: Origin,
+    datagram: u64,
 ) -> Result<Verdict, Reason> {
     let Half { key, is_reply } = context.half(packet).ok_or(Reason::NoService)?;
-    let later = origin.is_later();
-    let starts = !later && state::starts(packet.protocol, packet.flags);
+    context.remember(packet, datagram);
     let Some(found) = context.find_live(&key) else {
-        if is_reply || !starts {
+        let starts = state::starts(packet.protocol, packet.flags);
+        if is_reply || frame.is_bare() || !starts {
             return Err(Reason::NoConnection);
         }
         return Ok(Verdict::Next(Stage::odd_open::<A>()));
@@ -120,6 +117,7 @@ fn balance<A: Ip, F: Frame, T: Tables>(
         return Err(Reason::Expired);
     }
     // The first fragment has had its say about the state.
+    let later = frame.is_bare();
     Ok(if is_reply {
         answer(context, frame, packet, &found, || match later {
             true => context.touch(&found),
@@ -141,7 +139,7 @@ fn open<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut Moved<'_, F>,
     packet: &Packet<A>,
-    _: Origin,
+    _: u64,
 ) -> Result<Verdict, Reason> {
     let service = context.service_of(packet).ok_or(Reason::NoService)?;
     Ok(match context.open(frame, packet, service) {
@@ -211,6 +209,9 @@ impl<T: Tables> Context<'_, T> {
     /// Keeps the ports of a first fragment for those that follow it.
     #[inline(always)]
     fn remember<A: Ip>(&self, packet: &Packet<A>, datagram: u64) {
+        if datagram == 0 {
+            return;
+        }
         let ports = u64::from(packet.source_port) << 16 | u64::from(packet.target_port);
         let value = ports << 32
             | u64::from(packet.protocol) << TIME_BITS

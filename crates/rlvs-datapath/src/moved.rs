@@ -22,6 +22,12 @@ impl<'a, F: Frame> Moved<'a, F> {
     pub fn new(frame: &'a mut F, transport: usize) -> Self {
         Self { frame, transport }
     }
+
+    /// Returns whether it has no transport header.
+    #[inline(always)]
+    pub fn is_bare(&self) -> bool {
+        self.transport == 0
+    }
 }
 
 impl<F: Frame> Frame for Moved<'_, F> {
@@ -66,7 +72,7 @@ impl<F: Frame> Frame for Moved<'_, F> {
     }
     #[inline(always)]
     fn lower_hop_limit(&mut self) -> Option<()> {
-        self.frame.lower_hop_limit()
+        if lower_hop_limit(self.frame) { Some(()) } else { None }
     }
     #[inline(always)]
     fn retarget<A: Ip>(&mut self, protocol: u8, by: &Substitute<'_>) -> Option<()> {
@@ -80,4 +86,10 @@ impl<F: Frame> Frame for Moved<'_, F> {
         let checksum_at = if is_udp { udp::CHECKSUM } else { tcp::CHECKSUM };
         self.frame.follow_at(self.transport + checksum_at, is_udp, is_v6, by.deltas)
     }
+}
+
+/// Lowers the hop limit. Out of line, as there is little room on the stack where it is called.
+#[inline(never)]
+fn lower_hop_limit<F: Frame>(frame: &mut F) -> bool {
+    frame.lower_hop_limit().is_some()
 }
