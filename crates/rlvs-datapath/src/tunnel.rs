@@ -129,7 +129,7 @@ fn port_of<A: Ip>(packet: &Packet<A>) -> u16 {
     let (high, low) = packet.source.words();
     let ports = u64::from(packet.source_port) << 16 | u64::from(packet.target_port);
     let hash = (high ^ low ^ ports << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    (PORTS.0 + (hash * PORTS.1 >> 32)) as u16
+    (PORTS.0 + ((hash * PORTS.1) >> 32)) as u16
 }
 
 /// Puts the headers before a packet.
