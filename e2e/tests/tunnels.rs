@@ -15,7 +15,7 @@ use rlvs_linux::netns::Namespace;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
 const ECHO_PORT: u16 = 7;
 const FILE_PORT: u16 = 8000;
-const ECHO_BYTES: usize = 2 << 20;
+const ECHO_BYTES: usize = 1 << 20;
 const FILE_BYTES: usize = 5 << 20;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -107,6 +107,12 @@ fn every_byte(wiring: Wiring, forms: &[Form]) {
         let words = ["route", "replace", &vip, "dev", "eth0", "mtu", "1400"];
         stage.client_command(Path::new("ip"), &words).ok();
     }
+    // A bridge's port that takes segments together would leave the outer checksum of the first.
+    for interface in ["eth0", "eth1"] {
+        let port = format!("director-{interface}");
+        let words = ["-K", &port, "gro", "off"];
+        e2e::lab::run(stage.lab.switch(), Path::new("ethtool"), &words).ok();
+    }
     assert_eq!(GUE_PORT, 6080);
     for inner in FAMILIES {
         for outer in FAMILIES {
@@ -135,6 +141,7 @@ fn through(
             stage.ipvsadm(&format!("-a {protocol} {service} -r {real} -i {options}")).ok();
         }
     }
+    // The second goes to the other server.
     stage.as_client(|| {
         for _ in 0..2 {
             echo(at(ECHO_PORT));
@@ -181,8 +188,8 @@ fn tunnels_are_listed_and_saved_as_typed() {
     }
     let saved = stage.ipvsadm("-S -n").ok();
     let mut expected = vec![lines[0]];
-    // Newest first.
-    expected.extend(lines[1..].iter().rev());
+    // In the order of addresses, as ipvsadm saves.
+    expected.extend(&lines[1..]);
     assert_eq!(saved.lines().collect::<Vec<_>>(), expected);
     let listing = stage.ipvsadm("-L -n").ok();
     assert!(
