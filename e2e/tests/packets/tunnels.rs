@@ -271,7 +271,6 @@ fn a_datagram_without_checksum_gets_no_outer_one() {
     });
 }
 
-/// Values that make the outer checksum 0 and its neighbours are among those tried.
 #[test]
 fn outer_checksums_are_right_for_every_value_tried() {
     network::run("tun-sums", |network| {
@@ -290,6 +289,31 @@ fn outer_checksums_are_right_for_every_value_tried() {
                 let outer = case.around(&inner, number, port_of(case, &step.bytes), true);
                 assert_eq!(step.bytes[ETHERNET..], outer, "{case:?} {value}");
             }
+        }
+    });
+}
+
+/// A flow label that is the checksum of the packet without it makes the sum nothing: GRE has 0 then,
+/// and UDP, for which that means that there is none, the other nothing.
+#[test]
+fn an_outer_checksum_of_0_is_one() {
+    network::run("tun-zero", |network| {
+        let mut world = World::new(network, &Case::all()[0].description(network));
+        let of_v6 = |case: &Case| case.checksum != 0 && case.inner == 6;
+        for case in Case::all().into_iter().filter(of_v6) {
+            world.reset(&case.description(network));
+            let packet = request(network, 6, Kind::Udp);
+            let mut frame = packet.bytes();
+            let is_gre = case.form == tunnel_form::GRE;
+            let at = ETHERNET + if case.outer == 4 { 20 } else { 40 } + if is_gre { 4 } else { 6 };
+            let first = world.step(&frame).same().bytes;
+            frame[16..18].copy_from_slice(&first[at..at + 2]);
+            let second = world.step(&frame).same().bytes;
+            assert_eq!(second[at..at + 2], if is_gre { [0, 0] } else { [0xff, 0xff] }, "{case:?}");
+            let mut inner = Packet { ttl: 63, ..packet.clone() }.bytes();
+            inner[16..18].copy_from_slice(&first[at..at + 2]);
+            let outer = case.around(&inner[ETHERNET..], 1, port_of(case, &second), true);
+            assert_eq!(second[ETHERNET..], outer, "{case:?}");
         }
     });
 }
