@@ -17,7 +17,7 @@ use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
     Endpoints4, Endpoints6, FRAGMENT_BUCKETS, Fragments, INTERFACE_BUCKETS, Interfaces, LOCKS,
     Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service,
-    Settings, Word,
+    Settings, Tunnel, Word,
 };
 
 use rlvs_linux::dataplane::stages;
@@ -43,6 +43,8 @@ unsafe impl Plain for Service {}
 unsafe impl Plain for Schedule {}
 // SAFETY: as above.
 unsafe impl Plain for Destination {}
+// SAFETY: as above.
+unsafe impl Plain for Tunnel {}
 // SAFETY: as above.
 unsafe impl Plain for Counts {}
 // SAFETY: as above.
@@ -211,6 +213,7 @@ impl Bpf {
             ("schedules", IDS, size_of::<Schedule>()),
             ("rings", RING_ELEMENTS, 8),
             ("destinations", IDS, size_of::<Destination>()),
+            ("tunnels", IDS, size_of::<Tunnel>()),
             ("counts", IDS, size_of::<Counts>()),
             ("rows", IDS * settings.cpus, size_of::<Row>()),
             ("routes", ROUTES * settings.cpus, size_of::<Route>()),
@@ -467,6 +470,7 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("schedules", bytes_of(&tables.schedules).to_vec()),
         ("rings", bytes_of(&rings).to_vec()),
         ("destinations", bytes_of(&tables.destinations).to_vec()),
+        ("tunnels", bytes_of(&tables.tunnels).to_vec()),
         ("counts", bytes_of(&tables.counts).to_vec()),
         ("rows", bytes_of(&tables.rows).to_vec()),
         ("routes", bytes_of(&tables.routes).to_vec()),

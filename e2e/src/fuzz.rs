@@ -7,13 +7,14 @@
 
 use std::net::IpAddr;
 
-use rlvs_datapath::abi::{Interface, destination_flag, interface_flag, method, scheduler};
+use rlvs_datapath::abi::{Interface, Tunnel, destination_flag, interface_flag, method, scheduler};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
 
 use crate::host::{HostFrame, HostTables, IDS, RING_ELEMENTS, Routes, Way, decide};
 use crate::network::{client, forbidden, server, server_mac, unresolved_client, vip};
 use crate::packet::{Kind, Packet};
+use crate::scene::tunnelled;
 use crate::table::{Description, SECOND, Server, Virtual};
 
 /// The interfaces that frames come in by, with the address they are sent to.
@@ -116,6 +117,10 @@ fn description(script: &mut Script<'_>) -> Description {
 
 fn real_server(script: &mut Script<'_>, family: u8) -> Server {
     let bits = script.byte();
+    if bits & 0x30 == 0x30 {
+        let (outer, form) = (script.one(&[4, 6]), script.below(3));
+        return tunnelled(family, outer, 11 + (bits & 3), form, script.below(3));
+    }
     let method = if bits & 1 == 0 { method::DIRECT } else { method::MASQUERADE };
     let address = match bits >> 1 & 7 {
         0 => forbidden(family),
@@ -123,7 +128,8 @@ fn real_server(script: &mut Script<'_>, family: u8) -> Server {
         number => server(family, 10 + number),
     };
     let port = if method == method::MASQUERADE { 8080 } else { 80 };
-    Server { address, port, method, weight: u32::from(bits >> 6) }
+    let tunnel = Tunnel::default();
+    Server { address, port, method, weight: u32::from(bits >> 6), tunnel }
 }
 
 fn routes() -> Routes {

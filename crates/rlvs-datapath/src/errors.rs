@@ -58,11 +58,11 @@ fn to_destination<A: Quote, F: Frame, T: Tables>(
     destination: &Destination,
     row: &Row,
 ) -> Result<Verdict, Verdict> {
-    let way = context.way_to_destination::<A, F>(frame, row, destination)?;
-    fit(frame, packet, &way)?;
+    let way = context.way_to_destination(frame, row, destination)?;
+    fit(frame, packet, destination.overhead, &way)?;
     if destination.method != method::MASQUERADE {
         let message = Packet { protocol: A::ICMP, ..*packet };
-        return Ok(forward(frame, &message, destination, row, &way));
+        return Ok(forward(context, frame, &message, destination, row, &way));
     }
     let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
     let (end, address, port) = (End::Target, &destination.address, destination.port);
@@ -84,7 +84,7 @@ fn to_client<A: Quote, F: Frame, T: Tables>(
     let service: Option<&Service> = context.tables.service(destination.service);
     let service = service.ok_or(Verdict::Drop(Reason::Inconsistent))?;
     let way = context.way_to_client(frame, packet.target)?;
-    fit(frame, packet, &way)?;
+    fit(frame, packet, 0, &way)?;
     let deltas = Deltas {
         address: checksum::inverse(destination.address_delta),
         port: checksum::inverse(destination.port_delta),
@@ -98,8 +98,13 @@ fn to_client<A: Quote, F: Frame, T: Tables>(
 
 /// Nobody is told that an error is too long.
 #[inline(always)]
-fn fit<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, way: &Way<'_>) -> Result<(), Verdict> {
-    match does_not_fit(frame, packet, way) {
+fn fit<A: Ip, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    overhead: u16,
+    way: &Way<'_>,
+) -> Result<(), Verdict> {
+    match does_not_fit(frame, packet, overhead, way) {
         Some(_) => Err(Verdict::Drop(Reason::TooBig)),
         None => Ok(()),
     }

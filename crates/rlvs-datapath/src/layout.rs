@@ -136,14 +136,14 @@ pub fn v4<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Layout<V4>, 
         FINE => {}
         reason => return Err(Reason::from_number(reason)),
     }
-    let piece = match (part & ipv4::OFFSET_MASK, part & ipv4::FRAGMENT_MASK) {
+    let piece = match (part & ipv4::FRAGMENT_OFFSET, part & ipv4::FRAGMENT_MASK) {
         (0, 0) => Piece::Whole,
         (0, _) => Piece::First,
         _ => Piece::Later,
     };
     let payload = length - header;
     // It would write over the flags of the first fragment (RFC 3128).
-    if protocol == tcp::PROTOCOL && part & ipv4::OFFSET_MASK == 1 {
+    if protocol == tcp::PROTOCOL && part & ipv4::FRAGMENT_OFFSET == 1 {
         return Err(Reason::Fragment);
     }
     let transport = IP as u32 + header;

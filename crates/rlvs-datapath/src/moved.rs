@@ -5,9 +5,10 @@ use core::cell::Cell;
 
 use rlvs_wire::{ethernet, tcp, udp};
 
-use crate::abi::Hop;
-use crate::frame::{Answer, Frame, Query};
+use crate::abi::{Hop, Tunnel};
+use crate::frame::{Answer, Frame, Growth, Query};
 use crate::ip::{Ip, Substitute};
+use crate::tunnel::Brief;
 
 /// A frame with options or extension headers, or with a fragment.
 pub struct Moved<'a, F> {
@@ -53,6 +54,18 @@ impl<F: Frame> Frame for Moved<'_, F> {
     #[inline(always)]
     fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
         self.frame.reframe(by, length)
+    }
+    #[inline(always)]
+    fn grow(&mut self, by: usize, growth: Growth) -> Option<()> {
+        self.frame.grow(by, growth)
+    }
+    #[inline(always)]
+    fn wrap(&mut self, tunnel: &Tunnel, inner: Brief) -> Option<()> {
+        self.frame.wrap(tunnel, inner)
+    }
+    #[inline(always)]
+    fn add_to_sum(&mut self, sum: u16) {
+        self.frame.add_to_sum(sum);
     }
     #[inline(always)]
     fn segment(&mut self, length: u32, _: impl FnOnce(&mut Self) -> u32) -> u32 {

@@ -30,6 +30,7 @@ use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
 use crate::state::{self, Seen};
 use crate::tables::{Tables, Time, bump};
+use crate::tunnel;
 
 /// What goes on where [`process`] stops.
 #[repr(u32)]
@@ -291,7 +292,7 @@ fn steady_request<A: Ip, F: Frame, T: Tables>(
         return None;
     }
     context.touch(found);
-    Some(forward(frame, packet, destination, row, &way))
+    Some(forward(context, frame, packet, destination, row, &way))
 }
 
 /// Sends a reply to its client, if nothing about it needs thought.
@@ -421,26 +422,33 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
     if destination.flags & destination_flag::AVAILABLE == 0 {
         return Verdict::Drop(Reason::Removed);
     }
-    let way = match context.way_to_destination::<A, F>(frame, row, destination) {
+    let way = match context.way_to_destination(frame, row, destination) {
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
     track();
-    if let Some(mtu) = does_not_fit(frame, packet, &way) {
+    if let Some(mtu) = does_not_fit(frame, packet, destination.overhead, &way) {
         return too_big(frame, mtu);
     }
-    forward(frame, packet, destination, row, &way)
+    forward(context, frame, packet, destination, row, &way)
 }
 
 /// Sends a request on its way.
 #[inline(always)]
-pub(crate) fn forward<A: Ip, F: Frame>(
+pub(crate) fn forward<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
     destination: &Destination,
     row: &Row,
     way: &Way<'_>,
 ) -> Verdict {
+    if destination.method == method::TUNNEL {
+        if let Err(reason) = tunnel::enter(context, frame, packet, destination, row) {
+            return Verdict::Drop(reason);
+        }
+        return account(frame, packet, row, way);
+    }
     let done = if destination.method == method::MASQUERADE {
         let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
         let (end, address, port) = (End::Target, &destination.address, destination.port);
@@ -451,6 +459,17 @@ pub(crate) fn forward<A: Ip, F: Frame>(
     if done.is_none() {
         return Verdict::Drop(Reason::Malformed);
     }
+    account(frame, packet, row, way)
+}
+
+/// Counts a request and sends it.
+#[inline(always)]
+fn account<A: Ip, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    row: &Row,
+    way: &Way<'_>,
+) -> Verdict {
     bump(&row.in_packets, 1);
     bump(&row.in_bytes, u64::from(packet.length));
     hop::send(frame, way)
@@ -480,7 +499,7 @@ pub(crate) fn answer<A: Ip, F: Frame, T: Tables>(
         Err(verdict) => return verdict,
     };
     track();
-    if does_not_fit(frame, packet, &way).is_some() {
+    if does_not_fit(frame, packet, 0, &way).is_some() {
         return leave_too_big::<A, F>(frame);
     }
     give_back(frame, packet, (destination, service), row, &way)
@@ -535,12 +554,12 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     };
     let verdict = match stateless {
         Ok((to, _)) if to.method == method::MASQUERADE => Verdict::Pass(Reason::NoConnection),
-        Ok((to, row)) => match context.way_to_destination::<A, F>(frame, row, to) {
-            Ok(way) => match does_not_fit(frame, packet, &way) {
+        Ok((to, row)) => match context.way_to_destination(frame, row, to) {
+            Ok(way) => match does_not_fit(frame, packet, to.overhead, &way) {
                 Some(mtu) => complain_of_length(context, frame, packet, mtu),
                 None => {
                     context.count(Reason::Stateless);
-                    forward(frame, packet, to, row, &way)
+                    forward(context, frame, packet, to, row, &way)
                 }
             },
             Err(verdict) => verdict,
@@ -603,17 +622,19 @@ fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
     A::FAMILY == 4 && !frame.head::<34>().is_some_and(whole)
 }
 
-/// Returns the longest packet that a way takes, if this one is longer.
+/// Returns the longest packet that a way takes beside `overhead` bytes of outer headers, if this one
+/// is longer.
 #[inline(always)]
 pub(crate) fn does_not_fit<A: Ip, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
+    overhead: u16,
     way: &Way<'_>,
 ) -> Option<u32> {
     if way.resolve {
         return None;
     }
-    let mtu = way.hop.get().mtu;
+    let mtu = way.hop.get().mtu.saturating_sub(overhead.into());
     let headers = |frame: &mut F| headers::<A, F>(frame, packet.protocol);
     if frame.segment(packet.length, headers) > mtu { Some(mtu) } else { None }
 }
@@ -670,6 +691,7 @@ impl<'a, T: Tables> Context<'a, T> {
             && destination.flags & destination_flag::AVAILABLE != 0
             && self.is_fresh(hop)
             && frame.segment(packet.length, |frame| headers::<A, F>(frame, packet.protocol))
+                + u32::from(destination.overhead)
                 <= hop.mtu
     }
 

@@ -42,8 +42,6 @@ pub mod ipv4 {
     pub const FRAGMENT_OFFSET: u16 = 0x1fff;
     /// Don't-fragment flag within [`FRAGMENT`].
     pub const DONT_FRAGMENT: u16 = 0x4000;
-    /// Fragment offset in units of 8 bytes within [`FRAGMENT`].
-    pub const OFFSET_MASK: u16 = 0x1fff;
     /// Offset of the number that the fragments of a datagram share.
     pub const IDENTIFICATION: usize = 4;
     /// Offset of the time to live.

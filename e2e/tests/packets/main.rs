@@ -16,4 +16,5 @@ mod paths;
 mod reasons;
 mod schedulers;
 mod states;
+mod tunnels;
 mod unusual;
