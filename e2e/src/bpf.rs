@@ -16,7 +16,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
     Endpoints4, Endpoints6, INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS,
-    REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Word,
+    REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Tunnel, Word,
 };
 
 use rlvs_linux::dataplane::stages;
@@ -42,6 +42,8 @@ unsafe impl Plain for Service {}
 unsafe impl Plain for Schedule {}
 // SAFETY: as above.
 unsafe impl Plain for Destination {}
+// SAFETY: as above.
+unsafe impl Plain for Tunnel {}
 // SAFETY: as above.
 unsafe impl Plain for Counts {}
 // SAFETY: as above.
@@ -208,6 +210,7 @@ impl Bpf {
             ("schedules", IDS, size_of::<Schedule>()),
             ("rings", RING_ELEMENTS, 8),
             ("destinations", IDS, size_of::<Destination>()),
+            ("tunnels", IDS, size_of::<Tunnel>()),
             ("counts", IDS, size_of::<Counts>()),
             ("rows", IDS * settings.cpus, size_of::<Row>()),
             ("routes", ROUTES * settings.cpus, size_of::<Route>()),
@@ -458,6 +461,7 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("schedules", bytes_of(&tables.schedules).to_vec()),
         ("rings", bytes_of(&rings).to_vec()),
         ("destinations", bytes_of(&tables.destinations).to_vec()),
+        ("tunnels", bytes_of(&tables.tunnels).to_vec()),
         ("counts", bytes_of(&tables.counts).to_vec()),
         ("rows", bytes_of(&tables.rows).to_vec()),
         ("routes", bytes_of(&tables.routes).to_vec()),

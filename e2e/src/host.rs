@@ -8,10 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Hop,
     INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route,
-    Row, Schedule, Service, Settings, Word,
+    Row, Schedule, Service, Settings, Tunnel, Word,
 };
-use rlvs_datapath::frame::{Answer, Frame, Query};
+use rlvs_datapath::frame::{Answer, Frame, Growth, Query};
 use rlvs_datapath::tables::Tables;
+use rlvs_datapath::tunnel::{self, Brief};
 
 /// Service and destination ids of a test's table; less than [`rlvs_datapath::abi::IDS`], so that
 /// whole tables can be compared after every packet.
@@ -132,6 +133,16 @@ impl<const R: bool> Frame for HostFrame<'_, R> {
         self.bytes.resize(length, 0xa5);
         Some(())
     }
+    fn grow(&mut self, by: usize, _: Growth) -> Option<()> {
+        self.headroom = self.headroom.checked_sub(by)?;
+        // TC keeps the Ethernet header where XDP has old bytes.
+        let at = if R { 14 } else { 0 };
+        self.bytes.splice(at..at, std::iter::repeat_n(0xa5, by));
+        Some(())
+    }
+    fn wrap(&mut self, tunnel: &Tunnel, inner: Brief) -> Option<()> {
+        tunnel::wrap(self, tunnel, inner)
+    }
     fn segment(&self, length: u32) -> u32 {
         if self.segmented { 0 } else { length }
     }
@@ -184,6 +195,8 @@ pub struct HostTables {
     pub rings: Vec<u32>,
     /// Map `destinations`.
     pub destinations: Vec<Destination>,
+    /// Map `tunnels`.
+    pub tunnels: Vec<Tunnel>,
     /// Map `counts`.
     pub counts: Vec<Counts>,
     /// Map `rows`.
@@ -221,6 +234,7 @@ impl HostTables {
             schedules: many(IDS),
             rings: many(RING_ELEMENTS),
             destinations: many(IDS),
+            tunnels: many(IDS),
             counts: many(IDS),
             rows: many(IDS * settings.cpus),
             routes: many(ROUTES * settings.cpus),
@@ -271,6 +285,9 @@ impl Tables for HostTables {
     }
     fn destination(&self, id: u32) -> Option<&Destination> {
         self.destinations.get(id as usize)
+    }
+    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
+        self.tunnels.get(id as usize)
     }
     fn counts(&self, id: u32) -> Option<&Counts> {
         self.counts.get(id as usize)

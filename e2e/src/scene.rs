@@ -1,7 +1,7 @@
 //! The scene that most tests play in: virtual address 100 with two services of each family on port
 //! 80, TCP and UDP.
 
-use rlvs_datapath::abi::{method, scheduler};
+use rlvs_datapath::abi::{Tunnel, method, scheduler};
 
 use crate::network::{self, Network};
 use crate::packet::{Kind, Packet};
@@ -13,6 +13,8 @@ pub const TCP: u8 = rlvs_wire::tcp::PROTOCOL;
 pub const UDP: u8 = rlvs_wire::udp::PROTOCOL;
 /// Port of the services.
 pub const PORT: u16 = 80;
+/// UDP port to which GUE goes.
+pub const TUNNEL_PORT: u16 = 6080;
 /// Port of NAT destinations.
 pub const REAL_PORT: u16 = 8080;
 
@@ -20,7 +22,22 @@ pub const REAL_PORT: u16 = 8080;
 #[must_use]
 pub fn destination(family: u8, number: u8, method: u8) -> Server {
     let port = if method == method::MASQUERADE { REAL_PORT } else { PORT };
-    Server { address: network::server(family, number), port, method, weight: 1 }
+    Server {
+        address: network::server(family, number),
+        port,
+        method,
+        weight: 1,
+        tunnel: Tunnel::default(),
+    }
+}
+
+/// Returns a destination at the end of a tunnel for packets of a family.
+#[must_use]
+pub fn tunnelled(family: u8, outer: u8, number: u8, form: u8, checksum: u8) -> Server {
+    let ends = (network::server(outer, 1), network::server(outer, number));
+    let tunnel = Tunnel::new(ends, family, form, checksum, TUNNEL_PORT);
+    let address = network::server(outer, number);
+    Server { address, port: PORT, method: method::TUNNEL, weight: 1, tunnel }
 }
 
 /// Returns a round-robin service on virtual address 100.

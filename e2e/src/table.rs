@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rlvs_datapath::abi::{
-    Destination, INTERFACE_BUCKETS, Interface, LAYOUT, Service, Settings, Slot4, Slot6,
+    Destination, INTERFACE_BUCKETS, Interface, LAYOUT, Service, Settings, Slot4, Slot6, Tunnel,
     destination_flag, endpoint_kind, method, scheduler, service_flag,
 };
 use rlvs_datapath::endpoint::Key;
@@ -36,6 +36,8 @@ pub struct Server {
     pub method: u8,
     /// Its weight.
     pub weight: u32,
+    /// Its tunnel, if the method is one.
+    pub tunnel: Tunnel,
 }
 
 /// A virtual service with its destinations.
@@ -144,8 +146,14 @@ impl Description {
                     weight: server.weight,
                     address_delta: checksum::delta(sum(address), sum(server.address)),
                     port_delta: checksum::delta(port, server.port),
+                    tunnel: if server.method == method::TUNNEL { destination_id } else { 0 },
+                    overhead: server.tunnel.overhead,
+                    family: if server.address.is_ipv4() { 4 } else { 6 },
                     ..Destination::default()
                 };
+            }
+            for (id, server) in (first as usize..).zip(&service.servers) {
+                tables.tunnels[id] = server.tunnel;
             }
             let ring = ring(service, first);
             let range = ring_start..ring_start + ring.len();

@@ -279,6 +279,7 @@ fn base_of_clock(network: &Network, bpf: &Bpf, buckets: u32) -> u32 {
         port: 53,
         method: rlvs_datapath::abi::method::DIRECT,
         weight: 1,
+        tunnel: rlvs_datapath::abi::Tunnel::default(),
     };
     let service = Virtual {
         address: vip,

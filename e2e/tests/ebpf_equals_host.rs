@@ -12,10 +12,10 @@ use std::net::SocketAddr;
 use e2e::bpf::Input;
 use e2e::network::{self, Network, client, forbidden, server, server_mac, vip};
 use e2e::packet::{Kind, Packet};
-use e2e::scene::{self, REAL_PORT, TCP, UDP, destination, service};
+use e2e::scene::{self, REAL_PORT, TCP, UDP, destination, service, tunnelled};
 use e2e::table::{Description, SECOND};
 use e2e::world::World;
-use rlvs_datapath::abi::{destination_flag, method, scheduler};
+use rlvs_datapath::abi::{destination_flag, method, scheduler, tunnel_checksum, tunnel_form};
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
 use rlvs_datapath::tables::TIME_MASK;
@@ -77,6 +77,10 @@ fn description(network: &Network, unresolved: bool) -> Description {
                 servers.push(destination(family, 99, method::MASQUERADE));
                 servers.push(destination(family, 99, method::DIRECT));
             }
+            // Every kind of tunnel occurs, through its own family and through the other.
+            let form = form_of(number, protocol);
+            let outer = if protocol == TCP { family } else { 10 - family };
+            servers.push(tunnelled(family, outer, 16, form, tunnel_checksum::OUTER));
             let mut service = service(family, protocol, servers);
             service.address = vip(family, number);
             service.scheduler = if number == 100 { scheduler::WRR } else { scheduler::RR };
@@ -91,6 +95,14 @@ fn description(network: &Network, unresolved: bool) -> Description {
     let mut description = scene::description(network, services);
     description.buckets = 32;
     description
+}
+
+fn form_of(number: u8, protocol: u8) -> u8 {
+    match (number, protocol) {
+        (100, TCP) => tunnel_form::IPIP,
+        (100, _) => tunnel_form::GRE,
+        _ => tunnel_form::GUE,
+    }
 }
 
 /// Makes a packet of one of the flows that are alive, in either direction.

@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -234,8 +234,68 @@ pub struct Destination {
     pub upper: u32,
     /// Lower threshold.
     pub lower: u32,
-    /// Kept for tunnels.
-    pub reserved: [u32; 4],
+    /// Its element of the map `tunnels`; 0 unless the method is a tunnel.
+    pub tunnel: u32,
+    /// Bytes that the tunnel puts before a packet, else 0.
+    pub overhead: u16,
+    /// Family of [`address`](Self::address): 4 or 6. Only a tunnel's may be another than its
+    /// service's.
+    pub family: u8,
+    /// Makes the words below aligned.
+    pub padding: u8,
+    /// Kept for what is to come, and for the control plane.
+    pub reserved: [u32; 2],
+}
+
+/// What the outer headers of all packets in one tunnel have in common. By destination id; control
+/// plane only.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Outer source: the director's address on the way to the real server, an IPv4 one in the first
+    /// four bytes.
+    pub source: [u8; 16],
+    /// Outer destination: the real server.
+    pub target: [u8; 16],
+    /// Sum of both addresses and the protocol.
+    pub sum: u16,
+    /// Length of the outer headers.
+    pub overhead: u16,
+    /// What is inside, in the words of the outer header: the type of GRE, the first two bytes of GUE.
+    pub kind: [u8; 2],
+    /// UDP port of GUE.
+    pub port: [u8; 2],
+    /// Family of the outer header: 4 or 6; 0 while no route is known that could tell the source.
+    pub family: u8,
+    /// [`tunnel_form`] number.
+    pub form: u8,
+    /// [`tunnel_checksum`] number.
+    pub checksum: u8,
+    /// IP protocol of what follows the outer IP header.
+    pub protocol: u8,
+    /// Makes a cache line.
+    pub reserved: [u32; 5],
+}
+
+/// Numbers of the kinds of tunnel.
+pub mod tunnel_form {
+    /// IP in IP.
+    pub const IPIP: u8 = 1;
+    /// GRE.
+    pub const GRE: u8 = 2;
+    /// Generic UDP encapsulation.
+    pub const GUE: u8 = 3;
+}
+
+/// Numbers of the ways to protect a tunnel's packets.
+pub mod tunnel_checksum {
+    /// Not at all.
+    pub const NONE: u8 = 0;
+    /// A checksum in the outer UDP or GRE header.
+    pub const OUTER: u8 = 1;
+    /// Remote checksum offload, which the kernel's IPVS uses for packets whose checksum hardware has
+    /// yet to complete, and else a checksum in the outer UDP header.
+    pub const REMOTE: u8 = 2;
 }
 
 /// Numbers of the forwarding methods, as the kernel numbers them.
@@ -419,6 +479,7 @@ const _: () = {
     assert!(size_of::<Service>() == 64);
     assert!(size_of::<Schedule>() == 64);
     assert!(size_of::<Destination>() == 64);
+    assert!(size_of::<Tunnel>() == 64);
     assert!(size_of::<Counts>() == 16);
     assert!(size_of::<Hop>() == 24);
     assert!(size_of::<Row>() == 64);

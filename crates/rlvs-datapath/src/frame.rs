@@ -7,9 +7,10 @@ use core::cell::Cell;
 
 use rlvs_wire::checksum;
 
-use crate::abi::Hop;
+use crate::abi::{Hop, Tunnel};
 use crate::process::Stage;
 use crate::reason::Reason;
+use crate::tunnel::Brief;
 
 /// What becomes of a packet. The body carries it out and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,18 @@ pub struct Deltas {
     pub port: u16,
 }
 
+/// What room in front of a packet is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
+pub struct Growth {
+    /// Whether the outer header is IPv6.
+    pub is_v6: bool,
+    /// A [`tunnel_form`](crate::abi::tunnel_form) number.
+    pub form: u8,
+    /// Whether the packet is a UDP datagram.
+    pub is_datagram: bool,
+}
+
 /// A packet in its Ethernet frame.
 pub trait Frame {
     /// Whether the body can hand a packet to the kernel to resolve its neighbour.
@@ -111,6 +124,16 @@ pub trait Frame {
     /// Makes room for `by` bytes before the first and cuts the end off so that `length` remain.
     /// The first bytes hold anything afterwards.
     fn reframe(&mut self, by: usize, length: usize) -> Option<()>;
+    /// Makes room for `by` bytes between the Ethernet header and the packet. All bytes before the
+    /// packet hold anything afterwards, but for the Ethernet addresses where the body
+    /// [resolves](Self::RESOLVES).
+    fn grow(&mut self, by: usize, growth: Growth) -> Option<()>;
+    /// Puts the headers of a tunnel before the packet: [`tunnel::wrap`](crate::tunnel::wrap), out of
+    /// line if the body likes it better.
+    fn wrap(&mut self, tunnel: &Tunnel, inner: Brief) -> Option<()>;
+    /// Adds what was written to what hardware has summed of the frame.
+    #[inline(always)]
+    fn add_to_sum(&mut self, _sum: u16) {}
     /// Returns the length of the IP packets that it leaves in, given the one it came in; less if
     /// the kernel will cut it into segments.
     #[inline(always)]

@@ -6,7 +6,7 @@ use crate::abi::{Destination, Hop, ROUTES, Route, Row};
 use crate::connection::Context;
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::hash;
-use crate::ip::Ip;
+use crate::ip::{Ip, V4, V6};
 use crate::reason::Reason;
 use crate::tables::Tables;
 
@@ -26,9 +26,9 @@ const UNRESOLVED: u32 = 2;
 const UNREACHABLE: u32 = 3;
 
 impl<'a, T: Tables> Context<'a, T> {
-    /// Returns the way to a destination.
+    /// Returns the way to a destination, which may be of another family than the packet.
     #[inline(always)]
-    pub fn way_to_destination<A: Ip, F: Frame>(
+    pub fn way_to_destination<F: Frame>(
         &self,
         frame: &mut F,
         row: &'a Row,
@@ -38,7 +38,12 @@ impl<'a, T: Tables> Context<'a, T> {
             return Ok(Way { hop: &row.hop, resolve: false });
         }
         let [high, low] = words(&destination.address);
-        self.found(&row.hop, self.ask::<A, F>(frame, high, low, &row.hop))
+        let result = if destination.family == V4::FAMILY {
+            self.ask::<V4, F>(frame, high, low, &row.hop)
+        } else {
+            self.ask::<V6, F>(frame, high, low, &row.hop)
+        };
+        self.found(&row.hop, result)
     }
 
     /// Returns the way to a client.

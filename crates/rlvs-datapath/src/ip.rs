@@ -106,6 +106,12 @@ pub trait Ip: Copy + Eq {
     fn protocol<F: Frame>(frame: &mut F) -> Option<u8>;
     /// Lowers the time to live by one.
     fn lower<F: Frame>(frame: &mut F) -> Option<()>;
+    /// Returns type of service or traffic class, and the don't-fragment flag as it stands in an IPv4
+    /// header; 0 for IPv6.
+    fn marks<F: Frame>(frame: &mut F) -> Option<(u8, u16)>;
+    /// Returns the sum of a packet whose checksums are right, but none if one of the transport is
+    /// missing or does not cover all of it.
+    fn sum<F: Frame>(frame: &mut F, packet: &Packet<Self>) -> Option<u16>;
     /// Replaces one end, lowers the time to live, lets checksums follow.
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()>;
     /// Returns the address in network order.
@@ -262,6 +268,27 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
+    fn marks<F: Frame>(frame: &mut F) -> Option<(u8, u16)> {
+        let head = frame.head::<34>()?;
+        Some((u8_at(head, IP + ipv4::TOS), u16_at(head, IP + ipv4::FRAGMENT) & ipv4::UNFRAGMENTED))
+    }
+
+    #[inline(always)]
+    fn sum<F: Frame>(frame: &mut F, packet: &Packet<Self>) -> Option<u16> {
+        let head = frame.head::<42>()?;
+        let is_plain =
+            u8_at(head, IP) == 0x45 && u16_at(head, IP + ipv4::FRAGMENT) & ipv4::FRAGMENT_MASK == 0;
+        let protocol = u8_at(head, IP + ipv4::PROTOCOL);
+        if !is_plain || !has_checksum(protocol, u16_at(head, L4_V4 + udp::CHECKSUM)) {
+            return None;
+        }
+        // The header sums up to nothing, the rest to the complement of the pseudo header.
+        let addresses = u64::from(packet.source.0) + u64::from(packet.target.0);
+        let length = packet.length.wrapping_sub(ipv4::LENGTH as u32);
+        Some(!checksum::fold(addresses + u64::from(protocol) + u64::from(length)))
+    }
+
+    #[inline(always)]
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
         let head = frame.head::<42>()?;
         lower_v4(head, by.deltas.address);
@@ -358,6 +385,24 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
+    fn marks<F: Frame>(frame: &mut F) -> Option<(u8, u16)> {
+        Some(((u16_at(frame.head::<22>()?, IP) >> 4) as u8, 0))
+    }
+
+    #[inline(always)]
+    fn sum<F: Frame>(frame: &mut F, _: &Packet<Self>) -> Option<u16> {
+        let head = frame.head::<62>()?;
+        let protocol = u8_at(head, IP + ipv6::NEXT_HEADER);
+        if !has_checksum(protocol, u16_at(head, L4_V6 + udp::CHECKSUM)) {
+            return None;
+        }
+        // Addresses and length are in the header and, complemented, in the rest.
+        let first = u64::from(u32_at(head, IP));
+        let limit = u64::from(u16_at(head, IP + ipv6::NEXT_HEADER));
+        Some(checksum::fold(first + limit + u64::from(!u16::from(protocol))))
+    }
+
+    #[inline(always)]
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
         frame.lower_hop_limit()?;
         let head = frame.head::<62>()?;
@@ -441,6 +486,12 @@ fn lower_v4<const N: usize>(head: &mut [u8; N], delta: u16) {
     let old = u16_at(head, IP + ipv4::CHECKSUM);
     let new = checksum::update(old, TTL_DELTA + u64::from(delta));
     put_at(head, IP + ipv4::CHECKSUM, new.to_be_bytes());
+}
+
+/// Returns whether a transport header has a checksum, given what stands where UDP has it.
+#[inline(always)]
+const fn has_checksum(protocol: u8, datagram: u16) -> bool {
+    protocol == tcp::PROTOCOL || protocol == udp::PROTOCOL && datagram != 0
 }
 
 struct Ports {

@@ -27,3 +27,4 @@ pub mod schedule;
 pub mod state;
 pub mod sweep;
 pub mod tables;
+pub mod tunnel;

@@ -30,6 +30,7 @@ use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
 use crate::state::{self, Seen};
 use crate::tables::{Tables, Time, bump};
+use crate::tunnel;
 
 /// What goes on where [`process`] stops.
 #[repr(u32)]
@@ -266,7 +267,7 @@ fn steady_request<A: Ip, F: Frame, T: Tables>(
         return None;
     }
     context.touch(found);
-    Some(forward(frame, packet, destination, row, &way))
+    Some(forward(context, frame, packet, destination, row, &way))
 }
 
 /// Sends a reply to its client, if nothing about it needs thought.
@@ -377,26 +378,33 @@ fn deliver<A: Ip, F: Frame, T: Tables>(
     if destination.flags & destination_flag::AVAILABLE == 0 {
         return Verdict::Drop(Reason::Removed);
     }
-    let way = match context.way_to_destination::<A, F>(frame, row, destination) {
+    let way = match context.way_to_destination(frame, row, destination) {
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
     track();
-    if does_not_fit(frame, packet.length, &way) {
+    if does_not_fit(frame, packet.length, destination.overhead, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
-    forward(frame, packet, destination, row, &way)
+    forward(context, frame, packet, destination, row, &way)
 }
 
 /// Sends a request on its way.
 #[inline(always)]
-fn forward<A: Ip, F: Frame>(
+fn forward<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
     destination: &Destination,
     row: &Row,
     way: &Way<'_>,
 ) -> Verdict {
+    if destination.method == method::TUNNEL {
+        if let Err(reason) = tunnel::enter(context, frame, packet, destination, row) {
+            return Verdict::Drop(reason);
+        }
+        return account(frame, packet, row, way);
+    }
     let done = if destination.method == method::MASQUERADE {
         let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
         let (end, address, port) = (End::Target, &destination.address, destination.port);
@@ -407,6 +415,17 @@ fn forward<A: Ip, F: Frame>(
     if done.is_none() {
         return Verdict::Drop(Reason::Malformed);
     }
+    account(frame, packet, row, way)
+}
+
+/// Counts a request and sends it.
+#[inline(always)]
+fn account<A: Ip, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    row: &Row,
+    way: &Way<'_>,
+) -> Verdict {
     bump(&row.in_packets, 1);
     bump(&row.in_bytes, u64::from(packet.length));
     hop::send(frame, way)
@@ -435,7 +454,7 @@ fn answer<A: Ip, F: Frame, T: Tables>(
         Err(verdict) => return verdict,
     };
     context.track_reply(packet, found);
-    if does_not_fit(frame, packet.length, &way) {
+    if does_not_fit(frame, packet.length, 0, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
     give_back(frame, packet, (destination, service), row, &way)
@@ -490,11 +509,13 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     };
     let verdict = match stateless {
         Ok((to, _)) if to.method == method::MASQUERADE => Verdict::Pass(Reason::NoConnection),
-        Ok((to, row)) => match context.way_to_destination::<A, F>(frame, row, to) {
-            Ok(way) if does_not_fit(frame, packet.length, &way) => Verdict::Drop(Reason::TooBig),
+        Ok((to, row)) => match context.way_to_destination(frame, row, to) {
+            Ok(way) if does_not_fit(frame, packet.length, to.overhead, &way) => {
+                Verdict::Drop(Reason::TooBig)
+            }
             Ok(way) => {
                 context.count(Reason::Stateless);
-                forward(frame, packet, to, row, &way)
+                forward(context, frame, packet, to, row, &way)
             }
             Err(verdict) => verdict,
         },
@@ -520,8 +541,8 @@ fn complain<A: Ip, F: Frame, T: Tables>(
 }
 
 #[inline(always)]
-fn does_not_fit<F: Frame>(frame: &F, length: u32, way: &Way<'_>) -> bool {
-    !way.resolve && frame.segment(length) > way.hop.get().mtu
+fn does_not_fit<F: Frame>(frame: &F, length: u32, overhead: u16, way: &Way<'_>) -> bool {
+    !way.resolve && frame.segment(length) + u32::from(overhead) > way.hop.get().mtu
 }
 
 impl<'a, T: Tables> Context<'a, T> {
@@ -561,7 +582,7 @@ impl<'a, T: Tables> Context<'a, T> {
         packet.ttl > 1
             && destination.flags & destination_flag::AVAILABLE != 0
             && self.is_fresh(hop)
-            && frame.segment(packet.length) <= hop.mtu
+            && frame.segment(packet.length) + u32::from(destination.overhead) <= hop.mtu
     }
 
     /// Returns the flags of the interface if `mac` is one of its addresses.

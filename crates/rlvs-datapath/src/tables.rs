@@ -4,7 +4,7 @@ use core::cell::Cell;
 
 use crate::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, Route,
-    Row, Schedule, Service, Settings, Word,
+    Row, Schedule, Service, Settings, Tunnel, Word,
 };
 
 /// The maps of one network namespace, and the memory operations that a body has for them.
@@ -35,6 +35,8 @@ pub trait Tables {
     fn ring(&self, index: u32) -> Option<u32>;
     /// Returns a destination.
     fn destination(&self, id: u32) -> Option<&Destination>;
+    /// Returns a tunnel.
+    fn tunnel(&self, id: u32) -> Option<&Tunnel>;
     /// Returns the connection counts of a destination.
     fn counts(&self, id: u32) -> Option<&Counts>;
     /// Returns the row of one destination and CPU.

@@ -2,7 +2,7 @@
 //!
 //! A test run does not put back the frame between two repetitions: `wrap` does, chooses the flow it
 //! belongs to, and calls the program in the first place of the map `programs`. The least that such
-//! a program can do is `floor`. In its place, `send` puts the frame into a wire, at whose far end
+//! a program can do is `floor`, or `floor_tunnel` for one that wraps packets. In its place, `send` puts the frame into a wire, at whose far end
 //! `sink` counts what comes out.
 #![no_std]
 #![no_main]
@@ -15,7 +15,7 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::{Array, ProgramArray};
-use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_redirect};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
@@ -35,7 +35,8 @@ static WIRE: Array<Wire, 1, MAPPED> = Array::new();
 /// Restores the frame and calls the program under test.
 #[xdp]
 pub fn wrap(ctx: XdpContext) -> u32 {
-    if let Some(course) = COURSE.get_ptr_mut(0)
+    if take_off(&ctx).is_some()
+        && let Some(course) = COURSE.get_ptr_mut(0)
         && let Some(frame) = head::<FRAME>(&ctx)
     {
         // SAFETY: an element of a map, which nothing else holds while this runs.
@@ -50,6 +51,16 @@ pub fn wrap(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn floor(ctx: XdpContext) -> u32 {
     if send_back(&ctx).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+}
+
+/// As `floor`, with an outer IPv4 header that is the same for all before the packet.
+#[xdp]
+pub fn floor_tunnel(ctx: XdpContext) -> u32 {
+    if send_back(&ctx).is_some() && wrap_up(&ctx).is_some() {
+        xdp_action::XDP_TX
+    } else {
+        xdp_action::XDP_PASS
+    }
 }
 
 /// Puts the frame into the wire, at the end where it is.
@@ -95,6 +106,38 @@ pub fn clock(_: XdpContext) -> u32 {
     // SAFETY: an element of a map; the helper takes nothing and only reads.
     unsafe { (*course).jiffies = bpf_jiffies64() };
     xdp_action::XDP_PASS
+}
+
+/// Takes off what the program under test has put before the frame.
+#[inline(always)]
+fn take_off(ctx: &XdpContext) -> Option<()> {
+    let more = length(ctx).wrapping_sub(FRAME);
+    // SAFETY: a valid context; pointers into the frame are read anew by every `head`.
+    if more == 0 || unsafe { bpf_xdp_adjust_head(ctx.ctx, more as i32) } == 0 {
+        Some(())
+    } else {
+        None
+    }
+}
+
+#[inline(always)]
+fn wrap_up(ctx: &XdpContext) -> Option<()> {
+    let ethernet: [u8; 12] = get(head::<14>(ctx)?, 0);
+    let words = [0, 4, 8].map(|at| u32::from_ne_bytes(get(&ethernet, at)));
+    // SAFETY: as in `take_off`.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -20) } != 0 {
+        return None;
+    }
+    let frame = head::<34>(ctx)?;
+    put(frame, 0, words[0].to_ne_bytes());
+    put(frame, 4, words[1].to_ne_bytes());
+    put(frame, 8, words[2].to_ne_bytes());
+    put(frame, 12, 0x0800_4500_u32.to_be_bytes());
+    put(frame, 16, (FRAME as u16 + 6).to_be_bytes());
+    put(frame, 18, 0x0000_4000_u32.to_be_bytes());
+    put(frame, 22, 0x4004_0000_u32.to_be_bytes());
+    put(frame, 26, 0x0a00_0001_0a00_0002_u64.to_be_bytes());
+    Some(())
 }
 
 #[inline(always)]
@@ -153,7 +196,13 @@ fn send_back(ctx: &XdpContext) -> Option<()> {
 }
 
 #[inline(always)]
-fn head<const N: usize>(ctx: &XdpContext) -> Option<&mut [u8; N]> {
+fn length(ctx: &XdpContext) -> usize {
+    let (start, end) = bounds(ctx);
+    end - start
+}
+
+#[inline(always)]
+fn bounds(ctx: &XdpContext) -> (usize, usize) {
     let (start, end): (usize, usize);
     // SAFETY: a valid context. The loads are spelt out so that the compiler does not treat the
     // pointers as the 32-bit fields they are declared as.
@@ -161,6 +210,12 @@ fn head<const N: usize>(ctx: &XdpContext) -> Option<&mut [u8; N]> {
         asm!("{0} = *(u32 *)({1} + 0)", out(reg) start, in(reg) ctx.ctx);
         asm!("{0} = *(u32 *)({1} + 4)", out(reg) end, in(reg) ctx.ctx);
     }
+    (start, end)
+}
+
+#[inline(always)]
+fn head<const N: usize>(ctx: &XdpContext) -> Option<&mut [u8; N]> {
+    let (start, end) = bounds(ctx);
     if start + N > end {
         return None;
     }

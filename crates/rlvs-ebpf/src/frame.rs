@@ -5,14 +5,19 @@ use core::cell::Cell;
 use core::ffi::c_void;
 use core::mem::{offset_of, size_of, zeroed};
 
-use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_redir_neigh, xdp_md};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+    BPF_F_ADJ_ROOM_ENCAP_L4_GRE, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+    bpf_fib_lookup, bpf_redir_neigh, xdp_md,
+};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh,
+    bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_adjust_room,
     bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
     bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
-use rlvs_datapath::abi::Hop;
-use rlvs_datapath::frame::{Answer, Deltas, Frame, Query};
+use rlvs_datapath::abi::{Hop, Tunnel, tunnel_form};
+use rlvs_datapath::frame::{Answer, Deltas, Frame, Growth, Query};
+use rlvs_datapath::tunnel::{self, Brief};
 
 /// Interface index of the loopback device in every namespace. Asking as if a packet had come from
 /// it makes the look-up that of a packet the host itself sends, as with the kernel's IPVS, and does
@@ -78,9 +83,23 @@ impl Frame for XdpFrame {
         Some(())
     }
     #[inline(always)]
+    fn grow(&mut self, by: usize, _: Growth) -> Option<()> {
+        // SAFETY: as in `reframe`.
+        if unsafe { bpf_xdp_adjust_head(self.ctx, -(by as i32)) } == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn wrap(&mut self, tunnel: &Tunnel, inner: Brief) -> Option<()> {
+        if wrap_xdp(self.ctx, tunnel, inner.0, inner.1) { Some(()) } else { None }
+    }
+    #[inline(always)]
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
         ask(self.ctx.cast(), query, hop)
     }
+}
+
+#[inline(never)]
+fn wrap_xdp(ctx: *mut xdp_md, tunnel: &Tunnel, first: u64, second: u64) -> bool {
+    tunnel::wrap(&mut XdpFrame { ctx }, tunnel, Brief(first, second)).is_some()
 }
 
 /// A frame in a TC program.
@@ -104,6 +123,8 @@ impl TcFrame {
 
 /// Longest headers of an IPv4 packet without options: Ethernet, IP, TCP.
 const IPV4_HEADERS: usize = 54;
+/// bpf_skb_adjust_room() between the Ethernet header and the packet.
+const BEHIND_MAC: u32 = 1;
 const PSEUDO_HEADER: u64 = 1 << 4;
 const MANGLED_ZERO: u64 = 1 << 5;
 const RECOMPUTE: u64 = 1;
@@ -152,6 +173,32 @@ impl Frame for TcFrame {
         Some(())
     }
     #[inline(always)]
+    fn grow(&mut self, by: usize, growth: Growth) -> Option<()> {
+        // The kernel is told what it is, so that it can cut it into segments.
+        let outer =
+            if growth.is_v6 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+        let between = match growth.form {
+            tunnel_form::GRE => BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
+            tunnel_form::GUE => BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+            _ => 0,
+        };
+        // Segments of TCP are made shorter by the headers, datagrams are left as they are.
+        let fixed = if growth.is_datagram { BPF_F_ADJ_ROOM_FIXED_GSO } else { 0 };
+        let flags = u64::from(outer | between | fixed);
+        // SAFETY: as in `reframe`.
+        let done = unsafe { bpf_skb_adjust_room(self.skb, by as i32, BEHIND_MAC, flags) };
+        if done == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn wrap(&mut self, tunnel: &Tunnel, inner: Brief) -> Option<()> {
+        if wrap_tc(self.skb, tunnel, inner.0, inner.1) { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn add_to_sum(&mut self, sum: u16) {
+        // SAFETY: valid context; refused, and rightly so, unless hardware has summed the frame.
+        unsafe { bpf_csum_update(self.skb, sum.to_be().into()) };
+    }
+    #[inline(always)]
     fn segment(&self, length: u32) -> u32 {
         // SAFETY: as in `bounds`.
         if unsafe { (*self.skb).gso_size } > 0 { 0 } else { length }
@@ -178,6 +225,11 @@ impl Frame for TcFrame {
         let done = unsafe { bpf_skb_store_bytes(self.skb, 21, from, 1, RECOMPUTE) == 0 };
         if done { Some(()) } else { None }
     }
+}
+
+#[inline(never)]
+fn wrap_tc(skb: *mut __sk_buff, tunnel: &Tunnel, first: u64, second: u64) -> bool {
+    tunnel::wrap(&mut TcFrame { skb }, tunnel, Brief(first, second)).is_some()
 }
 
 /// Lets a transport checksum follow an address (upper half of `deltas`) and a port. The helper knows

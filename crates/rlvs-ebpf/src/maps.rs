@@ -13,7 +13,7 @@ use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
     Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, IDS,
     INTERFACE_BUCKETS, Interfaces, LOCKS, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
-    Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Word,
+    Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, Word,
 };
 use rlvs_datapath::process::Stage;
 use rlvs_datapath::tables::{SPINS, Tables};
@@ -53,6 +53,8 @@ static TOTALS: Array<Totals, { IDS as usize }, MAPPED> = Array::new();
 static RINGS: Array<u64, { RING_ELEMENTS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "destinations")]
 static DESTINATIONS: Array<Destination, { IDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "tunnels")]
+static TUNNELS: Array<Tunnel, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "counts")]
 static COUNTS: Array<Counts, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "rows")]
@@ -154,6 +156,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn destination(&self, id: u32) -> Option<&Destination> {
         DESTINATIONS.get(id)
+    }
+    #[inline(always)]
+    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
+        TUNNELS.get(id)
     }
     #[inline(always)]
     fn counts(&self, id: u32) -> Option<&Counts> {

@@ -38,6 +38,8 @@ pub mod ipv4 {
     pub const FRAGMENT: usize = 6;
     /// More-fragments flag and fragment offset within [`FRAGMENT`].
     pub const FRAGMENT_MASK: u16 = 0x3fff;
+    /// Don't-fragment flag within [`FRAGMENT`].
+    pub const UNFRAGMENTED: u16 = 0x4000;
     /// Offset of the time to live.
     pub const TTL: usize = 8;
     /// Offset of the protocol.

@@ -14,3 +14,4 @@ mod paths;
 mod reasons;
 mod schedulers;
 mod states;
+mod tunnels;

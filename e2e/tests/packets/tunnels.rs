@@ -1,0 +1,418 @@
+//! Packets that leave inside others, byte for byte.
+
+use std::net::IpAddr;
+
+use e2e::bpf::Input;
+use e2e::network::{self, Network, server, server_mac};
+use e2e::packet::{Kind, Packet, set_udp_checksum, transport};
+use e2e::scene::{TCP, TUNNEL_PORT, UDP, description, request, service, tunnelled};
+use e2e::table::Description;
+use e2e::world::World;
+use rlvs_datapath::abi::{tunnel_checksum, tunnel_form};
+use rlvs_datapath::frame::Verdict;
+use rlvs_datapath::reason::Reason;
+use rlvs_wire::tcp::{ACK, SYN};
+
+const ETHERNET: usize = 14;
+
+/// A tunnel of the tests.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    inner: u8,
+    outer: u8,
+    form: u8,
+    checksum: u8,
+}
+
+impl Case {
+    fn all() -> Vec<Self> {
+        const FORMS: [(u8, u8); 6] = [
+            (tunnel_form::IPIP, tunnel_checksum::NONE),
+            (tunnel_form::GRE, tunnel_checksum::NONE),
+            (tunnel_form::GRE, tunnel_checksum::OUTER),
+            (tunnel_form::GUE, tunnel_checksum::NONE),
+            (tunnel_form::GUE, tunnel_checksum::OUTER),
+            (tunnel_form::GUE, tunnel_checksum::REMOTE),
+        ];
+        let mut all = Vec::new();
+        for (inner, outer) in [(4, 4), (6, 6), (4, 6), (6, 4)] {
+            all.extend(FORMS.map(|(form, checksum)| Self { inner, outer, form, checksum }));
+        }
+        all
+    }
+
+    fn description(self, network: &Network) -> Description {
+        let to = |protocol| {
+            let end = tunnelled(self.inner, self.outer, 11, self.form, self.checksum);
+            service(self.inner, protocol, vec![end])
+        };
+        description(network, vec![to(TCP), to(UDP)])
+    }
+
+    /// Returns the outer packet, written down by plain rules. `port` is the source port of GUE,
+    /// `summed` says whether the packet inside has a checksum.
+    fn around(self, inner: &[u8], number: u16, port: u16, summed: bool) -> Vec<u8> {
+        let carried = if self.inner == 4 { 4 } else { 41 };
+        let kind: [u8; 2] = if self.inner == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
+        let summed = summed && self.checksum != tunnel_checksum::NONE;
+        match self.form {
+            tunnel_form::IPIP => self.ip(carried, inner, inner, number),
+            tunnel_form::GRE if summed => {
+                let mut bytes = [&[0x80, 0], &kind[..], &[0; 4], inner].concat();
+                let checksum = !sum(&bytes, 0);
+                bytes[4..6].copy_from_slice(&checksum.to_be_bytes());
+                self.ip(47, &bytes, inner, number)
+            }
+            tunnel_form::GRE => self.ip(47, &[&[0, 0], &kind[..], inner].concat(), inner, number),
+            _ => {
+                let length = (inner.len() as u16 + 12).to_be_bytes();
+                let target = TUNNEL_PORT.to_be_bytes();
+                let header = [&port.to_be_bytes()[..], &target, &length, &[0, 0]].concat();
+                let mut bytes = [&header[..], &[0, carried, 0, 0], inner].concat();
+                if summed {
+                    let (source, target) = self.ends();
+                    let ends = [octets(source), octets(target)].concat();
+                    let before = u64::from(sum(&ends, 17)) + bytes.len() as u64;
+                    let checksum = match !sum(&bytes, before) {
+                        0 => 0xffff,
+                        other => other,
+                    };
+                    bytes[6..8].copy_from_slice(&checksum.to_be_bytes());
+                }
+                self.ip(17, &bytes, inner, number)
+            }
+        }
+    }
+
+    fn ends(self) -> (IpAddr, IpAddr) {
+        (server(self.outer, 1), server(self.outer, 11))
+    }
+
+    fn ip(self, protocol: u8, payload: &[u8], inner: &[u8], number: u16) -> Vec<u8> {
+        let (tos, ttl, unfragmented) = if self.inner == 4 {
+            (inner[1], inner[8], inner[6] & 0x40)
+        } else {
+            (inner[0] << 4 | inner[1] >> 4, inner[7], 0)
+        };
+        let tos = if tos & 3 == 3 { tos & !3 | 2 } else { tos };
+        let (source, target) = self.ends();
+        let length = payload.len() as u16;
+        let mut header = if self.outer == 4 {
+            let number = if unfragmented == 0 { number } else { 0 }.to_be_bytes();
+            let total = (length + 20).to_be_bytes();
+            let rest = [unfragmented, 0, ttl, protocol, 0, 0];
+            [&[0x45, tos], &total[..], &number, &rest].concat()
+        } else {
+            let first = [0x60 | tos >> 4, tos << 4, 0, 0];
+            [&first[..], &length.to_be_bytes(), &[protocol, ttl]].concat()
+        };
+        header.extend_from_slice(&octets(source));
+        header.extend_from_slice(&octets(target));
+        if self.outer == 4 {
+            let checksum = !sum(&header, 0);
+            header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        [&header[..], payload].concat()
+    }
+
+    fn ethernet(self, network: &Network) -> Vec<u8> {
+        let kind: [u8; 2] = if self.outer == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
+        [&server_mac(11)[..], &network.outside.mac, &kind].concat()
+    }
+
+    /// Returns the length of the outer headers.
+    fn overhead(self) -> usize {
+        let ip = if self.outer == 4 { 20 } else { 40 };
+        ip + match (self.form, self.checksum) {
+            (tunnel_form::IPIP, _) => 0,
+            (tunnel_form::GRE, tunnel_checksum::NONE) => 4,
+            (tunnel_form::GRE, _) => 8,
+            _ => 12,
+        }
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// Returns the one's complement sum of bytes and what was summed before.
+fn sum(bytes: &[u8], before: u64) -> u16 {
+    let word = |word: &[u8]| u64::from(word[0]) << 8 | word.get(1).map_or(0, |&low| low.into());
+    let mut sum = before + bytes.chunks(2).map(word).sum::<u64>();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// Sets type of service and don't-fragment flag, or the traffic class.
+fn mark(frame: &mut [u8], tos: u8, unfragmented: bool) {
+    if frame[12..14] == [0x08, 0x00] {
+        frame[15] = tos;
+        frame[18..22].copy_from_slice(&[0x12, 0x34, if unfragmented { 0x40 } else { 0 }, 0]);
+        frame[24..26].fill(0);
+        let checksum = !sum(&frame[14..34], 0);
+        frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+    } else {
+        frame[14..16].copy_from_slice(&[0x60 | tos >> 4, tos << 4 | 0x0a]);
+    }
+}
+
+/// Returns the source port of an outer GUE header, which is the flow's.
+fn port_of(case: Case, frame: &[u8]) -> u16 {
+    let at = ETHERNET + if case.outer == 4 { 20 } else { 40 };
+    u16::from_be_bytes([frame[at], frame[at + 1]])
+}
+
+fn lowered(packet: &Packet, tos: u8, unfragmented: bool) -> Vec<u8> {
+    let mut frame = Packet { ttl: packet.ttl - 1, ..packet.clone() }.bytes();
+    mark(&mut frame, tos, unfragmented);
+    frame[ETHERNET..].to_vec()
+}
+
+#[test]
+fn every_tunnel_has_the_headers_that_ipvs_gives_it() {
+    network::run("tunnels", |network| {
+        let mut world = World::new(network, &Case::all()[0].description(network));
+        let out = Verdict::Transmit { interface: network.outside.index };
+        for case in Case::all() {
+            world.reset(&case.description(network));
+            for (kind, id) in [(Kind::Tcp(SYN), 1), (Kind::Udp, 2)] {
+                let mut packet = request(network, case.inner, kind);
+                let mut ports = Vec::new();
+                for (number, (tos, unfragmented, odd)) in
+                    [(0xb9, true, false), (0, false, true), (0x03, true, true)]
+                        .into_iter()
+                        .enumerate()
+                {
+                    if number > 0 && kind != Kind::Udp {
+                        packet.kind = Kind::Tcp(ACK);
+                    }
+                    packet.payload = vec![0x5a; if odd { 77 } else { 0 }];
+                    let mut frame = packet.bytes();
+                    mark(&mut frame, tos, unfragmented);
+                    let step = world.step(&frame).same();
+                    assert_eq!(step.verdict, out, "{case:?} {kind:?}");
+                    let inner = lowered(&packet, tos, unfragmented);
+                    let port = port_of(case, &step.bytes);
+                    let outer = case.around(&inner, number as u16, port, true);
+                    let expected = [case.ethernet(network), outer].concat();
+                    assert_eq!(step.bytes, expected, "{case:?} {kind:?} {number}");
+                    assert_eq!(step.bytes.len(), frame.len() + case.overhead());
+                    ports.push(port);
+                    let packets = format!("d{id} packets in = {}", number + 1);
+                    assert!(step.changes.contains(&packets), "{:?}", step.changes);
+                }
+                if case.form == tunnel_form::GUE {
+                    ports.dedup();
+                    assert_eq!(ports.len(), 1, "{case:?}");
+                    assert!((32_768..61_000).contains(&ports[0]), "{ports:?}");
+                }
+            }
+            // A client's port is what tells its flows apart.
+            if case.form == tunnel_form::GUE {
+                let ports: std::collections::BTreeSet<u16> = (0..16)
+                    .map(|number| {
+                        let mut packet = request(network, case.inner, Kind::Udp);
+                        packet.source.set_port(5000 + number);
+                        port_of(case, &world.step(&packet.bytes()).same().bytes)
+                    })
+                    .collect();
+                assert!(ports.len() > 12, "{ports:?}");
+            }
+        }
+    });
+}
+
+/// A direct-routing connection's life: only the client is seen.
+#[test]
+fn tunnelled_connections_live_as_those_of_direct_routing() {
+    network::run("tun-states", |network| {
+        let case = Case::all()[0];
+        let world = World::new(network, &case.description(network));
+        let client = network::client(4, 7);
+        let mut seen = Vec::new();
+        for flags in [SYN, ACK, rlvs_wire::tcp::FIN | ACK] {
+            let step = world.step(&request(network, 4, Kind::Tcp(flags)).bytes()).same();
+            let prefix = format!("{client}:4242 s1 = ");
+            seen.extend(
+                step.changes
+                    .iter()
+                    .filter_map(|line| line.strip_prefix(&prefix))
+                    .map(str::to_owned),
+            );
+        }
+        assert_eq!(seen, ["SYN_RECV d1", "ESTABLISHED d1", "FIN_WAIT d1"]);
+    });
+}
+
+#[test]
+fn a_datagram_without_checksum_gets_no_outer_one() {
+    network::run("tun-no-sum", |network| {
+        let mut world = World::new(network, &Case::all()[0].description(network));
+        for case in Case::all().into_iter().filter(|case| case.checksum != 0) {
+            world.reset(&case.description(network));
+            let packet = request(network, case.inner, Kind::Udp);
+            let mut frame = packet.bytes();
+            set_udp_checksum(&mut frame, 0);
+            mark(&mut frame, 0, true);
+            let step = world.step(&frame).same();
+            let mut inner = Packet { ttl: 63, ..packet.clone() }.bytes();
+            mark(&mut inner, 0, true);
+            let at = transport(&inner) + 6;
+            inner[at..at + 2].fill(0);
+            let outer = case.around(&inner[ETHERNET..], 0, port_of(case, &step.bytes), false);
+            assert_eq!(step.bytes, [case.ethernet(network), outer].concat(), "{case:?}");
+        }
+    });
+}
+
+#[test]
+fn outer_checksums_are_right_for_every_value_tried() {
+    network::run("tun-sums", |network| {
+        let mut world = World::new(network, &Case::all()[0].description(network));
+        for case in Case::all().into_iter().filter(|case| case.checksum != 0) {
+            world.reset(&case.description(network));
+            for (number, value) in (0..).zip((0..=u16::MAX).step_by(1021)) {
+                let mut packet = request(network, case.inner, Kind::Udp);
+                packet.source.set_port(value.max(1));
+                packet.payload = value.to_be_bytes().to_vec();
+                let mut frame = packet.bytes();
+                mark(&mut frame, 0, true);
+                let step =
+                    world.step_quietly(&Input::new(&frame, network.inside.index), false).same();
+                let inner = lowered(&packet, 0, true);
+                let outer = case.around(&inner, number, port_of(case, &step.bytes), true);
+                assert_eq!(step.bytes[ETHERNET..], outer, "{case:?} {value}");
+            }
+        }
+    });
+}
+
+/// A flow label that is the checksum of the packet without it makes the sum nothing: GRE has 0 then,
+/// and UDP, for which that means that there is none, the other nothing.
+#[test]
+fn an_outer_checksum_of_0_is_one() {
+    network::run("tun-zero", |network| {
+        let mut world = World::new(network, &Case::all()[0].description(network));
+        let of_v6 = |case: &Case| case.checksum != 0 && case.inner == 6;
+        for case in Case::all().into_iter().filter(of_v6) {
+            world.reset(&case.description(network));
+            let packet = request(network, 6, Kind::Udp);
+            let mut frame = packet.bytes();
+            let is_gre = case.form == tunnel_form::GRE;
+            let at = ETHERNET + if case.outer == 4 { 20 } else { 40 } + if is_gre { 4 } else { 6 };
+            let first = world.step(&frame).same().bytes;
+            frame[16..18].copy_from_slice(&first[at..at + 2]);
+            let second = world.step(&frame).same().bytes;
+            assert_eq!(second[at..at + 2], if is_gre { [0, 0] } else { [0xff, 0xff] }, "{case:?}");
+            let mut inner = Packet { ttl: 63, ..packet.clone() }.bytes();
+            inner[16..18].copy_from_slice(&first[at..at + 2]);
+            let outer = case.around(&inner[ETHERNET..], 1, port_of(case, &second), true);
+            assert_eq!(second[ETHERNET..], outer, "{case:?}");
+        }
+    });
+}
+
+#[test]
+fn what_hardware_has_summed_stays_true_in_a_tunnel() {
+    network::run("tun-summed", |network| {
+        let mut world = World::new(network, &Case::all()[0].description(network));
+        for case in Case::all() {
+            world.reset(&case.description(network));
+            let packet = request(network, case.inner, Kind::Tcp(SYN));
+            let ran = world.run_summed(&packet.bytes());
+            let ran = ran.unwrap_or_else(|error| panic!("{case:?}: {error}"));
+            assert_eq!(ran.bytes.len(), packet.bytes().len() + case.overhead(), "{case:?}");
+        }
+    });
+}
+
+#[test]
+fn outer_headers_count_for_what_the_next_hop_takes() {
+    network::run("tun-mtu", |network| {
+        let mut world = World::new(network, &Case::all()[0].description(network));
+        for case in Case::all() {
+            world.reset(&case.description(network));
+            let packet = request(network, case.inner, Kind::Udp);
+            let of = |length: usize| {
+                let payload = length - (packet.length() - packet.payload.len());
+                Packet { payload: vec![1; payload], ..packet.clone() }.bytes()
+            };
+            let fits = 1500 - case.overhead();
+            // The first goes by the stage that opens, the others by the steady path and its rest.
+            for (length, goes) in [(fits, true), (fits, true), (fits + 1, false)] {
+                let step = world.step(&of(length)).same();
+                let expected = if goes {
+                    Verdict::Transmit { interface: network.outside.index }
+                } else {
+                    Verdict::Drop(Reason::TooBig)
+                };
+                assert_eq!(step.verdict, expected, "{case:?} {length}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_tunnel_without_source_or_room_takes_nothing() {
+    network::run("tun-none", |network| {
+        let case = Case::all()[0];
+        let mut world = World::new(network, &case.description(network));
+        world.edit(|tables| tables.tunnels[1].family = 0);
+        let frame = request(network, 4, Kind::Tcp(SYN)).bytes();
+        let step = world.step(&frame).same();
+        assert_eq!(step.verdict, Verdict::Drop(Reason::Unreachable));
+
+        world.reset(&case.description(network));
+        let input = Input { cramped: true, ..Input::new(&frame, network.inside.index) };
+        for outcome in [world.step_xdp(&input), world.step_on_host(&input)] {
+            assert_eq!(outcome.verdict, Verdict::Drop(Reason::NoRoom));
+            assert!(outcome.changes.contains(&"reason no_room = 1".to_owned()));
+        }
+    });
+}
+
+/// XDP leaves the packet as it is to TC, which wraps it and has the kernel find the neighbour.
+#[test]
+fn tc_wraps_what_goes_to_an_unresolved_neighbour() {
+    network::run("tun-unresolved", |network| {
+        let case = Case::all()[0];
+        let mut description = case.description(network);
+        for service in &mut description.services {
+            service.servers = vec![tunnelled(4, 4, 99, case.form, case.checksum)];
+        }
+        let world = World::new(network, &description);
+        let frame = request(network, 4, Kind::Tcp(SYN)).bytes();
+        let step = world.step(&frame);
+        assert_eq!(step.xdp.verdict, Verdict::Pass(Reason::Unresolved));
+        assert_eq!(step.xdp.bytes, frame);
+        assert_eq!(step.tc.verdict, Verdict::Resolve { interface: network.outside.index });
+        assert_eq!(step.tc.bytes.len(), frame.len() + 20);
+        assert_eq!(step.tc.bytes[30..34], [10, 0, 0, 99]);
+    });
+}
+
+/// A full table leaves packets to the hash, tunnels as direct routing.
+#[test]
+fn a_full_table_tunnels_by_the_hash_alone() {
+    network::run("tun-stateless", |network| {
+        let case = Case::all()[0];
+        let mut description = case.description(network);
+        description.buckets = 1;
+        let world = World::new(network, &description);
+        let mut last = Vec::new();
+        for port in 0..64 {
+            let mut packet = request(network, 4, Kind::Tcp(SYN));
+            packet.source.set_port(2000 + port);
+            let step = world.step(&packet.bytes()).same();
+            assert!(matches!(step.verdict, Verdict::Transmit { .. }), "{:?}", step.verdict);
+            last = step.changes;
+        }
+        assert!(last.iter().any(|line| line.starts_with("reason stateless = ")), "{last:?}");
+    });
+}
