@@ -324,9 +324,7 @@ fn what_is_refused_says_so_and_changes_nothing() {
     let before = stage.ipvsadm("-S -n").ok();
     refuse(&new_services);
     refuse(&[
-        ("-a -t 192.168.1.200:80 -r 192.168.1.102:80 -i", "tunnelling"),
         ("-a -t 192.168.1.200:80 -r 192.168.1.102:80 -g -x 5 -y 2", "threshold"),
-        ("-e -t 192.168.1.200:80 -r 192.168.1.101:80 -i", "tunnelling"),
         ("-e -t 192.168.1.200:80 -r 192.168.1.102:80 -g", "no such destination"),
         ("-a -t 192.168.1.200:80 -r 192.168.1.101:80 -g", "destination exists already"),
         ("-A -t 192.168.1.200:80 -s rr", "service exists already"),

@@ -442,6 +442,38 @@ impl Rtnetlink {
     /// # Errors
     /// The kernel's answer cannot be read.
     pub fn next_hop(&mut self, address: IpAddr) -> Result<Option<(u32, IpAddr)>, Error> {
+        let Some(route) = self.route_to(address)? else { return Ok(None) };
+        if route.header.kind != RouteType::Unicast {
+            return Ok(None);
+        }
+        let mut interface = None;
+        let mut gateway = address;
+        for attribute in route.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => interface = Some(index),
+                RouteAttribute::Gateway(RouteAddress::Inet(next)) => gateway = next.into(),
+                RouteAttribute::Gateway(RouteAddress::Inet6(next)) => gateway = next.into(),
+                _ => {}
+            }
+        }
+        Ok(interface.map(|index| (index, gateway)))
+    }
+
+    /// Returns the address that this host sends from to an address; `None` if nothing leads there.
+    ///
+    /// # Errors
+    /// The kernel refused the question.
+    pub fn source(&mut self, address: IpAddr) -> Result<Option<IpAddr>, Error> {
+        let route = self.route_to(address)?;
+        let attributes = route.map(|route| route.attributes).unwrap_or_default();
+        Ok(attributes.into_iter().find_map(|attribute| match attribute {
+            RouteAttribute::PrefSource(RouteAddress::Inet(source)) => Some(source.into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(source)) => Some(source.into()),
+            _ => None,
+        }))
+    }
+
+    fn route_to(&mut self, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = family_of(address);
         message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
@@ -454,24 +486,10 @@ impl Rtnetlink {
                 return Err(Error::Netlink { operation, source });
             }
         };
-        for answer in answers {
-            let RouteNetlinkMessage::NewRoute(route) = answer else { continue };
-            if route.header.kind != RouteType::Unicast {
-                return Ok(None);
-            }
-            let mut interface = None;
-            let mut gateway = address;
-            for attribute in route.attributes {
-                match attribute {
-                    RouteAttribute::Oif(index) => interface = Some(index),
-                    RouteAttribute::Gateway(RouteAddress::Inet(next)) => gateway = next.into(),
-                    RouteAttribute::Gateway(RouteAddress::Inet6(next)) => gateway = next.into(),
-                    _ => {}
-                }
-            }
-            return Ok(interface.map(|index| (index, gateway)));
-        }
-        Ok(None)
+        Ok(answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        }))
     }
 
     /// Sets a neighbour entry that never changes.

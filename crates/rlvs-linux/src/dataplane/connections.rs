@@ -57,13 +57,14 @@ fn shown(
     let timeout = settings.timeouts.get(state.0 as usize).copied()?;
     let age = rlvs_datapath::tables::Time(now & rlvs_datapath::tables::TIME_MASK);
     let left = timeout.saturating_sub(age.since(value.time()));
-    let at = |octets, port| SocketAddr::new(address(family, octets), u16::from_be_bytes(port));
+    let at =
+        |family, octets, port| SocketAddr::new(address(family, octets), u16::from_be_bytes(port));
     Some(Connection {
         protocol: protocol_of(service.protocol),
         state: State::NAMES.get(state.0 as usize).copied().unwrap_or("NONE"),
         expires_s: (u64::from(left) * unit_ns / 1_000_000_000) as u32,
         client: client(family, high, low, Value::port(key)),
-        virtual_address: at(service.address, service.port),
-        destination: at(destination.address, destination.port),
+        virtual_address: at(family, service.address, service.port),
+        destination: at(destination.family, destination.address, destination.port),
     })
 }

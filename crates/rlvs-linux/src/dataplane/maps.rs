@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, LAYOUT,
-    REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals,
+    REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel,
 };
 
 use super::error::Error;
@@ -85,6 +85,7 @@ pub struct Maps {
     pub(super) totals: Mapped<Totals>,
     pub(super) rings: Mapped<u64>,
     pub(super) destinations: Mapped<Destination>,
+    pub(super) tunnels: Mapped<Tunnel>,
     pub(super) counts: Mapped<Counts>,
     pub(super) rows: Mapped<Row>,
     pub(super) endpoints4: Mapped<Endpoints4>,
@@ -119,6 +120,7 @@ impl Maps {
             totals: Mapped::open(folder, "totals")?,
             rings: Mapped::open(folder, "rings")?,
             destinations: Mapped::open(folder, "destinations")?,
+            tunnels: Mapped::open(folder, "tunnels")?,
             counts: Mapped::open(folder, "counts")?,
             rows: Mapped::open(folder, "rows")?,
             endpoints4: Mapped::open(folder, "endpoints4")?,

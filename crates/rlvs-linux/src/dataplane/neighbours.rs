@@ -1,8 +1,14 @@
-//! Keeps the neighbours of destinations resolved, so that XDP need not wait for one.
+//! What the kernel is asked about the ways to destinations, and told: it keeps their neighbours
+//! resolved, so that XDP need not wait for one.
 
 use std::net::IpAddr;
 
 use crate::route::Rtnetlink;
+
+/// Returns the address that this host would send from on the way to another, if there is one.
+pub(super) fn source(target: IpAddr) -> Option<IpAddr> {
+    Rtnetlink::open().ok()?.source(target).ok()?
+}
 
 /// Asks the kernel to keep the way to an address resolved. Nothing depends on it: an unresolved
 /// neighbour is resolved by the first packet that needs it, so a refusal is no error.

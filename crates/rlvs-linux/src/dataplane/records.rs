@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use rlvs_control::model::{ForwardingMethod, Protocol, ServiceId};
+use rlvs_control::model::{ForwardingMethod, Protocol, ServiceId, Tunnel, TunnelChecksum};
 use rlvs_control::table::Error;
-use rlvs_datapath::abi::{self, Destination, Service, destination_flag, method, scheduler};
+use rlvs_datapath::abi::{
+    self, Destination, Service, destination_flag, method, scheduler, tunnel_checksum, tunnel_form,
+};
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_wire::checksum;
 
@@ -88,20 +90,62 @@ pub(super) fn scheduler_number(name: &str) -> Result<u32, Error> {
     }
 }
 
-/// Returns the number of a forwarding method that the data plane carries out.
-pub(super) fn method_number(method: ForwardingMethod) -> Result<u8, Error> {
+/// Returns the number of a forwarding method.
+pub(super) fn method_number(method: ForwardingMethod) -> u8 {
     match method {
-        ForwardingMethod::Masquerade => Ok(method::MASQUERADE),
-        ForwardingMethod::DirectRoute => Ok(method::DIRECT),
-        ForwardingMethod::Tunnel(_) => Err(Error::NotYet("tunnelling (-i)".to_owned())),
+        ForwardingMethod::Masquerade => method::MASQUERADE,
+        ForwardingMethod::DirectRoute => method::DIRECT,
+        ForwardingMethod::Tunnel(_) => method::TUNNEL,
     }
 }
 
-pub(super) fn method_of(number: u8) -> ForwardingMethod {
+/// Returns the forwarding method that records have.
+pub(super) fn method_of(number: u8, tunnel: &abi::Tunnel) -> ForwardingMethod {
     match number {
         method::MASQUERADE => ForwardingMethod::Masquerade,
+        method::TUNNEL => ForwardingMethod::Tunnel(tunnel_of(tunnel)),
         _ => ForwardingMethod::DirectRoute,
     }
+}
+
+fn tunnel_of(record: &abi::Tunnel) -> Tunnel {
+    match record.form {
+        tunnel_form::GRE => Tunnel::Gre { checksum: record.checksum != tunnel_checksum::NONE },
+        tunnel_form::GUE => Tunnel::Gue {
+            port: u16::from_be_bytes(record.port),
+            checksum: match record.checksum {
+                tunnel_checksum::OUTER => TunnelChecksum::Outer,
+                tunnel_checksum::REMOTE => TunnelChecksum::Remote,
+                _ => TunnelChecksum::None,
+            },
+        },
+        _ => Tunnel::Ipip,
+    }
+}
+
+/// Returns the record of a tunnel to a real server for packets of a family. Without a source it is
+/// one that takes no packets.
+pub(super) fn tunnel(
+    tunnel: Tunnel,
+    inner: u8,
+    source: Option<IpAddr>,
+    target: IpAddr,
+) -> abi::Tunnel {
+    let (form, checksum, port) = match tunnel {
+        Tunnel::Ipip => (tunnel_form::IPIP, tunnel_checksum::NONE, 0),
+        Tunnel::Gre { checksum: false } => (tunnel_form::GRE, tunnel_checksum::NONE, 0),
+        Tunnel::Gre { checksum: true } => (tunnel_form::GRE, tunnel_checksum::OUTER, 0),
+        Tunnel::Gue { port, checksum } => {
+            let checksum = match checksum {
+                TunnelChecksum::None => tunnel_checksum::NONE,
+                TunnelChecksum::Outer => tunnel_checksum::OUTER,
+                TunnelChecksum::Remote => tunnel_checksum::REMOTE,
+            };
+            (tunnel_form::GUE, checksum, port)
+        }
+    };
+    let record = abi::Tunnel::new((source.unwrap_or(target), target), inner, form, checksum, port);
+    if source.is_some() { record } else { abi::Tunnel { family: 0, ..record } }
 }
 
 pub(super) fn is_available(record: &Destination) -> bool {

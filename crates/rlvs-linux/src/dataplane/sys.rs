@@ -43,6 +43,8 @@ unsafe impl Element for abi::Totals {}
 // SAFETY: as above.
 unsafe impl Element for abi::Destination {}
 // SAFETY: as above.
+unsafe impl Element for abi::Tunnel {}
+// SAFETY: as above.
 unsafe impl Element for abi::Counts {}
 // SAFETY: as above; the cell holds a `Hop`, which is all integers.
 unsafe impl Element for abi::Row {}

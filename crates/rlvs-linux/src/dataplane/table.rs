@@ -16,14 +16,14 @@ use nix::fcntl::Flock;
 use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
-    Connection, Destination as Wanted, DestinationEntry, DestinationId, Service as WantedService,
-    ServiceEntry, ServiceId, Timeouts,
+    Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod,
+    Service as WantedService, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::{self, Kind, Member, State, Stored};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
     Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag, endpoint_kind,
-    method, scheduler, service_flag,
+    scheduler, service_flag,
 };
 
 use super::connections;
@@ -33,8 +33,8 @@ use super::maps::Maps;
 use super::neighbours;
 use super::pins::{self, Folder};
 use super::records::{
-    address, counters, family, is_available, method_number, method_of, octets, scheduler_name,
-    scheduler_number, service_id, set_deltas, traffic,
+    self, address, counters, family, is_available, method_number, method_of, octets,
+    scheduler_name, scheduler_number, service_id, set_deltas, traffic,
 };
 
 /// The size that `ipvsadm -L` shows: the kernel's default, for which scripts may look.
@@ -112,7 +112,7 @@ impl BpfTable {
             }
             let service = self.service_record(record.service);
             let key = DestinationId {
-                address: address(service.family, record.address),
+                address: address(record.family, record.address),
                 port: u16::from_be_bytes(record.port),
             };
             self.destinations.insert((record.service, key), id);
@@ -450,6 +450,32 @@ impl BpfTable {
         Ok(id)
     }
 
+    /// Fills in how packets get to a destination: NAT needs an endpoint for replies, a tunnel its
+    /// headers, which are there before any packet is led to them.
+    fn set_method(
+        &mut self,
+        id: u32,
+        owner: &Service,
+        record: &mut Destination,
+        to: &Wanted,
+    ) -> Result<(), Error> {
+        record.method = method_number(to.method);
+        (record.tunnel, record.overhead) = (0, 0);
+        match to.method {
+            ForwardingMethod::Masquerade if record.reply == 0 => {
+                record.reply = self.reply_id(owner, record)?;
+            }
+            ForwardingMethod::Tunnel(tunnel) => {
+                let (source, target) = (neighbours::source(to.id.address), to.id.address);
+                let headers = records::tunnel(tunnel, owner.family, source, target);
+                self.maps.tunnels.update(id, &headers)?;
+                (record.tunnel, record.overhead) = (id, headers.overhead);
+            }
+            ForwardingMethod::Masquerade | ForwardingMethod::DirectRoute => {}
+        }
+        Ok(())
+    }
+
     fn entry(&self, id: u32) -> ServiceEntry {
         let record = self.service_record(id);
         let totals = self.maps.totals.read(id).unwrap_or_default();
@@ -468,20 +494,21 @@ impl BpfTable {
                 persistence_engine: None,
             },
             traffic: sum,
-            destinations: list.into_iter().map(|id| self.destination_entry(&record, id)).collect(),
+            destinations: list.into_iter().map(|id| self.destination_entry(id)).collect(),
         }
     }
 
-    fn destination_entry(&self, service: &Service, id: u32) -> DestinationEntry {
+    fn destination_entry(&self, id: u32) -> DestinationEntry {
         let record = self.destination_record(id);
+        let tunnel = self.maps.tunnels.read(record.tunnel).unwrap_or_default();
         let connections = self.maps.counts.read(id).map_or(0, |counts| counts.connections.get());
         DestinationEntry {
             destination: Wanted {
                 id: DestinationId {
-                    address: address(service.family, record.address),
+                    address: address(record.family, record.address),
                     port: u16::from_be_bytes(record.port),
                 },
-                method: method_of(record.method),
+                method: method_of(record.method, &tunnel),
                 weight: record.weight,
                 upper_threshold: record.upper,
                 lower_threshold: record.lower,
@@ -500,7 +527,7 @@ impl BpfTable {
 }
 
 /// Index into [`Destination::reserved`] of the second at which it was retired.
-const RETIRED_AT: usize = 3;
+const RETIRED_AT: usize = 1;
 
 /// Returns the seconds since boot.
 fn seconds() -> u32 {
@@ -634,7 +661,6 @@ impl Table for BpfTable {
         if self.listed(service_number, to.id).is_ok() {
             return Err(Error::DestinationExists);
         }
-        let number = method_number(to.method)?;
         threshold_not_yet(to)?;
         self.forget(false)?;
         let key = (service_number, to.id);
@@ -651,7 +677,7 @@ impl Table for BpfTable {
         let mut record = Destination {
             address: octets(to.id.address),
             port: to.id.port.to_be_bytes(),
-            method: number,
+            family: family(to.id.address),
             flags: destination_flag::AVAILABLE,
             service: service_number,
             reply: if remembered.is_some() { old.reply } else { 0 },
@@ -660,9 +686,7 @@ impl Table for BpfTable {
             ..Destination::default()
         };
         set_deltas(&mut record, &owner);
-        if number == method::MASQUERADE && record.reply == 0 {
-            record.reply = self.reply_id(&owner, &record)?;
-        }
+        self.set_method(id, &owner, &mut record, to)?;
         self.maps.destinations.update(id, &record)?;
         self.destinations.insert(key, id);
         owner.head = id;
@@ -680,18 +704,14 @@ impl Table for BpfTable {
         let service_number = self.live(service)?;
         check::destination(service, to)?;
         let id = self.listed(service_number, to.id)?;
-        let number = method_number(to.method)?;
         threshold_not_yet(to)?;
         let owner = self.service_record(service_number);
         let before = self.members(service_number);
         let state = self.state(service_number, &before);
         let mut record = self.destination_record(id);
         record.weight = to.weight;
-        record.method = number;
         self.unsettled(service_number);
-        if number == method::MASQUERADE && record.reply == 0 {
-            record.reply = self.reply_id(&owner, &record)?;
-        }
+        self.set_method(id, &owner, &mut record, to)?;
         self.maps.destinations.update(id, &record)?;
         self.publish(service_number, |members, kind| match state {
             Some(state) => state.changed(members),

@@ -96,12 +96,12 @@ impl Case {
                 }
             }
         }
+        cases.extend(Self::tunnels());
         cases
     }
 
-    /// Returns the cases of tunnelling, which join the others when the table takes `-i`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the table refuses tunnels"))]
-    pub(super) fn tunnels() -> [Self; 2] {
+    /// Returns the cases of tunnelling, as the how-to has them.
+    fn tunnels() -> [Self; 2] {
         [Family::V4, Family::V6].map(|family| Self { method: Method::Tunnel, family, ..HOW_TO })
     }
 
