@@ -29,7 +29,7 @@ use aya::{Ebpf, EbpfLoader};
 use clap::Parser;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use rlvs_datapath::abi::{CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, method};
+use rlvs_datapath::abi::{CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, method, tunnel_form};
 
 use crate::course::Course;
 use crate::maps::Mapped;
@@ -183,19 +183,25 @@ fn furnish(ebpf: &Ebpf, cpus: u32, cpu: u32, interface: Interface) -> Result<Ben
     for family in [4, 6] {
         let address: IpAddr = if family == 4 { VIP4.into() } else { VIP6.into() };
         let [a, b, c, d] = SERVERS;
-        for (forwarding, numbers) in [(method::DIRECT, [a, b]), (method::MASQUERADE, [c, d])] {
+        for (forwarding, form, numbers) in [
+            (method::DIRECT, 0, [a, b]),
+            (method::MASQUERADE, 0, [c, d]),
+            (method::TUNNEL, tunnel_form::IPIP, [a, b]),
+            (method::TUNNEL, tunnel_form::GUE, [a, b]),
+        ] {
             let id = services.len() as u32 + 1;
             let destination = |number| (id * 4 + u32::from(number), server(family, number));
             let destinations = numbers.map(destination).to_vec();
-            let port = tables::PORT + u16::from(forwarding == method::MASQUERADE);
-            let service = Virtual { id, address, port, method: forwarding, destinations };
+            let port = tables::PORT + id as u16;
+            let service = Virtual { id, address, port, method: forwarding, form, destinations };
             tables.add_service(&service)?;
             services.push((family, service));
         }
     }
     let floor = program_fd(&tools, "floor")?;
+    let floor_tunnel = program_fd(&tools, "floor_tunnel")?;
     let under_test = program_fd(ebpf, "rlvs_xdp")?;
-    Ok(Bench { tables, interface, services, tools, under_test, floor, course })
+    Ok(Bench { tables, interface, services, tools, under_test, floor, floor_tunnel, course })
 }
 
 fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {

@@ -5,6 +5,7 @@ use aya::Ebpf;
 use aya::maps::ProgramArray;
 use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
 use nix::time::{ClockId, clock_gettime};
+use rlvs_datapath::abi::{method, tunnel_form};
 use rlvs_wire::tcp;
 
 use crate::course::{self, Course, FRAME};
@@ -38,6 +39,8 @@ pub(crate) struct Bench {
     pub(crate) tools: Ebpf,
     pub(crate) under_test: ProgramFd,
     pub(crate) floor: ProgramFd,
+    /// The floor of what wraps packets.
+    pub(crate) floor_tunnel: ProgramFd,
     pub(crate) course: Mapped<Course>,
 }
 
@@ -70,24 +73,24 @@ impl Bench {
         let elsewhere = self.tables.elsewhere();
         let new = !matches!(path.load, Load::Established { .. });
         let added = pairs * slots_in_pair(path.family) / ADDED / path.halves();
-        self.set_program(false)?;
+        self.set_floor(path)?;
         let floor_repeat = self.calibrate(effort)?;
         let repeat = if new {
             added
         } else {
-            self.set_program(true)?;
+            self.set_program()?;
             self.calibrate(effort)?
         };
         // The first round only warms up.
         for round in 0..=effort.rounds {
-            self.set_program(false)?;
+            self.set_floor(path)?;
             let floor_ns = self.run(floor_repeat)?;
             if new {
                 self.tables.connections(path.family, pairs).copy_from_slice(&kept);
                 self.tables.set_elsewhere(elsewhere);
             }
             let before = self.counts(path)?;
-            self.set_program(true)?;
+            self.set_program()?;
             let program_ns = self.run(repeat)?;
             let after = self.counts(path)?;
             self.check(path, before, after, repeat)?;
@@ -103,7 +106,7 @@ impl Bench {
             program_ns: Spread::of(program),
             ratio: Spread::of(ratio),
             bound: path.bound(),
-            v4: (path.family == 6).then(|| Path { family: 4, ..*path }.name()),
+            v4: path.reference().map(|reference| reference.name()),
         })
     }
 
@@ -135,7 +138,7 @@ impl Bench {
     /// Repeats one path for ever, for a profiler to look at.
     pub(crate) fn dwell(&mut self, path: &Path, effort: Effort, seconds: u64) -> Result<()> {
         self.prepare(path)?;
-        self.set_program(true)?;
+        self.set_program()?;
         let repeat = self.calibrate(effort)?;
         let started = std::time::Instant::now();
         while started.elapsed().as_secs() < seconds {
@@ -159,13 +162,13 @@ impl Bench {
         let service = self.service_index(path)?;
         let service = &self.services[service].1;
         // Replies come from one server: all connections have to go there.
-        let destinations = if established && path.kind != Kind::Direct { 1 } else { 2 };
+        let destinations = if established && path.translates() { 1 } else { 2 };
         self.tables.set_ring(service, destinations);
         let virtual_end = End { address: service.address, port: service.port };
         let real_end = End { address: service.destinations[0].1, port: REAL_PORT };
         let from_client =
             if path.kind == Kind::Reply { Path { kind: Kind::Request, ..*path } } else { *path };
-        self.set_program(true)?;
+        self.set_program()?;
         if flows > 0 {
             for flags in [tcp::SYN, tcp::ACK] {
                 let order = course::SEQUENTIAL;
@@ -197,10 +200,14 @@ impl Bench {
     }
 
     fn service_index(&self, path: &Path) -> Result<usize> {
-        let direct = path.kind == Kind::Direct;
+        let (method, form) = match path.kind {
+            Kind::Direct => (method::DIRECT, 0),
+            Kind::Request | Kind::Reply => (method::MASQUERADE, 0),
+            Kind::Tunnel => (method::TUNNEL, tunnel_form::IPIP),
+            Kind::Gue => (method::TUNNEL, tunnel_form::GUE),
+        };
         let wanted = |(family, service): &(u8, Virtual)| {
-            *family == path.family
-                && (service.method == rlvs_datapath::abi::method::DIRECT) == direct
+            *family == path.family && service.method == method && service.form == form
         };
         self.services.iter().position(wanted).context("no service for this path")
     }
@@ -228,11 +235,12 @@ impl Bench {
         Ok(())
     }
 
-    fn set_program(&mut self, under_test: bool) -> Result<()> {
-        let map = self.tools.map_mut("programs").context("the object has no map programs")?;
-        let mut programs = ProgramArray::try_from(map)?;
-        let program = if under_test { &self.under_test } else { &self.floor };
-        programs.set(0, program, 0).context("choosing the program to call")
+    fn set_program(&mut self) -> Result<()> {
+        call(&mut self.tools, &self.under_test)
+    }
+
+    fn set_floor(&mut self, path: &Path) -> Result<()> {
+        call(&mut self.tools, if path.wraps() { &self.floor_tunnel } else { &self.floor })
     }
 
     /// Returns how often the program runs in one round.
@@ -267,6 +275,13 @@ impl Bench {
         let ns = |time: nix::sys::time::TimeSpec| time.tv_sec() * 1_000_000_000 + time.tv_nsec();
         Ok((ns(after) - ns(before)) as f64 / f64::from(repeat))
     }
+}
+
+/// Has the wrapper call a program.
+fn call(tools: &mut Ebpf, program: &ProgramFd) -> Result<()> {
+    let map = tools.map_mut("programs").context("the object has no map programs")?;
+    let mut programs = ProgramArray::try_from(map)?;
+    programs.set(0, program, 0).context("choosing the program to call")
 }
 
 /// Returns `struct xdp_md` for a frame of this length on an interface.

@@ -18,6 +18,10 @@ pub(crate) enum Kind {
     Request,
     /// Address translation, to the client.
     Reply,
+    /// IP in IP.
+    Tunnel,
+    /// Generic UDP encapsulation without checksum.
+    Gue,
 }
 
 /// Which flows the packets belong to.
@@ -41,7 +45,8 @@ pub(crate) enum Load {
 pub(crate) struct Bound {
     pub(crate) must: f64,
     pub(crate) aim: f64,
-    /// Whether `must` and `aim` are to be multiplied by what was measured on this path over IPv4.
+    /// Whether `must` and `aim` are to be multiplied by what was measured on the path's
+    /// [reference](Path::reference).
     pub(crate) times_v4: bool,
 }
 
@@ -68,7 +73,13 @@ impl Path {
                     all.push(Self { kind, family, load: Load::Design });
                 }
             }
+            for flows in [1, FLOWS_MAX] {
+                let load = Load::Established { flows, ports_log2: PORTS_LOG2 };
+                all.push(Self { kind: Kind::Tunnel, family, load });
+            }
         }
+        let load = Load::Established { flows: 1, ports_log2: PORTS_LOG2 };
+        all.push(Self { kind: Kind::Gue, family: 4, load });
         all
     }
 
@@ -89,6 +100,8 @@ impl Path {
             Kind::Direct => "dr",
             Kind::Request => "nat-request",
             Kind::Reply => "nat-reply",
+            Kind::Tunnel => "tun",
+            Kind::Gue => "gue",
         };
         let load = match self.load {
             Load::Established { flows, ports_log2: 0 } => format!("{}-clients", short(flows)),
@@ -109,6 +122,9 @@ impl Path {
             (4, kind, Load::Established { flows, ports_log2: PORTS_LOG2 }) => match (kind, flows) {
                 (Kind::Direct, 1) => fixed(3.2, 2.4),
                 (Kind::Direct, FLOWS_MAX) => fixed(5.0, 3.3),
+                (Kind::Tunnel, 1) => fixed(2.3, 1.9),
+                (Kind::Tunnel, FLOWS_MAX) => fixed(3.6, 2.7),
+                (Kind::Gue, 1) => times_v4(1.3, 1.2),
                 (_, 1) => fixed(3.0, 2.2),
                 (_, FLOWS_MAX) => fixed(7.0, 4.5),
                 _ => None,
@@ -123,7 +139,27 @@ impl Path {
 
     /// Returns how many slots of the table one connection takes.
     pub(crate) fn halves(&self) -> u32 {
-        if self.kind == Kind::Direct { 1 } else { 2 }
+        if self.translates() { 2 } else { 1 }
+    }
+
+    /// Returns whether addresses are translated.
+    pub(crate) fn translates(&self) -> bool {
+        matches!(self.kind, Kind::Request | Kind::Reply)
+    }
+
+    /// Returns whether packets are wrapped.
+    pub(crate) fn wraps(&self) -> bool {
+        matches!(self.kind, Kind::Tunnel | Kind::Gue)
+    }
+
+    /// Returns the path that a bound of this one may refer to: that over IPv4, and for GUE that
+    /// through IP in IP.
+    pub(crate) fn reference(&self) -> Option<Self> {
+        match (self.family, self.kind) {
+            (_, Kind::Gue) => Some(Self { kind: Kind::Tunnel, family: 4, ..*self }),
+            (6, _) => Some(Self { family: 4, ..*self }),
+            _ => None,
+        }
     }
 }
 

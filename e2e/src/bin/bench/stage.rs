@@ -26,7 +26,7 @@ pub(crate) fn server(family: u8, number: u8) -> IpAddr {
 }
 
 /// Number of the router behind which the clients are, as of a real server.
-const ROUTER: u8 = 254;
+pub(crate) const ROUTER: u8 = 254;
 /// Number of this host.
 const DIRECTOR: u8 = 1;
 /// Numbers of the real servers.

@@ -6,17 +6,18 @@ use anyhow::{Result, ensure};
 use aya::Ebpf;
 use rlvs_datapath::abi::{
     self, Bucket, Connections4, Counts, Destination, IDS, INTERFACE_BUCKETS, REASONS, Row, Service,
-    Settings, destination_flag, endpoint_kind, interface_flag, method, scheduler, service_flag,
+    Settings, Tunnel, destination_flag, endpoint_kind, interface_flag, method, scheduler,
+    service_flag, tunnel_checksum,
 };
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::endpoint;
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::reason::Reason;
 use rlvs_datapath::state::State;
-use rlvs_wire::checksum;
+use rlvs_wire::{checksum, gue};
 
 use crate::maps::Mapped;
-use crate::stage::Interface;
+use crate::stage::{Interface, ROUTER};
 
 /// A slot of a connection table, as plain words.
 #[repr(C)]
@@ -44,6 +45,7 @@ pub(crate) struct Tables {
     endpoints4: Mapped<[Slot4; 4]>,
     endpoints6: Mapped<[Slot6; 4]>,
     presence: Mapped<u64>,
+    tunnels: Mapped<Tunnel>,
     rows: Mapped<[u64; 8]>,
     counts: Mapped<[u64; 2]>,
     reasons: Mapped<u64>,
@@ -58,6 +60,8 @@ pub(crate) struct Virtual {
     pub(crate) address: IpAddr,
     pub(crate) port: u16,
     pub(crate) method: u8,
+    /// Kind of tunnel, if the method is one.
+    pub(crate) form: u8,
     pub(crate) destinations: Vec<(u32, IpAddr)>,
 }
 
@@ -81,6 +85,7 @@ impl Tables {
             endpoints4: Mapped::new(ebpf, "endpoints4")?,
             endpoints6: Mapped::new(ebpf, "endpoints6")?,
             presence: Mapped::new(ebpf, "presence")?,
+            tunnels: Mapped::new(ebpf, "tunnels")?,
             rows: Mapped::new(ebpf, "rows")?,
             counts: Mapped::new(ebpf, "counts")?,
             reasons: Mapped::new(ebpf, "reasons")?,
@@ -146,6 +151,15 @@ impl Tables {
         for &(destination, real) in &service.destinations {
             let reply = if translates { IDS + destination } else { 0 };
             let sum = |octets: &[u8; 16]| checksum::fold(checksum::sum(octets));
+            let wraps = method == method::TUNNEL;
+            let tunnel = if wraps {
+                let source = crate::stage::server(family, ROUTER);
+                let none = tunnel_checksum::NONE;
+                Tunnel::new((source, real), family, service.form, none, gue::PORT)
+            } else {
+                Tunnel::default()
+            };
+            self.tunnels.set(destination, tunnel);
             self.destinations.set(
                 destination,
                 Destination {
@@ -158,6 +172,9 @@ impl Tables {
                     weight: 1,
                     address_delta: checksum::delta(sum(&virtual_octets), sum(&octets(real))),
                     port_delta: checksum::delta(port, REAL_PORT),
+                    tunnel: if wraps { destination } else { 0 },
+                    overhead: tunnel.overhead,
+                    family,
                     ..Destination::default()
                 },
             );
