@@ -80,6 +80,11 @@ impl Stage {
         Self::OddOpen6,
     ];
 
+    /// Returns whether packets are balanced without it, but for those that it is for.
+    pub const fn is_optional(self) -> bool {
+        matches!(self, Self::Odd4 | Self::Odd6 | Self::OddOpen4 | Self::OddOpen6)
+    }
+
     /// Returns the end of the names of the programs that carry it out.
     pub const fn name(self) -> &'static str {
         match self {
