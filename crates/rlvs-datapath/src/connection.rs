@@ -349,8 +349,8 @@ impl<'a, T: Tables> Context<'a, T> {
             && !found.value.is_reply()
             && let Some(counts) = self.tables.counts(found.value.destination())
         {
-            let one = if found.value.state().is_active() { 1 } else { 1 << 32 };
-            self.tables.add(&counts.connections, 0_u64.wrapping_sub(one));
+            let one = found.value.state().one();
+            self.tables.add(&counts.connections, one.wrapping_neg());
         }
         removed
     }
@@ -562,12 +562,12 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     fn recount(&self, before: Value, after: State) {
         const LEAVES: u64 = (1 << 32) - 1;
-        let change = match (before.state().is_active(), after.is_active()) {
-            (true, false) => LEAVES,
-            (false, true) => LEAVES.wrapping_neg(),
-            (true, true) | (false, false) => return,
-        };
-        if let Some(counts) = self.tables.counts(before.destination()) {
+        // One that becomes active does the opposite.
+        let left = before.state().activity().wrapping_sub(after.activity());
+        let change = LEAVES.wrapping_mul(left);
+        if change != 0
+            && let Some(counts) = self.tables.counts(before.destination())
+        {
             self.tables.add(&counts.connections, change);
         }
     }

@@ -134,8 +134,7 @@ impl<'a, T: Tables> Context<'a, T> {
             return Reason::Stateless as u32;
         }
         if let Some(counts) = self.tables.counts(id) {
-            let one = if state.is_active() { 1 } else { 1 << 32 };
-            self.tables.add(&counts.connections, one);
+            self.tables.add(&counts.connections, state.one());
         }
         if let Some(row) = self.tables.row(self.row_index(id)) {
             bump(&row.connections, 1);

@@ -56,11 +56,24 @@ impl State {
     /// Returns whether a connection in this state is an active one.
     #[inline(always)]
     pub const fn is_active(self) -> bool {
-        const ACTIVE: u32 = 1 << State::ESTABLISHED.0
+        self.activity() != 0
+    }
+
+    /// Returns 1 for a connection that is active, else 0.
+    #[inline(always)]
+    pub const fn activity(self) -> u64 {
+        const ACTIVE: u64 = 1 << State::ESTABLISHED.0
             | 1 << State::SYN_SENT.0
             | 1 << State::SYN_RECV.0
             | 1 << State::SYNACK.0;
-        ACTIVE >> (self.0 & 15) & 1 != 0
+        ACTIVE >> (self.0 & 15) & 1
+    }
+
+    /// Returns one connection in this state as [`Counts`](crate::abi::Counts) have it.
+    #[inline(always)]
+    pub const fn one(self) -> u64 {
+        let active = self.activity();
+        active | (active ^ 1) << 32
     }
 }
 
