@@ -123,6 +123,7 @@ fn attach_all(folder: &Folder, maps: &Maps, options: &Options) -> Result<Vec<Att
         maps.settings.update(0, &settings)?;
     }
     let links = Rtnetlink::open()?.links()?;
+    forget_gone(folder, maps, &links)?;
     let chosen = choose(&links, &options.interfaces)?;
     let mut attached = Vec::new();
     for link in chosen {
@@ -133,10 +134,7 @@ fn attach_all(folder: &Folder, maps: &Maps, options: &Options) -> Result<Vec<Att
 
 fn choose<'a>(links: &'a [Link], names: &[String]) -> Result<Vec<&'a Link>, Error> {
     if names.is_empty() {
-        let serves = |link: &&Link| {
-            link.up && !link.loopback && link.mac.is_some() && !link.addresses.is_empty()
-        };
-        return Ok(links.iter().filter(serves).collect());
+        return Ok(links.iter().filter(|link| serves(link)).collect());
     }
     let find = |name: &String| {
         let no =
@@ -150,6 +148,33 @@ fn choose<'a>(links: &'a [Link], names: &[String]) -> Result<Vec<&'a Link>, Erro
         Ok(link)
     };
     names.iter().map(find).collect()
+}
+
+/// Returns whether an interface is one of those to attach to if none is named.
+fn serves(link: &Link) -> bool {
+    link.up && !link.loopback && link.mac.is_some() && !link.addresses.is_empty()
+}
+
+/// Forgets what is left of interfaces that are gone, for one that has such a number now is another.
+fn forget_gone(folder: &Folder, maps: &Maps, links: &[Link]) -> Result<(), Error> {
+    for name in folder.names()? {
+        if pinned_link(&name).is_some_and(|(_, index)| !is_live(folder, &name, index)) {
+            unpin(folder, &name)?;
+        }
+    }
+    for bucket in 0..INTERFACE_BUCKETS {
+        let Some(before) = maps.interfaces.read(bucket) else { continue };
+        let mut after = before;
+        for slot in &mut after.slots {
+            if !links.iter().any(|link| link.index == slot.index) {
+                *slot = Interface::default();
+            }
+        }
+        if after != before {
+            maps.interfaces.update(bucket, &after)?;
+        }
+    }
+    Ok(())
 }
 
 fn attach_one(
@@ -261,6 +286,17 @@ const KIND_TC: &str = "tc";
 
 fn link_name(kind: &str, index: u32) -> String {
     format!("{LINK}{kind}_{index}")
+}
+
+/// Returns the kind and the interface that the name of a pinned link tells.
+fn pinned_link(name: &str) -> Option<(&str, u32)> {
+    let (kind, index) = name.strip_prefix(LINK)?.split_once('_')?;
+    Some((kind, index.parse().ok()?))
+}
+
+/// Returns whether a pinned link still hangs on the interface that its name tells.
+fn is_live(folder: &Folder, name: &str, index: u32) -> bool {
+    sys::link_interface(&folder.path(name)).is_ok_and(|found| found == index)
 }
 
 fn pin(folder: &Folder, fd: FdLink, kind: &str, link: &Link) -> Result<(), Error> {
@@ -396,28 +432,35 @@ pub fn attached(folder: &Folder) -> Result<Vec<Attached>, Error> {
     let links = Rtnetlink::open()?.links()?;
     let mut modes = BTreeMap::new();
     for name in folder.names()? {
-        let Some((kind, index)) = name.strip_prefix(LINK).and_then(|rest| rest.split_once('_'))
-        else {
-            continue;
-        };
-        let Ok(index) = index.parse::<u32>() else { continue };
+        let Some((kind, index)) = pinned_link(&name) else { continue };
         let mode = if kind == KIND_XDP { Mode::Native } else { Mode::Tc };
-        let entry = modes.entry(index).or_insert(mode);
+        let entry = modes.entry((index, is_live(folder, &name, index))).or_insert(mode);
         if mode == Mode::Native {
             *entry = mode;
         }
     }
     for index in clsact::interfaces(folder)? {
-        modes.entry(index).or_insert(Mode::Tc);
+        modes.entry((index, true)).or_insert(Mode::Tc);
     }
-    let name_of = |index: u32| {
-        let link = links.iter().find(|link| link.index == index);
+    let name_of = |(index, is_live): (u32, bool)| {
+        let link = links.iter().find(|link| is_live && link.index == index);
         link.map_or_else(|| format!("interface {index} (gone)"), |link| link.name.clone())
     };
     Ok(modes
         .into_iter()
-        .map(|(index, mode)| Attached { name: name_of(index), mode, new: false })
+        .map(|(which, mode)| Attached { name: name_of(which), mode, new: false })
         .collect())
+}
+
+/// Lists the interfaces on which no program hangs, although [`attach`] would choose them.
+///
+/// # Errors
+/// A missing capability.
+pub fn unattached(folder: &Folder) -> Result<Vec<String>, Error> {
+    let attached = attached(folder)?;
+    let links = Rtnetlink::open()?.links()?;
+    let names = links.into_iter().filter(serves).map(|link| link.name);
+    Ok(names.filter(|name| attached.iter().all(|one| one.name != *name)).collect())
 }
 
 /// Returns whether any pinned link of a folder still hangs on an interface.
