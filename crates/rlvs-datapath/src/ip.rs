@@ -108,6 +108,8 @@ pub trait Ip: Copy + Eq {
     fn lower<F: Frame>(frame: &mut F) -> Option<()>;
     /// Replaces one end, lowers the time to live, lets checksums follow.
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()>;
+    /// Replaces one end of a packet that stays on this host, lets checksums follow.
+    fn readdress<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()>;
     /// Returns the address in network order.
     fn octets(self) -> [u8; 16];
     /// Returns the address as two words.
@@ -263,20 +265,16 @@ impl Ip for V4 {
 
     #[inline(always)]
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
-        let head = frame.head::<42>()?;
-        lower_v4(head, by.deltas.address);
-        let address = rlvs_wire::bytes_at::<16, 4>(by.address, 0);
-        let (address_at, port_at) = match by.end {
-            End::Source => (ipv4::SOURCE, SOURCE_PORT),
-            End::Target => (ipv4::DESTINATION, DESTINATION_PORT),
-        };
-        put_at(head, IP + address_at, address);
-        put_at(head, L4_V4 + port_at, by.port);
-        if protocol == tcp::PROTOCOL {
-            frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas)
-        } else {
-            frame.follow::<42>(L4_V4 + udp::CHECKSUM, true, by.deltas)
-        }
+        replace_v4(frame, protocol, by, |head| lower_v4(head, by.deltas.address))
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
+        replace_v4(frame, protocol, by, |head| {
+            let old = u16_at(head, IP + ipv4::CHECKSUM);
+            let new = checksum::update(old, u64::from(by.deltas.address));
+            put_at(head, IP + ipv4::CHECKSUM, new.to_be_bytes());
+        })
     }
 
     #[inline(always)]
@@ -360,6 +358,11 @@ impl Ip for V6 {
     #[inline(always)]
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
         frame.lower_hop_limit()?;
+        Self::readdress(frame, protocol, by)
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
         let head = frame.head::<62>()?;
         let (address_at, port_at) = match by.end {
             End::Source => (ipv6::SOURCE, SOURCE_PORT),
@@ -430,6 +433,30 @@ fn header_sum(head: &[u8; 34]) -> u64 {
         + u64::from(u32_at(head, IP + 8))
         + u64::from(u32_at(head, IP + 12))
         + u64::from(u32_at(head, IP + 16))
+}
+
+/// Replaces one end; the transport's checksum follows, `change` sees to the header's.
+#[inline(always)]
+fn replace_v4<F: Frame>(
+    frame: &mut F,
+    protocol: u8,
+    by: &Substitute<'_>,
+    change: impl FnOnce(&mut [u8; 42]),
+) -> Option<()> {
+    let head = frame.head::<42>()?;
+    change(head);
+    let address = rlvs_wire::bytes_at::<16, 4>(by.address, 0);
+    let (address_at, port_at) = match by.end {
+        End::Source => (ipv4::SOURCE, SOURCE_PORT),
+        End::Target => (ipv4::DESTINATION, DESTINATION_PORT),
+    };
+    put_at(head, IP + address_at, address);
+    put_at(head, L4_V4 + port_at, by.port);
+    if protocol == tcp::PROTOCOL {
+        frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas)
+    } else {
+        frame.follow::<42>(L4_V4 + udp::CHECKSUM, true, by.deltas)
+    }
 }
 
 /// Lowers the time to live; the header checksum follows that and `delta`.

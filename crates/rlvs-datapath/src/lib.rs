@@ -20,6 +20,7 @@ pub mod frame;
 pub mod hash;
 pub mod hop;
 pub mod ip;
+pub mod local;
 pub mod process;
 pub mod reason;
 pub mod refuse;

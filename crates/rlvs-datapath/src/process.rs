@@ -25,6 +25,7 @@ use crate::fragment;
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, Ip, Packet, Substitute, V4, V6};
+use crate::local::{self, Sender};
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
@@ -56,11 +57,15 @@ pub enum Stage {
     Sctp4 = 8,
     /// SCTP over IPv6.
     Sctp6 = 9,
+    /// The ways to directors that may have sent an IPv4 request are to be asked for.
+    Peers4 = 10,
+    /// The same over IPv6.
+    Peers6 = 11,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -71,6 +76,8 @@ impl Stage {
         Self::Odd6,
         Self::Sctp4,
         Self::Sctp6,
+        Self::Peers4,
+        Self::Peers6,
     ];
 
     /// Returns the end of the names of the programs that carry it out.
@@ -86,6 +93,8 @@ impl Stage {
             Self::Odd6 => "odd6",
             Self::Sctp4 => "sctp4",
             Self::Sctp6 => "sctp6",
+            Self::Peers4 => "peers4",
+            Self::Peers6 => "peers6",
         }
     }
 
@@ -102,13 +111,20 @@ impl Stage {
             6 => Self::Odd4,
             7 => Self::Odd6,
             8 => Self::Sctp4,
-            _ => Self::Sctp6,
+            9 => Self::Sctp6,
+            10 => Self::Peers4,
+            _ => Self::Peers6,
         }
     }
 
     #[inline(always)]
     const fn open<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Open4 } else { Self::Open6 }
+    }
+
+    #[inline(always)]
+    const fn peers<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Peers4 } else { Self::Peers6 }
     }
 
     #[inline(always)]
@@ -173,6 +189,18 @@ pub fn sctp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| association::any::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::Peers4`] and [`Stage::Peers6`].
+#[inline(always)]
+pub fn peers<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| {
+        let Ok(packet) = A::parse(frame) else { return Verdict::Pass(Reason::Malformed) };
+        if let Some(service) = context.service_of(&packet) {
+            context.ask_for_peers::<A, F>(frame, service);
+        }
+        Verdict::Next(Stage::open::<A>())
+    })
+}
+
 /// Carries out a stage, for bodies that call it like any function.
 pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
     match stage {
@@ -186,6 +214,8 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Odd6 => odd::<V6, F, T>(frame, tables),
         Stage::Sctp4 => sctp::<V4, F, T>(frame, tables),
         Stage::Sctp6 => sctp::<V6, F, T>(frame, tables),
+        Stage::Peers4 => peers::<V4, F, T>(frame, tables),
+        Stage::Peers6 => peers::<V6, F, T>(frame, tables),
     }
 }
 
@@ -217,6 +247,7 @@ fn settle<F: Frame, T: Tables>(
     let counted = match verdict {
         Verdict::Pass(reason) => (!behind_xdp || !F::RESOLVES).then_some(reason),
         Verdict::Drop(reason) => Some(reason),
+        Verdict::Arrive => Some(Reason::Local),
         Verdict::Transmit { .. } | Verdict::Resolve { .. } | Verdict::Next(_) => None,
     };
     if let Some(reason) = counted {
@@ -298,6 +329,12 @@ fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) ->
     let Some(service) = context.service_of(&packet) else {
         return Verdict::Pass(Reason::NoService);
     };
+    match context.sender(frame, service) {
+        Sender::Client => {}
+        Sender::Peer => return Verdict::Pass(Reason::FromPeer),
+        Sender::Here => return Verdict::Pass(Reason::Local),
+        Sender::Unknown => return Verdict::Next(Stage::peers::<A>()),
+    }
     match context.open(frame, &packet, service) {
         Opening::To(destination) => deliver(context, frame, &packet, destination, || {}),
         Opening::There => Verdict::Next(Stage::rest::<A>()),
@@ -378,10 +415,16 @@ fn deliver<A: Ip, F: Frame, T: Tables>(
         return Verdict::Drop(Reason::Removed);
     }
     let way = match context.way_to_destination::<A, F>(frame, row, destination) {
-        Ok(way) => way,
+        Ok(way) if local::would_return(frame, destination, &way) => {
+            return Verdict::Pass(Reason::FromPeer);
+        }
+        Ok(way) => Some(way),
+        // XDP leaves it to TC, with nothing but the table changed.
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => None,
         Err(verdict) => return verdict,
     };
     track();
+    let Some(way) = way else { return local::deliver(frame, packet, destination, row) };
     if does_not_fit(frame, packet.length, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
@@ -431,10 +474,14 @@ fn answer<A: Ip, F: Frame, T: Tables>(
         return Verdict::Drop(Reason::Removed);
     }
     let way = match context.way_to_client(frame, packet.target) {
-        Ok(way) => way,
+        Ok(way) => Some(way),
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => None,
         Err(verdict) => return verdict,
     };
     context.track_reply(packet, found);
+    let Some(way) = way else {
+        return local::give_back(frame, packet, (destination, service), row);
+    };
     if does_not_fit(frame, packet.length, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
@@ -558,8 +605,9 @@ impl<'a, T: Tables> Context<'a, T> {
         destination: &Destination,
         hop: &Hop,
     ) -> bool {
+        const FLAGS: u8 = destination_flag::AVAILABLE | destination_flag::PEER;
         packet.ttl > 1
-            && destination.flags & destination_flag::AVAILABLE != 0
+            && destination.flags & FLAGS == destination_flag::AVAILABLE
             && self.is_fresh(hop)
             && frame.segment(packet.length) <= hop.mtu
     }
@@ -580,7 +628,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns a destination and this CPU's row of it.
     #[inline(always)]
-    fn destination(&self, id: u32) -> Result<(&'a Destination, &'a Row), Reason> {
+    pub(crate) fn destination(&self, id: u32) -> Result<(&'a Destination, &'a Row), Reason> {
         let destination = self.tables.destination(id).ok_or(Reason::Inconsistent)?;
         let row = self.tables.row(self.row_index(id)).ok_or(Reason::Inconsistent)?;
         Ok((destination, row))

@@ -45,11 +45,16 @@ pub enum Reason {
     Inconsistent = 18,
     /// Dropped: the frame could not be made longer or shorter.
     NoRoom = 19,
+    /// Passed to the stack, the destination rewritten or not: the real server, or the client, is this
+    /// host itself.
+    Local = 20,
+    /// Passed: a real server that is also a director sent it here, where it would only be sent on.
+    FromPeer = 21,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::OtherProtocol,
         Self::Malformed,
         Self::Fragment,
@@ -70,6 +75,8 @@ impl Reason {
         Self::Busy,
         Self::Inconsistent,
         Self::NoRoom,
+        Self::Local,
+        Self::FromPeer,
     ];
 
     /// Returns the reason of a number; an unknown number is itself inconsistent.
@@ -95,6 +102,8 @@ impl Reason {
             16 => Self::TooBig,
             17 => Self::Busy,
             19 => Self::NoRoom,
+            20 => Self::Local,
+            21 => Self::FromPeer,
             _ => Self::Inconsistent,
         }
     }
@@ -122,6 +131,8 @@ impl Reason {
             Self::Busy => "busy",
             Self::Inconsistent => "inconsistent",
             Self::NoRoom => "no_room",
+            Self::Local => "local",
+            Self::FromPeer => "from_peer",
         }
     }
 }

@@ -9,6 +9,7 @@
 )]
 
 mod expiry;
+mod local;
 mod malformed;
 mod paths;
 mod reasons;

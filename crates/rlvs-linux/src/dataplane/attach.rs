@@ -16,6 +16,7 @@ use rlvs_datapath::abi::{INTERFACE_BUCKETS, Interface, interface_flag, settings_
 use super::clsact;
 use super::error::Error;
 use super::load::{self, Sizes, TC, XDP};
+use super::local;
 use super::maps::{Maps, reason};
 use super::pins::{self, Folder, LINK, Unfinished};
 use super::sys;
@@ -129,6 +130,7 @@ fn attach_all(folder: &Folder, maps: &Maps, options: &Options) -> Result<Vec<Att
     for link in chosen {
         attached.push(attach_one(folder, maps, link, options)?);
     }
+    local::hang(folder, maps, &links)?;
     Ok(attached)
 }
 
@@ -250,7 +252,7 @@ fn attach_xdp(folder: &Folder, link: &Link, mode: Option<Mode>) -> Result<Mode, 
     Ok(if xdp_mode == XdpMode::Skb { Mode::Generic } else { Mode::Native })
 }
 
-fn attach_tc(folder: &Folder, link: &Link, hook: TcHook) -> Result<(), Error> {
+pub(super) fn attach_tc(folder: &Folder, link: &Link, hook: TcHook) -> Result<(), Error> {
     let failed = |error: &dyn std::error::Error| Error::Attach {
         interface: link.name.clone(),
         reason: explain(error, &link.name),
@@ -281,25 +283,25 @@ fn detach_tc(folder: &Folder, index: u32) -> Result<(), Error> {
     clsact::detach(folder, index)
 }
 
-const KIND_XDP: &str = "xdp";
-const KIND_TC: &str = "tc";
+pub(super) const KIND_XDP: &str = "xdp";
+pub(super) const KIND_TC: &str = "tc";
 
-fn link_name(kind: &str, index: u32) -> String {
+pub(super) fn link_name(kind: &str, index: u32) -> String {
     format!("{LINK}{kind}_{index}")
 }
 
 /// Returns the kind and the interface that the name of a pinned link tells.
-fn pinned_link(name: &str) -> Option<(&str, u32)> {
+pub(super) fn pinned_link(name: &str) -> Option<(&str, u32)> {
     let (kind, index) = name.strip_prefix(LINK)?.split_once('_')?;
     Some((kind, index.parse().ok()?))
 }
 
 /// Returns whether a pinned link still hangs on the interface that its name tells.
-fn is_live(folder: &Folder, name: &str, index: u32) -> bool {
+pub(super) fn is_live(folder: &Folder, name: &str, index: u32) -> bool {
     sys::link_interface(&folder.path(name)).is_ok_and(|found| found == index)
 }
 
-fn pin(folder: &Folder, fd: FdLink, kind: &str, link: &Link) -> Result<(), Error> {
+pub(super) fn pin(folder: &Folder, fd: FdLink, kind: &str, link: &Link) -> Result<(), Error> {
     let name = link_name(kind, link.index);
     // What is left of an interface that had this number before.
     match fs::remove_file(folder.path(&name)) {
@@ -357,9 +359,13 @@ fn explain(error: &dyn std::error::Error, name: &str) -> String {
 }
 
 /// Tells the programs the interface's address.
-fn register(maps: &Maps, link: &Link, behind_xdp: bool) -> Result<(), Error> {
-    let Some(mac) = link.mac else { return Ok(()) };
-    let [a, b, c, d, e, f] = mac.0;
+pub(super) fn register(maps: &Maps, link: &Link, behind_xdp: bool) -> Result<(), Error> {
+    let mac = match link.mac {
+        Some(mac) => mac.0,
+        None if link.loopback => [0; 6],
+        None => return Ok(()),
+    };
+    let [a, b, c, d, e, f] = mac;
     let entry = Interface {
         index: link.index,
         flags: if behind_xdp { interface_flag::XDP } else { 0 },
@@ -411,6 +417,7 @@ pub fn detach() -> Result<(), Error> {
     let _lock = folder.lock()?;
     let maps = Maps::open(&folder)?;
     pins::remove_own()?;
+    local::restore(&maps)?;
     restore_forwarding(&maps)
 }
 

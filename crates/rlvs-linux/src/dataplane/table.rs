@@ -29,6 +29,7 @@ use rlvs_datapath::abi::{
 use super::connections;
 use super::endpoints::{self, Endpoint};
 use super::load;
+use super::local;
 use super::maps::Maps;
 use super::neighbours;
 use super::pins::{self, Folder};
@@ -286,6 +287,34 @@ impl BpfTable {
             port: u16::from_be_bytes(record.port),
         };
         endpoints::insert(&self.maps, &endpoint, id)
+    }
+
+    /// Marks a service by where its destinations are, and its neighbours if one is this host: they may
+    /// be directors too.
+    fn mark_places(&self, service: u32) -> Result<(), super::Error> {
+        let list: Vec<_> =
+            self.list(service).into_iter().map(|id| (id, self.destination_record(id))).collect();
+        let is = |record: &Destination, flag| record.flags & flag != 0;
+        let direct = |record: &Destination| record.method == method::DIRECT;
+        let peered = list.iter().any(|(_, to)| direct(to) && is(to, destination_flag::LOCAL));
+        let serves_own = list
+            .iter()
+            .all(|(_, to)| to.method == method::MASQUERADE || is(to, destination_flag::LOCAL));
+        for (id, before) in list {
+            let mut record = before;
+            record.flags &= !destination_flag::PEER;
+            if peered && direct(&record) && is(&record, destination_flag::ADJACENT) {
+                record.flags |= destination_flag::PEER;
+            }
+            if record != before {
+                self.maps.destinations.update(id, &record)?;
+            }
+        }
+        let mut owner = self.service_record(service);
+        owner.flags &= !(service_flag::PEERED | service_flag::LOCAL_CLIENTS);
+        owner.flags |= if peered { service_flag::PEERED } else { 0 };
+        owner.flags |= if serves_own { service_flag::LOCAL_CLIENTS } else { 0 };
+        self.maps.services.update(service, &owner)
     }
 
     /// Takes a destination out of service but remembers it. It must be out of the list already, or
@@ -637,6 +666,8 @@ impl Table for BpfTable {
         let number = method_number(to.method)?;
         threshold_not_yet(to)?;
         self.forget(false)?;
+        let place = local::place(to.id.address);
+        local::prepare(&self.maps, to, place)?;
         let key = (service_number, to.id);
         let remembered = self.destinations.get(&key).copied();
         let id = match remembered {
@@ -652,7 +683,7 @@ impl Table for BpfTable {
             address: octets(to.id.address),
             port: to.id.port.to_be_bytes(),
             method: number,
-            flags: destination_flag::AVAILABLE,
+            flags: destination_flag::AVAILABLE | place,
             service: service_number,
             reply: if remembered.is_some() { old.reply } else { 0 },
             weight: to.weight,
@@ -667,6 +698,7 @@ impl Table for BpfTable {
         self.destinations.insert(key, id);
         owner.head = id;
         self.maps.services.update(service_number, &owner)?;
+        self.mark_places(service_number)?;
         self.publish(service_number, |members, kind| match state {
             Some(state) => state.changed(members),
             None => State::new(kind, members),
@@ -688,11 +720,15 @@ impl Table for BpfTable {
         let mut record = self.destination_record(id);
         record.weight = to.weight;
         record.method = number;
+        let place = local::place(to.id.address);
+        record.flags = destination_flag::AVAILABLE | place;
+        local::prepare(&self.maps, to, place)?;
         self.unsettled(service_number);
         if number == method::MASQUERADE && record.reply == 0 {
             record.reply = self.reply_id(&owner, &record)?;
         }
         self.maps.destinations.update(id, &record)?;
+        self.mark_places(service_number)?;
         self.publish(service_number, |members, kind| match state {
             Some(state) => state.changed(members),
             None => State::new(kind, members),
@@ -721,6 +757,7 @@ impl Table for BpfTable {
                 self.maps.services.update(service_number, &record)?;
             }
         }
+        self.mark_places(service_number)?;
         self.publish(service_number, |members, kind| {
             state.unwrap_or_else(|| State::new(kind, members))
         })?;
