@@ -175,6 +175,7 @@ pub struct Ran {
 pub const XDP_CODES: [u32; 4] = [1, 2, 3, 4];
 /// `TC_ACT_UNSPEC`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
 pub const TC_CODES: [u32; 3] = [u32::MAX, 2, 7];
+const OUT: &str = "rlvs_out";
 /// Bytes of metadata that leave no room before an XDP frame.
 const METADATA: usize = 216;
 
@@ -235,6 +236,10 @@ impl Bpf {
         let missing = stages::load(&mut ebpf, body);
         let missing = missing.unwrap_or_else(|error| panic!("loading {body:?}: {error}"));
         assert_eq!(missing, [], "stages that this kernel does not take");
+        if body == Body::Tc {
+            stages::load_program(&mut ebpf, OUT)
+                .unwrap_or_else(|error| panic!("loading {OUT}: {error}"));
+        }
         let maps = maps.map(|(name, elements, bytes)| {
             let map = ebpf.map(name).unwrap_or_else(|| panic!("no map {name}"));
             let Map::Array(data) = map else { panic!("{name} is not an array") };
@@ -355,6 +360,14 @@ impl Bpf {
         let ran = self.program::<Xdp>("rlvs_xdp").test_run(options).map_err(io::Error::other)?;
         out.truncate(ran.data_size_out as usize);
         Ok(Ran { code: ran.return_value, bytes: out.split_off(metadata as usize) })
+    }
+
+    /// Runs the program for frames that leave, which is loaded with [`Body::Tc`].
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_out(&self, input: &Input<'_>) -> io::Result<Ran> {
+        run_tc(self.program(OUT), input)
     }
 
     /// Runs `rlvs_arm` once.

@@ -3,6 +3,7 @@
 
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
+use rlvs_datapath::local;
 use rlvs_datapath::tables::TIME_MASK;
 
 use crate::bpf::{Body, Bpf, Input, TC_CODES, XDP_CODES};
@@ -75,6 +76,8 @@ impl<const R: bool> Pair<R> {
             (Body::Tc, Verdict::Pass(_)) => tc_unspec,
             (Body::Tc, Verdict::Drop(_)) => tc_shot,
             (Body::Tc, Verdict::Transmit { .. } | Verdict::Resolve { .. }) => tc_redirect,
+            (Body::Tc, Verdict::Arrive) => tc_redirect,
+            (Body::Xdp, Verdict::Arrive) => panic!("only TC can do that"),
             (_, Verdict::Next(stage)) => panic!("stopped before {stage:?}"),
         };
         let of = format!("of {body:?} for {verdict:?} on {}", shown(input.frame));
@@ -186,6 +189,26 @@ impl<'a> World<'a> {
     #[must_use]
     pub fn step_with(&self, input: &Input<'_>) -> Step {
         Step { xdp: self.xdp.told(self.network, input), tc: self.tc.told(self.network, input) }
+    }
+
+    /// Runs a frame that leaves through the program for that and its twin, and tells what changed.
+    ///
+    /// # Panics
+    /// They differ.
+    #[must_use]
+    pub fn step_out(&self, frame: &[u8]) -> Outcome {
+        let input = Input::new(frame, self.network.outside.index);
+        let (host, bpf) = (&self.tc.host, &self.tc.bpf);
+        let before = snapshot::take(host);
+        let mut twin = HostFrame::<true>::new(frame, input.interface, &self.network.routes);
+        let verdict = local::depart(&mut twin, host);
+        let ran = bpf.run_out(&input).expect("a frame that programs run on");
+        let [tc_unspec, tc_shot, _] = TC_CODES;
+        let expected = if matches!(verdict, Verdict::Drop(_)) { tc_shot } else { tc_unspec };
+        assert_eq!((ran.code, &ran.bytes), (expected, &twin.bytes), "{}", shown(frame));
+        assert_eq!(bpf.difference(host, true), None, "{}", shown(frame));
+        let changes = snapshot::changes(&before, &snapshot::take(host));
+        Outcome { verdict, bytes: ran.bytes, changes }
     }
 
     /// Runs a frame through all bodies without telling what changed, for tests of many packets;

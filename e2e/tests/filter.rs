@@ -130,7 +130,7 @@ fn a_filter_that_is_lost_or_forgotten_is_set_anew_and_not_twice() {
     attach(director, Mode::Tc);
     tc(director, "qdisc delete dev eth0 clsact");
     let status = stage.rlvs(&["status"]).ok();
-    assert!(!status.contains("eth0") && status.contains("eth1: TC"), "{status}");
+    assert!(status.contains("eth0: not attached") && status.contains("eth1: TC"), "{status}");
     assert!(attach(director, Mode::Tc)[0].new);
     assert_eq!(ours(director), 1);
     // A record that somebody has removed.

@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -91,6 +91,12 @@ pub mod settings_flag {
     pub const REUSE_FIN_WAIT: u32 = 16;
     /// Connections of removed destinations are opened anew, as with `expire_nodest_conn`.
     pub const EXPIRE_REMOVED: u32 = 32;
+    /// The loopback device did not take packets from addresses of this host before we came.
+    pub const CHANGED_ACCEPT_LOCAL: u32 = 64;
+    /// A NAT destination is, or was, this host: what leaves must be looked at.
+    pub const LOCAL_SERVERS: u32 = 128;
+    /// There is, or was, a NAT destination: clients on this host are served.
+    pub const LOCAL_CLIENTS: u32 = 256;
 }
 
 /// What an endpoint is looked up for.
@@ -183,6 +189,11 @@ pub struct Service {
 pub mod service_flag {
     /// The service takes new connections; without it, it is remembered for those it has.
     pub const LIVE: u32 = 1;
+    /// A destination of it is this host, reached by direct routing, so that another director may
+    /// have sent a packet here.
+    pub const PEERED: u32 = 2;
+    /// Clients on this host are served: every destination is reached by NAT or is this host.
+    pub const LOCAL_CLIENTS: u32 = 4;
 }
 
 /// Numbers of the schedulers.
@@ -325,6 +336,12 @@ pub mod method {
 pub mod destination_flag {
     /// In its service's list; without it, it is remembered for its connections.
     pub const AVAILABLE: u8 = 1;
+    /// This host itself, when it was added.
+    pub const LOCAL: u8 = 2;
+    /// A neighbour, no gateway between, when it was added.
+    pub const ADJACENT: u8 = 4;
+    /// A neighbour to which packets are routed directly, of a service that has this host as well.
+    pub const PEER: u8 = 8;
 }
 
 /// Connections of a destination, by destination id.

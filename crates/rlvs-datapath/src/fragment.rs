@@ -129,7 +129,8 @@ fn balance<A: Ip, F: Frame, T: Tables>(
             false => context.track_request(packet, &found),
         };
         let destination = found.value.destination();
-        deliver(context, frame, packet, destination, track, |frame, _| leave_too_big::<A, _>(frame))
+        let too_big = |frame: &mut Moved<'_, F>, _| leave_too_big::<A, _>(frame);
+        deliver(context, frame, packet, destination, track, too_big, None)
     })
 }
 
@@ -144,7 +145,9 @@ fn open<A: Ip, F: Frame, T: Tables>(
     let service = context.service_of(packet).ok_or(Reason::NoService)?;
     Ok(match context.open(frame, packet, service) {
         Opening::To(id) => {
-            deliver(context, frame, packet, id, || {}, |frame, _| leave_too_big::<A, _>(frame))
+            let too_big = |frame: &mut Moved<'_, F>, _| leave_too_big::<A, _>(frame);
+            let opened = Some(Stage::odd::<A>());
+            deliver(context, frame, packet, id, || {}, too_big, opened)
         }
         Opening::There => Verdict::Next(Stage::odd::<A>()),
         Opening::Refused(reason) => left_to_the_stack(reason),

@@ -33,6 +33,9 @@ pub enum Verdict {
     },
     /// Nothing has been done yet: this stage decides.
     Next(Stage),
+    /// Comes in by the loopback device: from this host, to this host. Only a body that
+    /// [can](Frame::RESOLVES) resolve neighbours is told so.
+    Arrive,
 }
 
 impl Verdict {
@@ -46,6 +49,7 @@ impl Verdict {
             Self::Transmit { interface } => 2 << 32 | interface as u64,
             Self::Resolve { interface } => 3 << 32 | interface as u64,
             Self::Next(stage) => 4 << 32 | stage as u64,
+            Self::Arrive => 5 << 32,
         }
     }
 
@@ -58,7 +62,8 @@ impl Verdict {
             1 => Self::Drop(Reason::from_number(low)),
             2 => Self::Transmit { interface: low },
             3 => Self::Resolve { interface: low },
-            _ => Self::Next(Stage::from_number(low)),
+            4 => Self::Next(Stage::from_number(low)),
+            _ => Self::Arrive,
         }
     }
 }

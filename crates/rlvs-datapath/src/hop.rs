@@ -24,9 +24,12 @@ const HOP: u32 = 0;
 const RESOLVE: u32 = 1;
 const UNRESOLVED: u32 = 2;
 const UNREACHABLE: u32 = 3;
+const LOCAL: u32 = 4;
 
 impl<'a, T: Tables> Context<'a, T> {
-    /// Returns the way to a destination, which may be of another family than the packet.
+    /// Returns the way to a destination, which may be of another family than the packet. One that is
+    /// this host itself is to be passed, as [`Reason::Local`]; so is one to which no route leads at
+    /// all, as the look-up does not tell.
     #[inline(always)]
     pub fn way_to_destination<F: Frame>(
         &self,
@@ -99,7 +102,8 @@ impl<'a, T: Tables> Context<'a, T> {
             Answer::Hop => HOP,
             Answer::Unresolved if F::RESOLVES => RESOLVE,
             Answer::Unresolved => UNRESOLVED,
-            Answer::NotForwarded | Answer::Unreachable => UNREACHABLE,
+            Answer::NotForwarded => LOCAL,
+            Answer::Unreachable => UNREACHABLE,
         }
     }
 
@@ -109,6 +113,7 @@ impl<'a, T: Tables> Context<'a, T> {
             HOP => Ok(Way { hop, resolve: false }),
             RESOLVE => Ok(Way { hop, resolve: true }),
             UNRESOLVED => Err(Verdict::Pass(Reason::Unresolved)),
+            LOCAL => Err(Verdict::Pass(Reason::Local)),
             _ => Err(Verdict::Drop(Reason::Unreachable)),
         }
     }

@@ -128,6 +128,8 @@ pub trait Ip: Copy + Eq {
     fn sum<F: Frame>(frame: &mut F, packet: &Packet<Self>) -> Option<u16>;
     /// Replaces one end, lowers the time to live, lets checksums follow.
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()>;
+    /// Replaces one end of a packet that stays on this host, lets checksums follow.
+    fn readdress<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()>;
     /// Returns the address in network order.
     fn octets(self) -> [u8; 16];
     /// Returns the address as two words.
@@ -309,18 +311,12 @@ impl Ip for V4 {
 
     #[inline(always)]
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
-        if !F::USUAL {
-            readdress_v4(frame.head::<34>()?, by);
-            return frame.retarget::<Self>(protocol, by);
-        }
-        let head = frame.head::<42>()?;
-        readdress_v4(head, by);
-        put_at(head, L4_V4 + by.end.port_at(), by.port);
-        if protocol == tcp::PROTOCOL {
-            frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas)
-        } else {
-            frame.follow::<42>(L4_V4 + udp::CHECKSUM, true, by.deltas)
-        }
+        replace_v4(frame, protocol, by, true)
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
+        replace_v4(frame, protocol, by, false)
     }
 
     #[inline(always)]
@@ -429,6 +425,11 @@ impl Ip for V6 {
     #[inline(always)]
     fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
         frame.lower_hop_limit()?;
+        Self::readdress(frame, protocol, by)
+    }
+
+    #[inline(always)]
+    fn readdress<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
         if !F::USUAL {
             readdress_v6(frame.head::<54>()?, by);
             return frame.retarget::<Self>(protocol, by);
@@ -498,6 +499,28 @@ pub fn header_sum(head: &[u8; 34]) -> u64 {
         + u64::from(u32_at(head, IP + 16))
 }
 
+/// Replaces one end, lowers the time to live if asked to, lets checksums follow.
+#[inline(always)]
+fn replace_v4<F: Frame>(
+    frame: &mut F,
+    protocol: u8,
+    by: &Substitute<'_>,
+    lower: bool,
+) -> Option<()> {
+    if !F::USUAL {
+        readdress_v4(frame.head::<34>()?, by, lower);
+        return frame.retarget::<V4>(protocol, by);
+    }
+    let head = frame.head::<42>()?;
+    readdress_v4(head, by, lower);
+    put_at(head, L4_V4 + by.end.port_at(), by.port);
+    if protocol == tcp::PROTOCOL {
+        frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas)
+    } else {
+        frame.follow::<42>(L4_V4 + udp::CHECKSUM, true, by.deltas)
+    }
+}
+
 /// Lowers the time to live; the header checksum follows that and `delta`.
 #[inline(always)]
 pub(crate) fn lower_v4<const N: usize>(head: &mut [u8; N], delta: u16) {
@@ -509,10 +532,16 @@ pub(crate) fn lower_v4<const N: usize>(head: &mut [u8; N], delta: u16) {
     put_at(head, IP + ipv4::CHECKSUM, new.to_be_bytes());
 }
 
-/// Replaces an IPv4 address and lowers the time to live; the header checksum follows.
+/// Replaces an IPv4 address, lowers the time to live if asked to; the header checksum follows.
 #[inline(always)]
-fn readdress_v4<const N: usize>(head: &mut [u8; N], by: &Substitute<'_>) {
-    lower_v4(head, by.deltas.address);
+fn readdress_v4<const N: usize>(head: &mut [u8; N], by: &Substitute<'_>, lower: bool) {
+    if lower {
+        lower_v4(head, by.deltas.address);
+    } else {
+        let old = u16_at(head, IP + ipv4::CHECKSUM);
+        let new = checksum::update(old, u64::from(by.deltas.address));
+        put_at(head, IP + ipv4::CHECKSUM, new.to_be_bytes());
+    }
     let at = match by.end {
         End::Source => ipv4::SOURCE,
         End::Target => ipv4::DESTINATION,

@@ -21,6 +21,7 @@ pub mod hash;
 pub mod hop;
 pub mod ip;
 pub mod layout;
+pub mod local;
 pub mod moved;
 pub mod process;
 pub mod reason;

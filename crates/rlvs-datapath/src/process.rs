@@ -25,6 +25,7 @@ use crate::fragment;
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, IP, Ip, Packet, Substitute, V4, V6};
+use crate::local::{self, Sender};
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
@@ -61,11 +62,15 @@ pub enum Stage {
     OddOpen4 = 10,
     /// The same over IPv6.
     OddOpen6 = 11,
+    /// The ways to directors that may have sent an IPv4 request are to be asked for.
+    Peers4 = 12,
+    /// The same over IPv6.
+    Peers6 = 13,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -78,6 +83,8 @@ impl Stage {
         Self::Sctp6,
         Self::OddOpen4,
         Self::OddOpen6,
+        Self::Peers4,
+        Self::Peers6,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for.
@@ -100,6 +107,8 @@ impl Stage {
             Self::Sctp6 => "sctp6",
             Self::OddOpen4 => "begin4",
             Self::OddOpen6 => "begin6",
+            Self::Peers4 => "peers4",
+            Self::Peers6 => "peers6",
         }
     }
 
@@ -118,13 +127,20 @@ impl Stage {
             8 => Self::Sctp4,
             9 => Self::Sctp6,
             10 => Self::OddOpen4,
-            _ => Self::OddOpen6,
+            11 => Self::OddOpen6,
+            12 => Self::Peers4,
+            _ => Self::Peers6,
         }
     }
 
     #[inline(always)]
     const fn open<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Open4 } else { Self::Open6 }
+    }
+
+    #[inline(always)]
+    const fn peers<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Peers4 } else { Self::Peers6 }
     }
 
     #[inline(always)]
@@ -202,6 +218,18 @@ pub fn sctp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| association::any::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::Peers4`] and [`Stage::Peers6`].
+#[inline(always)]
+pub fn peers<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| {
+        let Ok(packet) = A::parse(frame) else { return Verdict::Pass(Reason::Malformed) };
+        if let Some(service) = context.service_of(&packet) {
+            context.ask_for_peers(frame, service);
+        }
+        Verdict::Next(Stage::open::<A>())
+    })
+}
+
 /// Carries out a stage, for bodies that call it like any function.
 pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
     match stage {
@@ -217,6 +245,8 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Sctp6 => sctp::<V6, F, T>(frame, tables),
         Stage::OddOpen4 => odd_open::<V4, F, T>(frame, tables),
         Stage::OddOpen6 => odd_open::<V6, F, T>(frame, tables),
+        Stage::Peers4 => peers::<V4, F, T>(frame, tables),
+        Stage::Peers6 => peers::<V6, F, T>(frame, tables),
     }
 }
 
@@ -248,6 +278,7 @@ fn settle<F: Frame, T: Tables>(
     let counted = match verdict {
         Verdict::Pass(reason) => (!behind_xdp || !F::RESOLVES).then_some(reason),
         Verdict::Drop(reason) => Some(reason),
+        Verdict::Arrive => Some(Reason::Local),
         Verdict::Transmit { .. } | Verdict::Resolve { .. } | Verdict::Next(_) => None,
     };
     if let Some(reason) = counted {
@@ -333,11 +364,18 @@ fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) ->
     if !state::starts(packet.protocol, packet.flags) {
         return Verdict::Pass(Reason::NoConnection);
     }
+    match context.sender(frame, service) {
+        Sender::Client => {}
+        Sender::Peer => return Verdict::Pass(Reason::FromPeer),
+        Sender::Here => return Verdict::Pass(Reason::Local),
+        Sender::Unknown => return Verdict::Next(Stage::peers::<A>()),
+    }
     match context.open(frame, &packet, service) {
         Opening::To(destination) => {
             // The connection is there, and its packet is found to be too big once more.
             let too_big = |_: &mut F, _| Verdict::Next(Stage::rest::<A>());
-            deliver(context, frame, &packet, destination, || {}, too_big)
+            let opened = Some(Stage::rest::<A>());
+            deliver(context, frame, &packet, destination, || {}, too_big, opened)
         }
         Opening::There => Verdict::Next(Stage::rest::<A>()),
         Opening::Refused(reason) => refuse_start(context, frame, &packet, reason),
@@ -406,11 +444,12 @@ fn request<A: Ip, F: Frame, T: Tables>(
 ) -> Verdict {
     let track = || context.track_request(packet, found);
     let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu);
-    deliver(context, frame, packet, found.value.destination(), track, too_big)
+    deliver(context, frame, packet, found.value.destination(), track, too_big, None)
 }
 
 /// Sends a request to its destination; `track` notes it once the way is known, `too_big` is told what
-/// the way takes if the packet is longer.
+/// the way takes if the packet is longer. Where the connection has just been opened, `opened` is the
+/// stage for destinations that are this host or may be directors.
 #[inline(always)]
 pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
@@ -419,6 +458,7 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
     id: u32,
     track: impl FnOnce(),
     too_big: impl FnOnce(&mut F, u32) -> Verdict,
+    opened: Option<Stage>,
 ) -> Verdict {
     let (destination, row) = match context.destination(id) {
         Ok(both) => both,
@@ -427,11 +467,25 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
     if destination.flags & destination_flag::AVAILABLE == 0 {
         return Verdict::Drop(Reason::Removed);
     }
+    if let Some(stage) = opened
+        && destination.flags & destination_flag::PEER != 0
+    {
+        return Verdict::Next(stage);
+    }
     let way = match context.way_to_destination(frame, row, destination) {
-        Ok(way) => way,
+        Ok(way) if opened.is_none() && local::would_return(frame, destination, &way) => {
+            return Verdict::Pass(Reason::FromPeer);
+        }
+        Ok(way) => Some(way),
+        // XDP leaves it to TC, with nothing but the table changed.
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL => match opened {
+            Some(stage) => return Verdict::Next(stage),
+            None => None,
+        },
         Err(verdict) => return verdict,
     };
     track();
+    let Some(way) = way else { return local::deliver(frame, packet, destination, row) };
     if let Some(mtu) = does_not_fit(frame, packet, destination.overhead, &way) {
         return too_big(frame, mtu);
     }
@@ -500,10 +554,14 @@ pub(crate) fn answer<A: Ip, F: Frame, T: Tables>(
         return Verdict::Drop(Reason::Removed);
     }
     let way = match context.way_to_client(frame, packet.target) {
-        Ok(way) => way,
+        Ok(way) => Some(way),
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL => None,
         Err(verdict) => return verdict,
     };
     track();
+    let Some(way) = way else {
+        return local::give_back(frame, packet, (destination, service), row);
+    };
     if does_not_fit(frame, packet, 0, &way).is_some() {
         return leave_too_big::<A, F>(frame);
     }
@@ -692,8 +750,9 @@ impl<'a, T: Tables> Context<'a, T> {
         destination: &Destination,
         hop: &Hop,
     ) -> bool {
+        const FLAGS: u8 = destination_flag::AVAILABLE | destination_flag::PEER;
         packet.ttl > 1
-            && destination.flags & destination_flag::AVAILABLE != 0
+            && destination.flags & FLAGS == destination_flag::AVAILABLE
             && self.is_fresh(hop)
             && frame.segment(packet.length, |frame| headers::<A, F>(frame, packet.protocol))
                 + u32::from(destination.overhead)

@@ -48,11 +48,16 @@ pub enum Reason {
     NoRoom = 19,
     /// Dropped: it deserves an ICMP error, and this CPU has sent enough of them for now.
     IcmpLimited = 20,
+    /// Passed to the stack, the destination rewritten or not: the real server, or the client, is this
+    /// host itself.
+    Local = 21,
+    /// Passed: a real server that is also a director sent it here, where it would only be sent on.
+    FromPeer = 22,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::OtherProtocol,
         Self::Malformed,
         Self::Fragment,
@@ -74,6 +79,8 @@ impl Reason {
         Self::Inconsistent,
         Self::NoRoom,
         Self::IcmpLimited,
+        Self::Local,
+        Self::FromPeer,
     ];
 
     /// Returns the reason of a number; an unknown number is itself inconsistent.
@@ -100,6 +107,8 @@ impl Reason {
             17 => Self::Busy,
             19 => Self::NoRoom,
             20 => Self::IcmpLimited,
+            21 => Self::Local,
+            22 => Self::FromPeer,
             _ => Self::Inconsistent,
         }
     }
@@ -128,6 +137,8 @@ impl Reason {
             Self::Inconsistent => "inconsistent",
             Self::NoRoom => "no_room",
             Self::IcmpLimited => "icmp_limited",
+            Self::Local => "local",
+            Self::FromPeer => "from_peer",
         }
     }
 }

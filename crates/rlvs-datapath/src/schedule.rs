@@ -230,7 +230,9 @@ fn takes_connections(destination: &Destination) -> bool {
 /// Returns the verdict for a packet that no destination takes and that is not answered.
 pub const fn quiet(reason: Reason) -> Verdict {
     match reason {
-        Reason::NoService | Reason::NotLocal | Reason::NoConnection => Verdict::Pass(reason),
+        Reason::NoService | Reason::NotLocal | Reason::NoConnection | Reason::FromPeer => {
+            Verdict::Pass(reason)
+        }
         _ => Verdict::Drop(reason),
     }
 }

@@ -17,12 +17,9 @@ use aya_ebpf::helpers::generated::{
 };
 use rlvs_datapath::abi::{Hop, Tunnel, tunnel_form};
 use rlvs_datapath::frame::{Answer, Deltas, Frame, Growth, OFFSETS, Query};
+use rlvs_datapath::local::LOOPBACK;
 use rlvs_datapath::tunnel::{self, Brief};
 
-/// Interface index of the loopback device in every namespace. Asking as if a packet had come from
-/// it makes the look-up that of a packet the host itself sends, as with the kernel's IPVS, and does
-/// not depend on forwarding being enabled on the interface that the client's packet came in by.
-const LOOPBACK: u32 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -338,6 +335,9 @@ fn ask(ctx: *mut c_void, query: &Query, hop: &Cell<Hop>) -> Answer {
     let mut aligned: Aligned<bpf_fib_lookup> = unsafe { zeroed() };
     let params = &mut aligned.0;
     params.family = if query.family == 4 { AF_INET } else { AF_INET6 };
+    // As if it had come from there, which makes the look-up that of a packet the host itself sends,
+    // as with the kernel's IPVS, and does not depend on forwarding being enabled on the interface that
+    // the client's packet came in by.
     params.ifindex = LOOPBACK;
     params.__bindgen_anon_1.tot_len = 1; // makes the answer tell the MTU
     params.__bindgen_anon_4.ipv6_dst = words(&query.target);

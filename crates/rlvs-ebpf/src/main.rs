@@ -16,7 +16,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use rlvs_datapath::frame::{Frame, Verdict};
 use rlvs_datapath::ip::{V4, V6};
-use rlvs_datapath::process;
+use rlvs_datapath::{local, process};
 
 use crate::frame::{TcFrame, XdpFrame};
 use crate::maps::{Maps, STAGES_TC, STAGES_XDP};
@@ -25,7 +25,7 @@ use crate::maps::{Maps, STAGES_TC, STAGES_XDP};
 fn on_xdp(ctx: &XdpContext, decide: impl FnOnce(&mut XdpFrame, &Maps) -> Verdict) -> u32 {
     let mut frame = XdpFrame { ctx: ctx.ctx };
     match decide(&mut frame, &Maps) {
-        Verdict::Pass(_) | Verdict::Resolve { .. } => xdp_action::XDP_PASS,
+        Verdict::Pass(_) | Verdict::Resolve { .. } | Verdict::Arrive => xdp_action::XDP_PASS,
         Verdict::Drop(_) => xdp_action::XDP_DROP,
         Verdict::Transmit { interface } if interface == frame.interface() => xdp_action::XDP_TX,
         // SAFETY: the helper takes numbers only.
@@ -39,6 +39,9 @@ fn on_xdp(ctx: &XdpContext, decide: impl FnOnce(&mut XdpFrame, &Maps) -> Verdict
     }
 }
 
+/// Makes a redirected frame come in by the interface.
+const INGRESS: u64 = 1;
+
 #[inline(always)]
 fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -> i32 {
     let mut frame = TcFrame { skb: ctx.as_ptr().cast() };
@@ -49,6 +52,8 @@ fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -
         // SAFETY: the helper takes numbers only.
         Verdict::Transmit { interface } => unsafe { bpf_redirect(interface, 0) as i32 },
         Verdict::Resolve { .. } => TC_ACT_REDIRECT,
+        // SAFETY: as above.
+        Verdict::Arrive => unsafe { bpf_redirect(local::LOOPBACK, INGRESS) as i32 },
         Verdict::Next(stage) => {
             // SAFETY: nothing is left to be dropped.
             unsafe { STAGES_TC.tail_call(ctx, stage as u32) };
@@ -89,6 +94,15 @@ programs! {
     rlvs_xdp_sctp6, rlvs_tc_sctp6: process::sctp::<V6, _, _>;
     rlvs_xdp_begin4, rlvs_tc_begin4: process::odd_open::<V4, _, _>;
     rlvs_xdp_begin6, rlvs_tc_begin6: process::odd_open::<V6, _, _>;
+    rlvs_xdp_peers4, rlvs_tc_peers4: process::peers::<V4, _, _>;
+    rlvs_xdp_peers6, rlvs_tc_peers6: process::peers::<V6, _, _>;
+}
+
+/// Hangs where frames leave, if there are real servers on this host.
+#[classifier]
+#[inline(always)]
+pub fn rlvs_out(ctx: TcContext) -> i32 {
+    on_tc(&ctx, local::depart)
 }
 
 /// Arms the sweep; the loader runs it once. Arming again replaces the callback by this program's.

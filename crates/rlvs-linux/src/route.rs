@@ -492,6 +492,30 @@ impl Rtnetlink {
         }))
     }
 
+    /// Returns whether an address is this host's own.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn is_local(&mut self, address: IpAddr) -> Result<bool, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(address);
+        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        message.attributes = vec![RouteAttribute::Destination(RouteAddress::from(address))];
+        let answers = match self.socket.change(RouteNetlinkMessage::GetRoute(message), 0) {
+            Ok(answers) => answers,
+            Err(error) if error.refusal().is_some() => return Ok(false),
+            Err(source) => {
+                let operation = format!("asking for the route to {address}");
+                return Err(Error::Netlink { operation, source });
+            }
+        };
+        let is_local = |answer: &RouteNetlinkMessage| {
+            matches!(answer, RouteNetlinkMessage::NewRoute(route)
+                if route.header.kind == RouteType::Local)
+        };
+        Ok(answers.iter().any(is_local))
+    }
+
     /// Sets a neighbour entry that never changes.
     ///
     /// # Errors

@@ -115,6 +115,9 @@ pub fn status() -> Result<ExitCode> {
     for Attached { name, mode, .. } in attached {
         writeln!(out, "interface     {name}: {}", mode.name())?;
     }
+    for name in attach::unattached(&folder)? {
+        writeln!(out, "interface     {name}: not attached; `rlvs attach` does it")?;
+    }
     let destinations = services.iter().flat_map(|entry| &entry.destinations);
     let (mut count, mut active, mut inactive) = (0, 0, 0);
     for destination in destinations {

@@ -11,6 +11,7 @@
 mod errors;
 mod expiry;
 mod length;
+mod local;
 mod malformed;
 mod paths;
 mod reasons;

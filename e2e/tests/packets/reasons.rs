@@ -27,7 +27,7 @@ use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 /// Services: 1 TCP, direct, destination 1; 2 UDP, direct, 2; 3 on port 81, TCP, NAT, 3; 4 on port
 /// 82, without destinations; 5 on an address that is not local, direct, 4; 6 on port 83 leads to
 /// where no way leads, 5; 7 on port 84 to an unresolved neighbour, 6; 8 on another local address to
-/// the same server as 3, 7.
+/// the same server as 3, 7; 9 on port 85 leads to the director itself, 8.
 fn description(network: &Network, family: u8) -> Description {
     let direct =
         |protocol| service(family, protocol, vec![destination(family, 11, method::DIRECT)]);
@@ -53,6 +53,7 @@ fn description(network: &Network, family: u8) -> Description {
         at(83, to(forbidden(family), direct(TCP))),
         at(84, to(server(family, 99), direct(TCP))),
         on(101, nat()),
+        at(85, to(vip(family, 102), direct(TCP))),
     ];
     scene::description(network, services)
 }
@@ -275,6 +276,30 @@ fn passed(case: &mut Case<'_>) {
         local(7),
     ];
     case.changed(&outcome, Reason::Unresolved, opened);
+
+    // And what is for a real server on the director.
+    case.begin();
+    let frame = case.to_port(85, Kind::Tcp(SYN)).bytes();
+    let outcome = case.world.step_xdp(&case.input(&frame));
+    assert_eq!((outcome.verdict, &outcome.bytes), (Verdict::Pass(Reason::Local), &frame));
+    let opened = [
+        format!("{}:4242 s9 = SYN_RECV d8", client(family, 7)),
+        "d8 active = 1".to_owned(),
+        "d8 connections = 1".to_owned(),
+        "s9 position = 1".to_owned(),
+        local(9),
+    ];
+    case.changed(&outcome, Reason::Local, opened);
+
+    // A real server that is a director has chosen this one.
+    case.begin();
+    case.world.edit(|tables| {
+        tables.services[1].flags |= service_flag::PEERED;
+        tables.services[1].head = 1;
+        tables.destinations[1].flags |= destination_flag::PEER;
+    });
+    let sent_on = Packet { from: network::server_mac(11), ..syn };
+    case.passes(&sent_on.bytes(), Reason::FromPeer, ["d1 way = .. 0b".to_owned()]);
 }
 
 fn answered(case: &mut Case<'_>) {

@@ -16,6 +16,7 @@ use rlvs_datapath::abi::{INTERFACE_BUCKETS, Interface, interface_flag, settings_
 use super::clsact;
 use super::error::Error;
 use super::load::{self, Sizes, TC, XDP};
+use super::local;
 use super::maps::{Maps, reason};
 use super::pins::{self, Folder, LINK, Unfinished};
 use super::sys;
@@ -123,20 +124,19 @@ fn attach_all(folder: &Folder, maps: &Maps, options: &Options) -> Result<Vec<Att
         maps.settings.update(0, &settings)?;
     }
     let links = Rtnetlink::open()?.links()?;
+    forget_gone(folder, maps, &links)?;
     let chosen = choose(&links, &options.interfaces)?;
     let mut attached = Vec::new();
     for link in chosen {
         attached.push(attach_one(folder, maps, link, options)?);
     }
+    local::hang(folder, maps, &links)?;
     Ok(attached)
 }
 
 fn choose<'a>(links: &'a [Link], names: &[String]) -> Result<Vec<&'a Link>, Error> {
     if names.is_empty() {
-        let serves = |link: &&Link| {
-            link.up && !link.loopback && link.mac.is_some() && !link.addresses.is_empty()
-        };
-        return Ok(links.iter().filter(serves).collect());
+        return Ok(links.iter().filter(|link| serves(link)).collect());
     }
     let find = |name: &String| {
         let no =
@@ -150,6 +150,33 @@ fn choose<'a>(links: &'a [Link], names: &[String]) -> Result<Vec<&'a Link>, Erro
         Ok(link)
     };
     names.iter().map(find).collect()
+}
+
+/// Returns whether an interface is one of those to attach to if none is named.
+fn serves(link: &Link) -> bool {
+    link.up && !link.loopback && link.mac.is_some() && !link.addresses.is_empty()
+}
+
+/// Forgets what is left of interfaces that are gone, for one that has such a number now is another.
+fn forget_gone(folder: &Folder, maps: &Maps, links: &[Link]) -> Result<(), Error> {
+    for name in folder.names()? {
+        if pinned_link(&name).is_some_and(|(_, index)| !is_live(folder, &name, index)) {
+            unpin(folder, &name)?;
+        }
+    }
+    for bucket in 0..INTERFACE_BUCKETS {
+        let Some(before) = maps.interfaces.read(bucket) else { continue };
+        let mut after = before;
+        for slot in &mut after.slots {
+            if !links.iter().any(|link| link.index == slot.index) {
+                *slot = Interface::default();
+            }
+        }
+        if after != before {
+            maps.interfaces.update(bucket, &after)?;
+        }
+    }
+    Ok(())
 }
 
 fn attach_one(
@@ -225,7 +252,7 @@ fn attach_xdp(folder: &Folder, link: &Link, mode: Option<Mode>) -> Result<Mode, 
     Ok(if xdp_mode == XdpMode::Skb { Mode::Generic } else { Mode::Native })
 }
 
-fn attach_tc(folder: &Folder, link: &Link, hook: TcHook) -> Result<(), Error> {
+pub(super) fn attach_tc(folder: &Folder, link: &Link, hook: TcHook) -> Result<(), Error> {
     let failed = |error: &dyn std::error::Error| Error::Attach {
         interface: link.name.clone(),
         reason: explain(error, &link.name),
@@ -256,14 +283,25 @@ fn detach_tc(folder: &Folder, index: u32) -> Result<(), Error> {
     clsact::detach(folder, index)
 }
 
-const KIND_XDP: &str = "xdp";
-const KIND_TC: &str = "tc";
+pub(super) const KIND_XDP: &str = "xdp";
+pub(super) const KIND_TC: &str = "tc";
 
-fn link_name(kind: &str, index: u32) -> String {
+pub(super) fn link_name(kind: &str, index: u32) -> String {
     format!("{LINK}{kind}_{index}")
 }
 
-fn pin(folder: &Folder, fd: FdLink, kind: &str, link: &Link) -> Result<(), Error> {
+/// Returns the kind and the interface that the name of a pinned link tells.
+pub(super) fn pinned_link(name: &str) -> Option<(&str, u32)> {
+    let (kind, index) = name.strip_prefix(LINK)?.split_once('_')?;
+    Some((kind, index.parse().ok()?))
+}
+
+/// Returns whether a pinned link still hangs on the interface that its name tells.
+pub(super) fn is_live(folder: &Folder, name: &str, index: u32) -> bool {
+    sys::link_interface(&folder.path(name)).is_ok_and(|found| found == index)
+}
+
+pub(super) fn pin(folder: &Folder, fd: FdLink, kind: &str, link: &Link) -> Result<(), Error> {
     let name = link_name(kind, link.index);
     // What is left of an interface that had this number before.
     match fs::remove_file(folder.path(&name)) {
@@ -321,9 +359,13 @@ fn explain(error: &dyn std::error::Error, name: &str) -> String {
 }
 
 /// Tells the programs the interface's address.
-fn register(maps: &Maps, link: &Link, behind_xdp: bool) -> Result<(), Error> {
-    let Some(mac) = link.mac else { return Ok(()) };
-    let [a, b, c, d, e, f] = mac.0;
+pub(super) fn register(maps: &Maps, link: &Link, behind_xdp: bool) -> Result<(), Error> {
+    let mac = match link.mac {
+        Some(mac) => mac.0,
+        None if link.loopback => [0; 6],
+        None => return Ok(()),
+    };
+    let [a, b, c, d, e, f] = mac;
     let entry = Interface {
         index: link.index,
         flags: if behind_xdp { interface_flag::XDP } else { 0 },
@@ -375,6 +417,7 @@ pub fn detach() -> Result<(), Error> {
     let _lock = folder.lock()?;
     let maps = Maps::open(&folder)?;
     pins::remove_own()?;
+    local::restore(&maps)?;
     restore_forwarding(&maps)
 }
 
@@ -396,28 +439,35 @@ pub fn attached(folder: &Folder) -> Result<Vec<Attached>, Error> {
     let links = Rtnetlink::open()?.links()?;
     let mut modes = BTreeMap::new();
     for name in folder.names()? {
-        let Some((kind, index)) = name.strip_prefix(LINK).and_then(|rest| rest.split_once('_'))
-        else {
-            continue;
-        };
-        let Ok(index) = index.parse::<u32>() else { continue };
+        let Some((kind, index)) = pinned_link(&name) else { continue };
         let mode = if kind == KIND_XDP { Mode::Native } else { Mode::Tc };
-        let entry = modes.entry(index).or_insert(mode);
+        let entry = modes.entry((index, is_live(folder, &name, index))).or_insert(mode);
         if mode == Mode::Native {
             *entry = mode;
         }
     }
     for index in clsact::interfaces(folder)? {
-        modes.entry(index).or_insert(Mode::Tc);
+        modes.entry((index, true)).or_insert(Mode::Tc);
     }
-    let name_of = |index: u32| {
-        let link = links.iter().find(|link| link.index == index);
+    let name_of = |(index, is_live): (u32, bool)| {
+        let link = links.iter().find(|link| is_live && link.index == index);
         link.map_or_else(|| format!("interface {index} (gone)"), |link| link.name.clone())
     };
     Ok(modes
         .into_iter()
-        .map(|(index, mode)| Attached { name: name_of(index), mode, new: false })
+        .map(|(which, mode)| Attached { name: name_of(which), mode, new: false })
         .collect())
+}
+
+/// Lists the interfaces on which no program hangs, although [`attach`] would choose them.
+///
+/// # Errors
+/// A missing capability.
+pub fn unattached(folder: &Folder) -> Result<Vec<String>, Error> {
+    let attached = attached(folder)?;
+    let links = Rtnetlink::open()?.links()?;
+    let names = links.into_iter().filter(serves).map(|link| link.name);
+    Ok(names.filter(|name| attached.iter().all(|one| one.name != *name)).collect())
 }
 
 /// Returns whether any pinned link of a folder still hangs on an interface.

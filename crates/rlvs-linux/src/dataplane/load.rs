@@ -24,6 +24,7 @@ const OBJECT_FOLDER: &str = "RLVS_BPF_OBJECT_DIR";
 /// Names under which programs are pinned.
 pub(super) const XDP: &str = "program_xdp";
 pub(super) const TC: &str = "program_tc";
+pub(super) const OUT: &str = "program_out";
 
 /// Smallest unit of coarse time.
 const UNIT_NS_MIN: u64 = 256_000_000;
@@ -107,7 +108,10 @@ fn pin_programs(bpf: &mut Ebpf, folder: &Folder) -> Result<(), Error> {
     let xdp: &mut Xdp = program(bpf, Body::Xdp.program())?;
     xdp.pin(folder.path(XDP)).map_err(|error| load_error("the XDP program", &error))?;
     let tc: &mut SchedClassifier = program(bpf, Body::Tc.program())?;
-    tc.pin(folder.path(TC)).map_err(|error| load_error("the TC program", &error))
+    tc.pin(folder.path(TC)).map_err(|error| load_error("the TC program", &error))?;
+    stages::load_program(bpf, "rlvs_out")?;
+    let out: &mut SchedClassifier = program(bpf, "rlvs_out")?;
+    out.pin(folder.path(OUT)).map_err(|error| load_error("the TC program for egress", &error))
 }
 
 /// Runs the program that starts the sweep's timer, which outlives it.

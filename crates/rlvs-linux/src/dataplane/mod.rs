@@ -13,6 +13,7 @@ mod connections;
 mod endpoints;
 pub mod error;
 pub mod load;
+mod local;
 pub mod maps;
 mod neighbours;
 pub mod parameters;

@@ -23,12 +23,13 @@ use rlvs_control::ring::{self, Kind, Member, State, Stored};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
     Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag, endpoint_kind,
-    scheduler, service_flag,
+    method, scheduler, service_flag,
 };
 
 use super::connections;
 use super::endpoints::{self, Endpoint};
 use super::load;
+use super::local;
 use super::maps::Maps;
 use super::neighbours;
 use super::pins::{self, Folder};
@@ -286,6 +287,34 @@ impl BpfTable {
             port: u16::from_be_bytes(record.port),
         };
         endpoints::insert(&self.maps, &endpoint, id)
+    }
+
+    /// Marks a service by where its destinations are, and its neighbours if one is this host: they may
+    /// be directors too.
+    fn mark_places(&self, service: u32) -> Result<(), super::Error> {
+        let list: Vec<_> =
+            self.list(service).into_iter().map(|id| (id, self.destination_record(id))).collect();
+        let is = |record: &Destination, flag| record.flags & flag != 0;
+        let direct = |record: &Destination| record.method == method::DIRECT;
+        let peered = list.iter().any(|(_, to)| direct(to) && is(to, destination_flag::LOCAL));
+        let serves_own = list
+            .iter()
+            .all(|(_, to)| to.method == method::MASQUERADE || is(to, destination_flag::LOCAL));
+        for (id, before) in list {
+            let mut record = before;
+            record.flags &= !destination_flag::PEER;
+            if peered && direct(&record) && is(&record, destination_flag::ADJACENT) {
+                record.flags |= destination_flag::PEER;
+            }
+            if record != before {
+                self.maps.destinations.update(id, &record)?;
+            }
+        }
+        let mut owner = self.service_record(service);
+        owner.flags &= !(service_flag::PEERED | service_flag::LOCAL_CLIENTS);
+        owner.flags |= if peered { service_flag::PEERED } else { 0 };
+        owner.flags |= if serves_own { service_flag::LOCAL_CLIENTS } else { 0 };
+        self.maps.services.update(service, &owner)
     }
 
     /// Takes a destination out of service but remembers it. It must be out of the list already, or
@@ -663,6 +692,8 @@ impl Table for BpfTable {
         }
         threshold_not_yet(to)?;
         self.forget(false)?;
+        let place = local::place(to.id.address);
+        local::prepare(&self.maps, to, place)?;
         let key = (service_number, to.id);
         let remembered = self.destinations.get(&key).copied();
         let id = match remembered {
@@ -678,7 +709,7 @@ impl Table for BpfTable {
             address: octets(to.id.address),
             port: to.id.port.to_be_bytes(),
             family: family(to.id.address),
-            flags: destination_flag::AVAILABLE,
+            flags: destination_flag::AVAILABLE | place,
             service: service_number,
             reply: if remembered.is_some() { old.reply } else { 0 },
             weight: to.weight,
@@ -691,6 +722,7 @@ impl Table for BpfTable {
         self.destinations.insert(key, id);
         owner.head = id;
         self.maps.services.update(service_number, &owner)?;
+        self.mark_places(service_number)?;
         self.publish(service_number, |members, kind| match state {
             Some(state) => state.changed(members),
             None => State::new(kind, members),
@@ -710,9 +742,13 @@ impl Table for BpfTable {
         let state = self.state(service_number, &before);
         let mut record = self.destination_record(id);
         record.weight = to.weight;
+        let place = local::place(to.id.address);
+        record.flags = destination_flag::AVAILABLE | place;
+        local::prepare(&self.maps, to, place)?;
         self.unsettled(service_number);
         self.set_method(id, &owner, &mut record, to)?;
         self.maps.destinations.update(id, &record)?;
+        self.mark_places(service_number)?;
         self.publish(service_number, |members, kind| match state {
             Some(state) => state.changed(members),
             None => State::new(kind, members),
@@ -741,6 +777,7 @@ impl Table for BpfTable {
                 self.maps.services.update(service_number, &record)?;
             }
         }
+        self.mark_places(service_number)?;
         self.publish(service_number, |members, kind| {
             state.unwrap_or_else(|| State::new(kind, members))
         })?;
