@@ -54,7 +54,7 @@ pub fn floor(ctx: XdpContext) -> u32 {
 }
 
 /// As `floor`, with an outer IPv4 header that is the same for all before the packet.
-#[xdp]
+#[xdp(frags)]
 pub fn floor_tunnel(ctx: XdpContext) -> u32 {
     if send_back(&ctx).is_some() && wrap_up(&ctx).is_some() {
         xdp_action::XDP_TX
