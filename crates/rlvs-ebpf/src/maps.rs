@@ -11,9 +11,10 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
-    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, FRAGMENT_BUCKETS, Fragments, IDS,
-    INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route,
-    Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, Word,
+    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
+    Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
+    REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Service, Settings, SweepCursor,
+    TIMER_BYTES, Totals, Tunnel, Word,
 };
 use rlvs_datapath::process::Stage;
 use rlvs_datapath::tables::{SPINS, Tables};
