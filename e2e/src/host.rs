@@ -125,6 +125,9 @@ impl<const R: bool> Frame for HostFrame<'_, R> {
     fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
         self.bytes.first_chunk_mut()
     }
+    fn byte(&mut self, at: usize) -> Option<u8> {
+        self.bytes.get(at).copied()
+    }
     fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
         self.headroom = self.headroom.checked_sub(by)?;
         // What the kernel leaves there is not ours to rely on.

@@ -20,17 +20,18 @@ pub const DYING: u64 = 1 << 62;
 
 const LIVE: u64 = 1 << 63;
 const STATE_SHIFT: u32 = TIME_BITS;
-const REPLY: u64 = 1 << 29;
-const PAIRED: u64 = 1 << 30;
-const ELSEWHERE: u64 = 1 << 31;
+const STATE_MASK: u64 = 31;
+const REPLY: u64 = 1 << 30;
+const PAIRED: u64 = 1 << 31;
+const ELSEWHERE: u64 = 1 << 60;
 const DESTINATION_SHIFT: u32 = 32;
 const DESTINATION_MASK: u64 = (1 << 22) - 1;
 const OWNER_SHIFT: u32 = 54;
 const OWNER_MASK: u64 = (1 << 6) - 1;
 
-/// What a slot says of its connection, in 64 bits: coarse time of the last packet (25), state (4),
-/// reply half, paired, in its second place, destination id (22 from bit 32), upper bits of the owner
-/// (6), live.
+/// What a slot says of its connection, in 64 bits: coarse time of the last packet (25), state (5),
+/// reply half, paired, destination id (22 from bit 32), upper bits of the owner (6), in its second
+/// place, live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value(pub u64);
 
@@ -75,7 +76,7 @@ impl Value {
     /// Returns its state.
     #[inline(always)]
     pub fn state(self) -> State {
-        State((self.0 >> STATE_SHIFT) as u32 & 15)
+        State((self.0 >> STATE_SHIFT & STATE_MASK) as u32)
     }
     /// Returns its destination id.
     #[inline(always)]
@@ -85,13 +86,13 @@ impl Value {
     /// Returns the value with another time and state.
     #[inline(always)]
     pub fn with(self, now: Time, state: State) -> Self {
-        const KEPT: u64 = !(TIME_MASK as u64 | 15 << STATE_SHIFT);
+        const KEPT: u64 = !(TIME_MASK as u64 | STATE_MASK << STATE_SHIFT);
         Self(self.0 & KEPT | u64::from(now.0) | u64::from(state.0) << STATE_SHIFT)
     }
     /// Returns the value with another state.
     #[inline(always)]
     fn with_state(self, state: State) -> Self {
-        Self(self.0 & !(15 << STATE_SHIFT) | u64::from(state.0) << STATE_SHIFT)
+        Self(self.0 & !(STATE_MASK << STATE_SHIFT) | u64::from(state.0) << STATE_SHIFT)
     }
     /// Returns the client port that is in a key word.
     #[inline(always)]
@@ -266,13 +267,17 @@ impl<'a, T: Tables> Context<'a, T> {
     pub fn find_live<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
         let found = self.find(key)?;
         let Found { slot, value } = found;
-        if self.is_young(value) || !self.retire::<A>(slot, value) { Some(found) } else { None }
+        if self.is_young(value) || !self.retire::<A>(slot, value, false) {
+            Some(found)
+        } else {
+            None
+        }
     }
 
     /// Returns whether this half's own time has not run out.
     #[inline(always)]
     pub fn is_young(&self, value: Value) -> bool {
-        let timeout = self.settings.timeouts[value.state().0 as usize & 15];
+        let timeout = self.settings.timeouts[value.state().0 as usize & 31];
         self.now.since(value.time()) <= timeout
     }
 
@@ -293,10 +298,10 @@ impl<'a, T: Tables> Context<'a, T> {
         Some(Key::new(self.settings, &Flow { client, peer, port, peer_port }, owner))
     }
 
-    /// Removes a connection one of whose halves has run out, unless its other half is younger.
-    /// Returns whether it is gone.
+    /// Removes a connection one of whose halves has run out, unless its other half is younger;
+    /// `at_once` at any age. Returns whether it is gone.
     #[inline(never)]
-    pub fn retire<A: Ip>(&self, slot: &A::Slot, value: Value) -> bool {
+    pub fn retire<A: Ip>(&self, slot: &A::Slot, value: Value, at_once: bool) -> bool {
         let found = Found { slot, value };
         let word = self.tables.read(slot.key());
         if word == 0 {
@@ -313,7 +318,7 @@ impl<'a, T: Tables> Context<'a, T> {
         if other.value.destination() != value.destination() {
             return self.remove_counted(&found);
         }
-        if self.is_young(other.value) {
+        if !at_once && self.is_young(other.value) {
             return false;
         }
         let (request, reply) = if value.is_reply() { (&other, &found) } else { (&found, &other) };

@@ -5,7 +5,7 @@
 
 use core::cell::Cell;
 
-use rlvs_wire::checksum;
+use rlvs_wire::{checksum, crc32c};
 
 use crate::abi::Hop;
 use crate::process::Stage;
@@ -101,6 +101,9 @@ pub struct Deltas {
 pub trait Frame {
     /// Whether the body can hand a packet to the kernel to resolve its neighbour.
     const RESOLVES: bool;
+    /// Whether an SCTP checksum of 0 may be one that the hardware is yet to compute, as in a packet
+    /// of this host's other namespaces. One in 2^32 is 0 for another reason.
+    const LEAVES_ZERO_CRC: bool = Self::RESOLVES;
 
     /// Returns the interface it came in by.
     fn interface(&self) -> u32;
@@ -108,6 +111,8 @@ pub trait Frame {
     fn length(&self) -> usize;
     /// Returns its first `N` bytes, or `None` if it is shorter.
     fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]>;
+    /// Returns the byte at an offset that only the packet tells.
+    fn byte(&mut self, at: usize) -> Option<u8>;
     /// Makes room for `by` bytes before the first and cuts the end off so that `length` remain.
     /// The first bytes hold anything afterwards.
     fn reframe(&mut self, by: usize, length: usize) -> Option<()>;
@@ -135,6 +140,17 @@ pub trait Frame {
         rlvs_wire::put_at(head, at, new.to_be_bytes());
         Some(())
     }
+
+    /// Returns [`crc32c::power`], for a body that does not like long loops.
+    #[inline(always)]
+    fn power(bytes: u16) -> u32 {
+        crc32c::power(bytes)
+    }
+
+    /// Tells that the bytes behind the Ethernet header sum to `delta` more than they did, of which no
+    /// checksum among them takes account.
+    #[inline(always)]
+    fn changed(&mut self, _delta: u16) {}
 
     /// Sends the frame to an unresolved neighbour, if the body [can](Self::RESOLVES).
     #[inline(always)]

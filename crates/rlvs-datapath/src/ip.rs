@@ -1,8 +1,8 @@
 //! IPv4 and IPv6 behind one trait, so that there is one forwarding path.
 
 use rlvs_wire::{
-    DESTINATION_PORT, SOURCE_PORT, checksum, ethernet, ipv4, ipv6, put_at, tcp, u8_at, u16_at,
-    u32_at, u64_at, udp,
+    DESTINATION_PORT, SOURCE_PORT, bytes_at, checksum, crc32c, ethernet, ipv4, ipv6, put_at, sctp,
+    tcp, u8_at, u16_at, u32_at, u64_at, udp,
 };
 
 use crate::abi::{Settings, Slot4, Slot6};
@@ -25,7 +25,7 @@ pub struct Flow<A> {
     pub peer_port: u16,
 }
 
-/// A parsed TCP or UDP packet. Ports in host order.
+/// A parsed packet. Ports in host order; a protocol without has 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(align(8))]
 pub struct Packet<A> {
@@ -37,9 +37,9 @@ pub struct Packet<A> {
     pub source_port: u16,
     /// Destination port.
     pub target_port: u16,
-    /// IP protocol: TCP or UDP.
+    /// IP protocol.
     pub protocol: u8,
-    /// TCP flags; 0 for UDP.
+    /// TCP flags, or an [`event`](crate::association::states::event) of SCTP; else 0.
     pub flags: u8,
     /// Time to live or hop limit.
     pub ttl: u8,
@@ -61,6 +61,18 @@ impl<A: Copy> Packet<A> {
     pub fn request(&self) -> Flow<A> {
         let Self { source, target, source_port, target_port, .. } = *self;
         Flow { client: source, peer: target, port: source_port, peer_port: target_port }
+    }
+
+    /// Returns the length of what the IP header precedes, if that is `LEAST` at least. Extension
+    /// headers count.
+    #[inline(always)]
+    pub fn payload<const LEAST: u32>(&self) -> Result<u32, Reason>
+    where
+        A: Ip,
+    {
+        let header = if A::FAMILY == 4 { ipv4::LENGTH } else { ipv6::LENGTH } as u32;
+        let payload = self.length.wrapping_sub(header);
+        if self.length < header + LEAST { Err(Reason::Malformed) } else { Ok(payload) }
     }
 
     /// Returns the flow of a packet to a client.
@@ -104,10 +116,20 @@ pub trait Ip: Copy + Eq {
     fn parse<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason>;
     /// Returns the protocol that the first header names.
     fn protocol<F: Frame>(frame: &mut F) -> Option<u8>;
+    /// Returns what the header says of a packet of another protocol, which [`parse`](Self::parse)
+    /// has refused for nothing else.
+    fn portless<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason>;
+    /// Offset of the transport header in a frame.
+    const TRANSPORT: usize;
     /// Lowers the time to live by one.
     fn lower<F: Frame>(frame: &mut F) -> Option<()>;
-    /// Replaces one end, lowers the time to live, lets checksums follow.
-    fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()>;
+    /// Replaces one end, lowers the time to live, lets checksums follow. `PORTS` says whether the
+    /// protocol is TCP or UDP, so that those carry nothing of the others.
+    fn translate<F: Frame, const PORTS: bool>(
+        frame: &mut F,
+        protocol: u8,
+        by: &Substitute<'_>,
+    ) -> Option<()>;
     /// Returns the address in network order.
     fn octets(self) -> [u8; 16];
     /// Returns the address as two words.
@@ -256,13 +278,28 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
+    fn portless<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason> {
+        let head = frame.head::<34>().ok_or(Reason::Malformed)?;
+        let source = Self(u32_at(head, IP + ipv4::SOURCE));
+        let target = Self(u32_at(head, IP + ipv4::DESTINATION));
+        let (protocol, ttl) = (u8_at(head, IP + ipv4::PROTOCOL), u8_at(head, IP + ipv4::TTL));
+        let total = u16_at(head, IP + ipv4::TOTAL_LENGTH);
+        Ok(NO_PORTS.packet(source, target, protocol, ttl, u32::from(total)))
+    }
+    const TRANSPORT: usize = L4_V4;
+
+    #[inline(always)]
     fn lower<F: Frame>(frame: &mut F) -> Option<()> {
         lower_v4(frame.head::<34>()?, 0);
         Some(())
     }
 
     #[inline(always)]
-    fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
+    fn translate<F: Frame, const PORTS: bool>(
+        frame: &mut F,
+        protocol: u8,
+        by: &Substitute<'_>,
+    ) -> Option<()> {
         let head = frame.head::<42>()?;
         lower_v4(head, by.deltas.address);
         let address = rlvs_wire::bytes_at::<16, 4>(by.address, 0);
@@ -271,11 +308,15 @@ impl Ip for V4 {
             End::Target => (ipv4::DESTINATION, DESTINATION_PORT),
         };
         put_at(head, IP + address_at, address);
-        put_at(head, L4_V4 + port_at, by.port);
-        if protocol == tcp::PROTOCOL {
-            frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas)
-        } else {
-            frame.follow::<42>(L4_V4 + udp::CHECKSUM, true, by.deltas)
+        if PORTS {
+            put_at(head, L4_V4 + port_at, by.port);
+        }
+        // Without ports the header's own checksum has gone the other way.
+        match protocol {
+            tcp::PROTOCOL if PORTS => frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas),
+            _ if PORTS => frame.follow::<42>(L4_V4 + udp::CHECKSUM, true, by.deltas),
+            sctp::PROTOCOL => done(follow_crc::<46, F>(frame, L4_V4, by)),
+            _ => Some(()),
         }
     }
 
@@ -353,12 +394,28 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
+    fn portless<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason> {
+        let head = frame.head::<54>().ok_or(Reason::Malformed)?;
+        let address = |at| Self(u64_at(head, IP + at), u64_at(head, IP + at + 8));
+        let (source, target) = (address(ipv6::SOURCE), address(ipv6::DESTINATION));
+        let protocol = u8_at(head, IP + ipv6::NEXT_HEADER);
+        let ttl = u8_at(head, IP + ipv6::HOP_LIMIT);
+        let payload = u32::from(u16_at(head, IP + ipv6::PAYLOAD_LENGTH));
+        Ok(NO_PORTS.packet(source, target, protocol, ttl, payload + ipv6::LENGTH as u32))
+    }
+    const TRANSPORT: usize = L4_V6;
+
+    #[inline(always)]
     fn lower<F: Frame>(frame: &mut F) -> Option<()> {
         frame.lower_hop_limit()
     }
 
     #[inline(always)]
-    fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
+    fn translate<F: Frame, const PORTS: bool>(
+        frame: &mut F,
+        protocol: u8,
+        by: &Substitute<'_>,
+    ) -> Option<()> {
         frame.lower_hop_limit()?;
         let head = frame.head::<62>()?;
         let (address_at, port_at) = match by.end {
@@ -369,11 +426,16 @@ impl Ip for V6 {
             [rlvs_wire::bytes_at(by.address, 0), rlvs_wire::bytes_at(by.address, 8)];
         put_at(head, IP + address_at, high);
         put_at(head, IP + address_at + 8, low);
-        put_at(head, L4_V6 + port_at, by.port);
-        if protocol == tcp::PROTOCOL {
-            frame.follow::<74>(L4_V6 + tcp::CHECKSUM, false, by.deltas)
+        if PORTS {
+            put_at(head, L4_V6 + port_at, by.port);
         } else {
-            frame.follow::<62>(L4_V6 + udp::CHECKSUM, true, by.deltas)
+            frame.changed(by.deltas.address);
+        }
+        match protocol {
+            tcp::PROTOCOL if PORTS => frame.follow::<74>(L4_V6 + tcp::CHECKSUM, false, by.deltas),
+            _ if PORTS => frame.follow::<62>(L4_V6 + udp::CHECKSUM, true, by.deltas),
+            sctp::PROTOCOL => done(follow_crc::<66, F>(frame, L4_V6, by)),
+            _ => Some(()),
         }
     }
 
@@ -442,6 +504,44 @@ fn lower_v4<const N: usize>(head: &mut [u8; N], delta: u16) {
     let new = checksum::update(old, TTL_DELTA + u64::from(delta));
     put_at(head, IP + ipv4::CHECKSUM, new.to_be_bytes());
 }
+
+#[inline(always)]
+fn done(is_done: bool) -> Option<()> {
+    if is_done { Some(()) } else { None }
+}
+
+/// Replaces a port of SCTP; the CRC follows. `N` is the length of the headers. Returns whether it
+/// could be done.
+#[inline(never)]
+fn follow_crc<const N: usize, F: Frame>(frame: &mut F, at: usize, by: &Substitute<'_>) -> bool {
+    let port_at = match by.end {
+        End::Source => SOURCE_PORT,
+        End::Target => DESTINATION_PORT,
+    };
+    let Some(head) = frame.head::<N>() else { return false };
+    let length = if N == L4_V4 + sctp::LENGTH {
+        u16_at(head, IP + ipv4::TOTAL_LENGTH).wrapping_sub(ipv4::LENGTH as u16)
+    } else {
+        u16_at(head, IP + ipv6::PAYLOAD_LENGTH)
+    };
+    let before = u32::from_le_bytes(bytes_at(head, at));
+    let old: [u8; 2] = bytes_at(head, at + port_at);
+    if old == by.port {
+        return true;
+    }
+    put_at(head, at + port_at, by.port);
+    let difference = before ^ u32::from_le_bytes(bytes_at(head, at));
+    let crc = u32::from_le_bytes(bytes_at(head, at + sctp::CHECKSUM));
+    let is_whole = crc != 0 || !F::LEAVES_ZERO_CRC;
+    let new = if is_whole { crc32c::follow(crc, difference, F::power(length)) } else { 0 };
+    put_at(head, at + sctp::CHECKSUM, new.to_le_bytes());
+    let sum = |crc: u32| checksum::fold(u64::from(crc.swap_bytes()));
+    let delta = u64::from(checksum::delta(sum(crc), sum(new))) + u64::from(by.deltas.port);
+    frame.changed(checksum::fold(delta));
+    true
+}
+
+const NO_PORTS: Ports = Ports { source: 0, target: 0, flags: 0 };
 
 struct Ports {
     source: u16,

@@ -11,7 +11,7 @@
 //! XDP must leave to TC because its neighbour is unknown has changed nothing but the table, and
 //! being seen again changes nothing more.
 
-use rlvs_wire::{ethernet, icmp, sctp, u16_at};
+use rlvs_wire::{ethernet, icmp, ipsec, sctp, u16_at};
 
 use crate::abi::{
     Destination, Hop, INTERFACE_BUCKETS, REASONS, Row, Service, destination_flag, endpoint_kind,
@@ -52,15 +52,19 @@ pub enum Stage {
     Odd4 = 6,
     /// IPv6 with extension headers, a fragment header among them.
     Odd6 = 7,
-    /// SCTP over IPv4.
+    /// SCTP, AH and ESP over IPv4.
     Sctp4 = 8,
-    /// SCTP over IPv6.
+    /// SCTP, AH and ESP over IPv6.
     Sctp6 = 9,
+    /// An SCTP packet over IPv4 that may open an association.
+    Associate4 = 10,
+    /// The same over IPv6.
+    Associate6 = 11,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -71,6 +75,8 @@ impl Stage {
         Self::Odd6,
         Self::Sctp4,
         Self::Sctp6,
+        Self::Associate4,
+        Self::Associate6,
     ];
 
     /// Returns the end of the names of the programs that carry it out.
@@ -86,6 +92,8 @@ impl Stage {
             Self::Odd6 => "odd6",
             Self::Sctp4 => "sctp4",
             Self::Sctp6 => "sctp6",
+            Self::Associate4 => "associate4",
+            Self::Associate6 => "associate6",
         }
     }
 
@@ -102,7 +110,9 @@ impl Stage {
             6 => Self::Odd4,
             7 => Self::Odd6,
             8 => Self::Sctp4,
-            _ => Self::Sctp6,
+            9 => Self::Sctp6,
+            10 => Self::Associate4,
+            _ => Self::Associate6,
         }
     }
 
@@ -115,20 +125,31 @@ impl Stage {
     const fn rest<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Rest4 } else { Self::Rest6 }
     }
+
+    /// Returns the stage of SCTP for an IP version.
+    #[inline(always)]
+    pub const fn sctp<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Sctp4 } else { Self::Sctp6 }
+    }
+
+    /// Returns the stage that opens associations for an IP version.
+    #[inline(always)]
+    pub const fn associate<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Associate4 } else { Self::Associate6 }
+    }
 }
 
 /// Returns what becomes of a packet of another protocol, or whose headers are not the usual ones.
 #[inline(always)]
 fn unusual<A: Ip, F: Frame>(frame: &mut F, reason: Reason) -> Verdict {
-    let (icmp, odd, sctp) = if A::FAMILY == 4 {
-        (Stage::Icmp4, Stage::Odd4, Stage::Sctp4)
-    } else {
-        (Stage::Icmp6, Stage::Odd6, Stage::Sctp6)
-    };
+    let (icmp, odd) =
+        if A::FAMILY == 4 { (Stage::Icmp4, Stage::Odd4) } else { (Stage::Icmp6, Stage::Odd6) };
     match (reason, A::protocol(frame)) {
         (Reason::Fragment | Reason::Options, _) => Verdict::Next(odd),
         (Reason::OtherProtocol, Some(icmp::PROTOCOL | icmp::PROTOCOL_V6)) => Verdict::Next(icmp),
-        (Reason::OtherProtocol, Some(sctp::PROTOCOL)) => Verdict::Next(sctp),
+        (Reason::OtherProtocol, Some(sctp::PROTOCOL | ipsec::ESP | ipsec::AH)) => {
+            Verdict::Next(Stage::sctp::<A>())
+        }
         _ => Verdict::Pass(reason),
     }
 }
@@ -173,6 +194,12 @@ pub fn sctp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| association::any::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::Associate4`] and [`Stage::Associate6`].
+#[inline(always)]
+pub fn associate<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| association::first::<A, F, T>(context, frame))
+}
+
 /// Carries out a stage, for bodies that call it like any function.
 pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
     match stage {
@@ -186,6 +213,8 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Odd6 => odd::<V6, F, T>(frame, tables),
         Stage::Sctp4 => sctp::<V4, F, T>(frame, tables),
         Stage::Sctp6 => sctp::<V6, F, T>(frame, tables),
+        Stage::Associate4 => associate::<V4, F, T>(frame, tables),
+        Stage::Associate6 => associate::<V6, F, T>(frame, tables),
     }
 }
 
@@ -266,7 +295,7 @@ fn steady_request<A: Ip, F: Frame, T: Tables>(
         return None;
     }
     context.touch(found);
-    Some(forward(frame, packet, destination, row, &way))
+    Some(forward::<A, F, true>(frame, packet, destination, row, &way))
 }
 
 /// Sends a reply to its client, if nothing about it needs thought.
@@ -285,23 +314,34 @@ fn steady_answer<A: Ip, F: Frame, T: Tables>(
         return None;
     }
     context.touch(found);
-    Some(give_back(frame, packet, (destination, service), row, &way))
+    Some(give_back::<A, F, true>(frame, packet, (destination, service), row, &way))
 }
 
-/// A request that may open a connection.
+/// A TCP or UDP request that may open a connection.
 #[inline(always)]
 fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    let packet = match A::parse(frame) {
-        Ok(packet) => packet,
-        Err(reason) => return Verdict::Pass(reason),
-    };
-    let Some(service) = context.service_of(&packet) else {
+    match A::parse(frame) {
+        Ok(packet) => start::<A, F, T, true>(context, frame, &packet, Stage::rest::<A>()),
+        Err(reason) => Verdict::Pass(reason),
+    }
+}
+
+/// A request that may open a connection; `rest` carries what does not.
+#[inline(always)]
+pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    rest: Stage,
+) -> Verdict {
+    let Some(service) = context.service_of(packet) else {
         return Verdict::Pass(Reason::NoService);
     };
-    match context.open(frame, &packet, service) {
-        Opening::To(destination) => deliver(context, frame, &packet, destination, || {}),
-        Opening::There => Verdict::Next(Stage::rest::<A>()),
-        Opening::Refused(reason) => refuse_start(context, frame, &packet, reason),
+    match context.open(frame, packet, service) {
+        Opening::To(id) => deliver::<A, F, T, PORTS>(context, frame, packet, id, || {}),
+        // There is no room: it goes astray.
+        Opening::There | Opening::Refused(Reason::Stateless) => Verdict::Next(rest),
+        Opening::Refused(reason) => refuse_start(context, frame, packet, reason),
     }
 }
 
@@ -314,8 +354,6 @@ fn refuse_start<A: Ip, F: Frame, T: Tables>(
     refused: Reason,
 ) -> Verdict {
     match refused {
-        // There is no room: it goes astray.
-        Reason::Stateless => Verdict::Next(Stage::rest::<A>()),
         Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken => {
             complain(context, frame, packet, Complaint::PortUnreachable, refused)
         }
@@ -324,46 +362,64 @@ fn refuse_start<A: Ip, F: Frame, T: Tables>(
     }
 }
 
-/// Any packet to or from a service.
+/// Any TCP or UDP packet to or from a service.
 #[inline(always)]
 fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    let packet = match A::parse(frame) {
-        Ok(packet) => packet,
-        Err(reason) => return Verdict::Pass(reason),
-    };
-    let Some(half) = context.half(&packet) else { return Verdict::Pass(Reason::NoService) };
+    match A::parse(frame) {
+        Ok(packet) => carry::<A, F, T, true>(context, frame, &packet, &packet, Stage::open::<A>()),
+        Err(reason) => Verdict::Pass(reason),
+    }
+}
+
+/// Any packet to or from a service, which is found by what the packet is `known_as`; `open` carries
+/// one that may open a connection. `PORTS`: see [`Ip::translate`].
+#[inline(always)]
+pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    known_as: &Packet<A>,
+    open: Stage,
+) -> Verdict {
+    let Some(half) = context.half(known_as) else { return Verdict::Pass(Reason::NoService) };
     let Half { key, is_reply } = half;
     match context.find_live(&key) {
         // The stack answers it, in the director's name.
         Some(_) if packet.ttl <= 1 && is_reply => Verdict::Pass(Reason::Expired),
         Some(_) if packet.ttl <= 1 => {
-            complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired)
+            complain(context, frame, packet, Complaint::TimeExceeded, Reason::Expired)
         }
-        Some(found) if is_reply => answer(context, frame, &packet, &found),
-        Some(found) => request(context, frame, &packet, &found),
+        Some(found) if is_reply => answer::<A, F, T, PORTS>(context, frame, packet, &found),
+        Some(found)
+            if state::starts_anew(found.value.state(), packet.protocol, packet.flags)
+                && context.retire::<A>(found.slot, found.value, true) =>
+        {
+            Verdict::Next(open)
+        }
+        Some(found) => request::<A, F, T, PORTS>(context, frame, packet, &found),
         None if is_reply => Verdict::Pass(Reason::NoConnection),
         None if state::starts(packet.protocol, packet.flags) && !context.is_full(&key) => {
-            Verdict::Next(Stage::open::<A>())
+            Verdict::Next(open)
         }
-        None => astray(context, frame, &packet, key.owner),
+        None => astray(context, frame, packet, key.owner),
     }
 }
 
 /// A packet from a client on its connection.
 #[inline(always)]
-fn request<A: Ip, F: Frame, T: Tables>(
+fn request<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
     found: &Found<'_, A::Slot>,
 ) -> Verdict {
     let track = || context.track_request(packet, found);
-    deliver(context, frame, packet, found.value.destination(), track)
+    deliver::<A, F, T, PORTS>(context, frame, packet, found.value.destination(), track)
 }
 
 /// Sends a request to its destination; `track` notes it once the way is known.
 #[inline(always)]
-fn deliver<A: Ip, F: Frame, T: Tables>(
+fn deliver<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -385,12 +441,12 @@ fn deliver<A: Ip, F: Frame, T: Tables>(
     if does_not_fit(frame, packet.length, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
-    forward(frame, packet, destination, row, &way)
+    forward::<A, F, PORTS>(frame, packet, destination, row, &way)
 }
 
 /// Sends a request on its way.
 #[inline(always)]
-fn forward<A: Ip, F: Frame>(
+fn forward<A: Ip, F: Frame, const PORTS: bool>(
     frame: &mut F,
     packet: &Packet<A>,
     destination: &Destination,
@@ -400,7 +456,7 @@ fn forward<A: Ip, F: Frame>(
     let done = if destination.method == method::MASQUERADE {
         let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
         let (end, address, port) = (End::Target, &destination.address, destination.port);
-        A::translate(frame, packet.protocol, &Substitute { end, address, port, deltas })
+        A::translate::<F, PORTS>(frame, packet.protocol, &Substitute { end, address, port, deltas })
     } else {
         A::lower(frame)
     };
@@ -414,7 +470,7 @@ fn forward<A: Ip, F: Frame>(
 
 /// A packet from a NAT destination on a connection.
 #[inline(always)]
-fn answer<A: Ip, F: Frame, T: Tables>(
+fn answer<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -438,12 +494,12 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     if does_not_fit(frame, packet.length, &way) {
         return Verdict::Drop(Reason::TooBig);
     }
-    give_back(frame, packet, (destination, service), row, &way)
+    give_back::<A, F, PORTS>(frame, packet, (destination, service), row, &way)
 }
 
 /// Sends a reply to its client.
 #[inline(always)]
-fn give_back<A: Ip, F: Frame>(
+fn give_back<A: Ip, F: Frame, const PORTS: bool>(
     frame: &mut F,
     packet: &Packet<A>,
     (destination, service): (&Destination, &Service),
@@ -456,7 +512,7 @@ fn give_back<A: Ip, F: Frame>(
     };
     let (end, address, port) = (End::Source, &service.address, service.port);
     let by = Substitute { end, address, port, deltas };
-    if A::translate(frame, packet.protocol, &by).is_none() {
+    if A::translate::<F, PORTS>(frame, packet.protocol, &by).is_none() {
         return Verdict::Drop(Reason::Malformed);
     }
     bump(&row.out_packets, 1);
@@ -494,7 +550,8 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
             Ok(way) if does_not_fit(frame, packet.length, &way) => Verdict::Drop(Reason::TooBig),
             Ok(way) => {
                 context.count(Reason::Stateless);
-                forward(frame, packet, to, row, &way)
+                // Nothing is translated.
+                forward::<A, F, true>(frame, packet, to, row, &way)
             }
             Err(verdict) => verdict,
         },

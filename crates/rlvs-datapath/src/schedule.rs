@@ -7,7 +7,7 @@ use crate::connection::{Context, Found, Key, Value};
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::ip::{Flow, Ip, Packet};
 use crate::reason::Reason;
-use crate::state::{self, Seen, State};
+use crate::state::{self, Seen};
 use crate::tables::{Tables, bump};
 
 /// How many destinations are tried for one connection before it is refused.
@@ -117,7 +117,7 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
-        let state = state::next(State::NONE, seen, packet.protocol, packet.flags);
+        let state = state::first(seen, packet.protocol, packet.flags);
         let value = Value::new(self.now, state, id, key.owner, paired);
         if paired {
             let peer = A::from_octets(&destination.address);

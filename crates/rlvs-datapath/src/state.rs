@@ -1,8 +1,11 @@
 //! Connection states and their transitions, as `tcp_states[]` of the kernel's IPVS.
 
-use rlvs_wire::tcp;
+use rlvs_wire::{sctp, tcp, udp};
 
-/// State numbers, as the kernel's, with the one of UDP behind those of TCP.
+use crate::association::states::{self, event};
+
+/// State numbers: the kernel's of TCP, the one of UDP, and from [`ASSOCIATIONS`](Self::ASSOCIATIONS)
+/// on the kernel's of SCTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub u32);
 
@@ -31,9 +34,19 @@ impl State {
     pub const SYNACK: Self = Self(10);
     /// The one state of UDP.
     pub const UDP: Self = Self(11);
+    /// Number of the first state of SCTP.
+    pub const ASSOCIATIONS: u32 = 16;
+    /// SCTP: no packet seen.
+    pub const UNASSOCIATED: Self = Self(Self::ASSOCIATIONS);
+    /// SCTP: INIT seen from the client.
+    pub const INIT1: Self = Self(Self::ASSOCIATIONS + 1);
+    /// SCTP: handshake complete.
+    pub const ASSOCIATED: Self = Self(Self::ASSOCIATIONS + 8);
+    /// SCTP: ended.
+    pub const ASSOCIATION_CLOSED: Self = Self(Self::ASSOCIATIONS + 13);
 
     /// Names as `ipvsadm -L -c` prints them, by number.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 30] = [
         "NONE",
         "ESTABLISHED",
         "SYN_SENT",
@@ -46,10 +59,31 @@ impl State {
         "LISTEN",
         "SYNACK",
         "UDP",
+        "ERR!",
+        "ERR!",
+        "ERR!",
+        "ERR!",
+        "NONE",
+        "INIT1",
+        "INIT",
+        "C-SENT",
+        "C-REPLIED",
+        "C-WAIT",
+        "COOKIE",
+        "C-ECHOED",
+        "ESTABLISHED",
+        "S-SENT",
+        "S-RECEIVED",
+        "S-ACK-SENT",
+        "REJECTED",
+        "CLOSED",
     ];
 
     /// Default time-outs in seconds, by number.
-    pub const TIMEOUTS_S: [u32; 12] = [2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120, 300];
+    pub const TIMEOUTS_S: [u32; 30] = [
+        2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120, 300, 0, 0, 0, 0, // TCP, UDP
+        2, 4, 61, 61, 61, 61, 61, 61, 900, 61, 61, 61, 4, 61, // SCTP
+    ];
 
     /// Returns whether a connection in this state is an active one.
     #[inline(always)]
@@ -57,8 +91,9 @@ impl State {
         const ACTIVE: u32 = 1 << State::ESTABLISHED.0
             | 1 << State::SYN_SENT.0
             | 1 << State::SYN_RECV.0
-            | 1 << State::SYNACK.0;
-        ACTIVE >> (self.0 & 15) & 1 != 0
+            | 1 << State::SYNACK.0
+            | 1 << State::ASSOCIATED.0;
+        ACTIVE >> (self.0 & 31) & 1 != 0
     }
 }
 
@@ -128,9 +163,12 @@ const REQUEST_ONLY: Table = Table {
 const _: () = assert!(NO == State::NONE.0 as u64 && SA == State::SYNACK.0 as u64);
 
 /// Returns the state after a packet, as `set_tcp_state()`: the first of RST, SYN, FIN, ACK that is
-/// set decides, and none of them closes.
+/// set decides, and none of them closes. The flags of SCTP are an [`event`].
 #[inline(always)]
 pub fn next(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
+    if protocol == sctp::PROTOCOL {
+        return State(states::next(state.0, seen, flags));
+    }
     if protocol != tcp::PROTOCOL {
         return State::UDP;
     }
@@ -153,10 +191,28 @@ pub fn next(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
     State((row >> (4 * (state.0 & 15))) as u32 & 15)
 }
 
-/// Returns whether a packet may start a connection, as `tcp_conn_schedule()`.
+/// Returns the state of a connection that a packet starts.
+#[inline(always)]
+pub fn first(seen: Seen, protocol: u8, flags: u8) -> State {
+    // An INIT is all that starts an association.
+    if protocol == sctp::PROTOCOL { State::INIT1 } else { next(State::NONE, seen, protocol, flags) }
+}
+
+/// Returns whether a packet may start a connection, as `tcp_conn_schedule()` and its like.
 #[inline(always)]
 pub fn starts(protocol: u8, flags: u8) -> bool {
-    protocol != tcp::PROTOCOL || flags & (tcp::SYN | tcp::RST) == tcp::SYN
+    match protocol {
+        tcp::PROTOCOL => flags & (tcp::SYN | tcp::RST) == tcp::SYN,
+        sctp::PROTOCOL => flags == event::INIT,
+        protocol => protocol == udp::PROTOCOL,
+    }
+}
+
+/// Returns whether a packet that may start a connection does so though it finds one, as
+/// `is_new_conn_expected()`.
+#[inline(always)]
+pub fn starts_anew(state: State, protocol: u8, flags: u8) -> bool {
+    state == State::ASSOCIATION_CLOSED && starts(protocol, flags)
 }
 
 #[cfg(test)]
@@ -196,8 +252,8 @@ mod tests {
 
     #[test]
     fn active_states_are_the_handshake_and_established() {
-        let active: [u32; 4] = [1, 2, 3, 10];
-        for state in 0..12 {
+        let active: [u32; 5] = [1, 2, 3, 10, State::ASSOCIATED.0];
+        for state in 0..30 {
             assert_eq!(State(state).is_active(), active.contains(&state), "state {state}");
         }
     }
@@ -210,5 +266,7 @@ mod tests {
         assert!(!starts(6, tcp::SYN | tcp::RST));
         assert!(!starts(6, tcp::ACK));
         assert!(starts(17, 0));
+        assert!((0..10).all(|event| starts(132, event) == (event == event::INIT)));
+        assert!(!starts(50, 0));
     }
 }

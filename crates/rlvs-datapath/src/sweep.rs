@@ -101,7 +101,7 @@ impl<'a, T: Tables> Context<'a, T> {
             return Swept { removed: 0, left: false };
         };
         let value = Value(self.tables.read(slot.value()));
-        let over = value.is_live() && !self.is_young(value) && self.retire::<A>(slot, value);
+        let over = value.is_live() && !self.is_young(value) && self.retire::<A>(slot, value, false);
         Swept { removed: u64::from(over), left: value.0 != 0 && !over }
     }
 }

@@ -86,6 +86,8 @@ programs! {
     rlvs_xdp_odd6, rlvs_tc_odd6: process::odd::<V6, _, _>;
     rlvs_xdp_sctp4, rlvs_tc_sctp4: process::sctp::<V4, _, _>;
     rlvs_xdp_sctp6, rlvs_tc_sctp6: process::sctp::<V6, _, _>;
+    rlvs_xdp_associate4, rlvs_tc_associate4: process::associate::<V4, _, _>;
+    rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
 }
 
 /// Arms the sweep; the loader runs it once. Arming again replaces the callback by this program's.
