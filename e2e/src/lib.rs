@@ -7,6 +7,8 @@
 //! the namespace whose routing table the programs ask, [`scene`] what most tests begin with, [`world`] runs a frame through all bodies,
 //! holds them against each other and tells what changed.
 
+#[expect(unsafe_code, reason = "the standard library opens no raw socket")]
+pub mod association;
 #[expect(unsafe_code, reason = "maps are memory shared with the kernel")]
 pub mod bpf;
 pub mod host;
