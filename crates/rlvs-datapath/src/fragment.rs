@@ -107,7 +107,7 @@ fn balance<A: Ip, F: Frame, T: Tables>(
     let Half { key, is_reply } = context.half(packet).ok_or(Reason::NoService)?;
     context.remember(packet, datagram);
     let Some(found) = context.find_live(&key) else {
-        let starts = state::starts(packet.protocol, packet.flags);
+        let starts = state::starts::<true>(packet.protocol, packet.flags);
         if is_reply || frame.is_bare() || !starts {
             return Err(Reason::NoConnection);
         }
@@ -119,17 +119,19 @@ fn balance<A: Ip, F: Frame, T: Tables>(
     // The first fragment has had its say about the state.
     let later = frame.is_bare();
     Ok(if is_reply {
-        answer(context, frame, packet, &found, || match later {
+        answer::<A, _, T, true>(context, frame, packet, &found, || match later {
             true => context.touch(&found),
-            false => context.track_reply(packet, &found),
+            false => context.track_reply::<A, true>(packet, &found),
         })
     } else {
         let track = || match later {
             true => context.touch(&found),
-            false => context.track_request(packet, &found),
+            false => context.track_request::<A, true>(packet, &found),
         };
         let destination = found.value.destination();
-        deliver(context, frame, packet, destination, track, |frame, _| leave_too_big::<A, _>(frame))
+        deliver::<A, _, T, true>(context, frame, packet, destination, track, |frame, _| {
+            leave_too_big::<A, _>(frame)
+        })
     })
 }
 
@@ -142,10 +144,15 @@ fn open<A: Ip, F: Frame, T: Tables>(
     _: u64,
 ) -> Result<Verdict, Reason> {
     let service = context.service_of(packet).ok_or(Reason::NoService)?;
-    Ok(match context.open(frame, packet, service) {
-        Opening::To(id) => {
-            deliver(context, frame, packet, id, || {}, |frame, _| leave_too_big::<A, _>(frame))
-        }
+    Ok(match context.open::<A, _, true>(frame, packet, service) {
+        Opening::To(id) => deliver::<A, _, T, true>(
+            context,
+            frame,
+            packet,
+            id,
+            || {},
+            |frame, _| leave_too_big::<A, _>(frame),
+        ),
         Opening::There => Verdict::Next(Stage::odd::<A>()),
         Opening::Refused(reason) => left_to_the_stack(reason),
     })

@@ -88,6 +88,8 @@ programs! {
     rlvs_xdp_sctp6, rlvs_tc_sctp6: process::sctp::<V6, _, _>;
     rlvs_xdp_begin4, rlvs_tc_begin4: process::odd_open::<V4, _, _>;
     rlvs_xdp_begin6, rlvs_tc_begin6: process::odd_open::<V6, _, _>;
+    rlvs_xdp_associate4, rlvs_tc_associate4: process::associate::<V4, _, _>;
+    rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
 }
 
 /// Arms the sweep; the loader runs it once. Arming again replaces the callback by this program's.
