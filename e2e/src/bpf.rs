@@ -232,7 +232,9 @@ impl Bpf {
         let mut ebpf = loader
             .load_file(&path)
             .unwrap_or_else(|error| panic!("loading {}: {error:?}", path.display()));
-        stages::load(&mut ebpf, body).unwrap_or_else(|error| panic!("loading {body:?}: {error}"));
+        let missing = stages::load(&mut ebpf, body);
+        let missing = missing.unwrap_or_else(|error| panic!("loading {body:?}: {error}"));
+        assert_eq!(missing, [], "stages that this kernel does not take");
         let maps = maps.map(|(name, elements, bytes)| {
             let map = ebpf.map(name).unwrap_or_else(|| panic!("no map {name}"));
             let Map::Array(data) = map else { panic!("{name} is not an array") };

@@ -86,6 +86,12 @@ impl Stage {
         Self::Associate6,
     ];
 
+    /// Returns whether packets are balanced without it, but for those that it is for: what has
+    /// unusual headers, SCTP and IPsec.
+    pub const fn is_optional(self) -> bool {
+        self as u32 >= Self::Odd4 as u32
+    }
+
     /// Returns the end of the names of the programs that carry it out.
     pub const fn name(self) -> &'static str {
         match self {

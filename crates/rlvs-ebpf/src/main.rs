@@ -33,7 +33,8 @@ fn on_xdp(ctx: &XdpContext, decide: impl FnOnce(&mut XdpFrame, &Maps) -> Verdict
         Verdict::Next(stage) => {
             // SAFETY: nothing is left to be dropped.
             unsafe { STAGES_XDP.tail_call(ctx, stage as u32) };
-            xdp_action::XDP_ABORTED
+            // This kernel did not take the stage: the packet is the stack's.
+            xdp_action::XDP_PASS
         }
     }
 }
@@ -51,7 +52,7 @@ fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -
         Verdict::Next(stage) => {
             // SAFETY: nothing is left to be dropped.
             unsafe { STAGES_TC.tail_call(ctx, stage as u32) };
-            TC_ACT_SHOT
+            TC_ACT_UNSPEC
         }
     }
 }

@@ -93,9 +93,10 @@ impl Decapsulator {
     /// UDP port `gue_port`.
     ///
     /// # Errors
-    /// A missing capability, a kernel without TCX, no such interface.
+    /// A missing capability, no such interface.
     pub fn attach(interfaces: &[&str], gue_port: u16) -> Result<Self, Error> {
-        let links = Rtnetlink::open()?.links()?;
+        let mut rtnetlink = Rtnetlink::open()?;
+        let links = rtnetlink.links()?;
         let prefixes = links.iter().flat_map(|link| &link.addresses);
         let addresses: Vec<IpAddr> = prefixes.map(|prefix| prefix.address).collect();
         let decapsulator = Self::load(&addresses, gue_port)?;
@@ -103,9 +104,17 @@ impl Decapsulator {
         let program = program.fd().map_err(|error| Error::Program(Box::new(error)))?;
         for &interface in interfaces {
             let link = links.iter().find(|link| link.name == interface);
-            link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
-                .and_then(|link| attach(program, link.index))
-                .map_err(|source| Error::Attach { interface: interface.to_owned(), source })?;
+            let failed = |source| Error::Attach { interface: interface.to_owned(), source };
+            let absent = || failed(io::Error::from_raw_os_error(libc::ENODEV));
+            let index = link.ok_or_else(absent)?.index;
+            match attach(program, index) {
+                // A kernel without TCX: a filter, which the interface alone holds too.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    rtnetlink.add_clsact(index)?;
+                    rtnetlink.set_ingress_filter(index, 1, program.as_fd())?;
+                }
+                done => done.map_err(failed)?,
+            }
         }
         Ok(decapsulator)
     }

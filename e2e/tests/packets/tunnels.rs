@@ -347,12 +347,18 @@ fn outer_headers_count_for_what_the_next_hop_takes() {
             // The first goes by the stage that opens, the others by the steady path and its rest.
             for (length, goes) in [(fits, true), (fits, true), (fits + 1, false)] {
                 let step = world.step(&of(length)).same();
-                let expected = if goes {
-                    Verdict::Transmit { interface: network.outside.index }
+                let said = format!("{case:?} {length}");
+                if goes {
+                    let interface = network.outside.index;
+                    assert_eq!(step.verdict, Verdict::Transmit { interface }, "{said}");
                 } else {
-                    Verdict::Drop(Reason::TooBig)
-                };
-                assert_eq!(step.verdict, expected, "{case:?} {length}");
+                    let interface = network.inside.index;
+                    assert_eq!(step.verdict, Verdict::Transmit { interface }, "{said}");
+                    let (at, kind) = if case.inner == 4 { (34, [3, 4]) } else { (54, [2, 0]) };
+                    assert_eq!(step.bytes[at..at + 2], kind, "{said}");
+                    let mtu = step.bytes[at + 4..at + 8].try_into().unwrap();
+                    assert_eq!(u32::from_be_bytes(mtu) as usize, fits, "{said}");
+                }
             }
         }
     });

@@ -95,8 +95,15 @@ fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
 /// Loads and pins the programs that hang on interfaces; those that they hand on to stay as long as
 /// the pinned maps that name them.
 fn pin_programs(bpf: &mut Ebpf, folder: &Folder) -> Result<(), Error> {
-    stages::load(bpf, Body::Xdp)?;
-    stages::load(bpf, Body::Tc)?;
+    for body in [Body::Xdp, Body::Tc] {
+        for stage in stages::load(bpf, body)? {
+            let (program, stage) = (body.program(), stage.name());
+            eprintln!(
+                "rlvs: this kernel does not take {program}_{stage}: packets with options or \
+                 extension headers and fragments are left to the stack"
+            );
+        }
+    }
     let xdp: &mut Xdp = program(bpf, Body::Xdp.program())?;
     xdp.pin(folder.path(XDP)).map_err(|error| load_error("the XDP program", &error))?;
     let tc: &mut SchedClassifier = program(bpf, Body::Tc.program())?;

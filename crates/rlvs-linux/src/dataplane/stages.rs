@@ -2,7 +2,7 @@
 
 use aya::Ebpf;
 use aya::maps::ProgramArray;
-use aya::programs::Program;
+use aya::programs::{Program, ProgramError};
 use rlvs_datapath::process::Stage;
 
 use super::error::Error;
@@ -39,16 +39,22 @@ impl Body {
     }
 }
 
-/// Gives the kernel the programs of a body and connects them.
+/// Gives the kernel the programs of a body and connects them. Returns the stages that it did not take
+/// and that packets do without: Linux 6.1 counts more stack than later ones.
 ///
 /// # Errors
 /// A missing capability, or what the kernel did not take.
-pub fn load(bpf: &mut Ebpf, body: Body) -> Result<(), Error> {
+pub fn load(bpf: &mut Ebpf, body: Body) -> Result<Vec<Stage>, Error> {
     load_program(bpf, body.program())?;
+    let mut missing = Vec::new();
     for stage in Stage::ALL {
-        load_program(bpf, &body.stage(stage))?;
+        match load_program(bpf, &body.stage(stage)) {
+            Err(Error::Load { .. }) if stage.is_optional() => missing.push(stage),
+            other => other?,
+        }
     }
-    connect(bpf, body)
+    connect(bpf, body)?;
+    Ok(missing)
 }
 
 /// Gives the kernel one program.
@@ -76,7 +82,10 @@ pub fn connect(bpf: &mut Ebpf, body: Body) -> Result<(), Error> {
     for stage in Stage::ALL {
         let name = body.stage(stage);
         let program = bpf.program(&name).ok_or_else(|| missing(&name))?;
-        let fd = program.fd().map_err(|error| failed(&error))?;
+        let fd = match program.fd() {
+            Err(ProgramError::NotLoaded) if stage.is_optional() => continue,
+            fd => fd.map_err(|error| failed(&error))?,
+        };
         programs.push((stage as u32, fd.try_clone().map_err(|error| failed(&error))?));
     }
     let map = bpf.map_mut(body.stages()).ok_or_else(|| missing(body.stages()))?;
