@@ -167,7 +167,7 @@ fn depart_as<A: Ip, F: Frame, T: Tables>(
     if destination.flags & destination_flag::AVAILABLE == 0 {
         return Some(Verdict::Drop(Reason::Removed));
     }
-    context.track_reply(&packet, &found);
+    context.track_reply::<_, true>(&packet, &found);
     name_service::<A, F>(frame, packet.protocol, destination, service)?;
     bump(&row.out_packets, 1);
     bump(&row.out_bytes, u64::from(packet.length));

@@ -201,7 +201,7 @@ fn is_old(release: &str) -> bool {
 fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
     let (clock_shift, unit_ns) = clock()?;
     let units = |seconds: u32| (u64::from(seconds) * 1_000_000_000).div_ceil(unit_ns) as u32;
-    let mut timeouts = [0; 16];
+    let mut timeouts = [0; 32];
     for (timeout, seconds) in timeouts.iter_mut().zip(State::TIMEOUTS_S) {
         *timeout = units(seconds);
     }

@@ -607,9 +607,6 @@ fn carried_out(service: &WantedService) -> Result<(), Error> {
     let not_yet = |what: &str| Err(Error::NotYet(what.to_owned()));
     match service.id {
         ServiceId::Mark { .. } => return not_yet("a firewall-mark service (-f)"),
-        ServiceId::Address { protocol: rlvs_control::model::Protocol::Sctp, .. } => {
-            return not_yet("SCTP");
-        }
         ServiceId::Address { .. } => {}
     }
     if service.persistence.is_some() || service.persistence_engine.is_some() {
