@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod vrrp;
 
 /// Ethernet header: destination (6), source (6), type (2).
 pub mod ethernet {
