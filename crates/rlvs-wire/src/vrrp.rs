@@ -461,9 +461,8 @@ mod tests {
         let mut bytes = [0; 32];
         let header = ipv4_header([10, 9, 0, 1], GROUP_V4, 1, HOPS, 12).expect("a short packet");
         bytes[..20].copy_from_slice(&header);
-        let expected = [
-            0x45, 0xc0, 0, 0x20, 0, 1, 0, 0, 0xff, 0x70, 0xd0, 0x90, 10, 9, 0, 1, 224, 0, 0, 18,
-        ];
+        let expected =
+            [0x45, 0xc0, 0, 0x20, 0, 1, 0, 0, 0xff, 0x70, 0xd0, 0x90, 10, 9, 0, 1, 224, 0, 0, 18];
         assert_eq!(header, expected);
         let read = Datagram::parse(&bytes).expect("a packet");
         assert_eq!((read.source, read.hops, read.payload.len()), ([10, 9, 0, 1], 255, 12));
