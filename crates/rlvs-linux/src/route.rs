@@ -4,6 +4,7 @@
 //! of the kernel at the moment it is wanted; nothing is cached.
 
 mod ingress;
+mod monitor;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -25,6 +26,8 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+pub use monitor::Monitor;
 
 use crate::netlink;
 use crate::netns::{self, Namespace};
