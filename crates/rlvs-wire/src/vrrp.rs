@@ -378,12 +378,8 @@ fn ethernet_header(to: [u8; 6], from: [u8; 6], kind: u16) -> [u8; crate::etherne
 }
 
 /// Returns the virtual router's own hardware address (RFC 9568 §7.3).
-pub const fn virtual_mac(vrid: u8, ends: &Ends) -> [u8; 6] {
-    let family = match ends {
-        Ends::V4 { .. } => 1,
-        Ends::V6 { .. } => 2,
-    };
-    [0, 0, 0x5e, 0, family, vrid]
+pub const fn virtual_mac(vrid: u8, for_ipv6: bool) -> [u8; 6] {
+    [0, 0, 0x5e, 0, if for_ipv6 { 2 } else { 1 }, vrid]
 }
 
 #[cfg(test)]

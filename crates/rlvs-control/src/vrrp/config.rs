@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use rlvs_wire::vrrp::Version;
-use rlvs_wire::vrrp::{ADDRESSES_MAX, INTERVAL_CS_MAX, OWNER};
+use rlvs_wire::vrrp::{ADDRESSES_MAX, INTERVAL_CS_MAX, OWNER, virtual_mac};
 
 use crate::model::Family;
 
@@ -105,6 +105,11 @@ impl InstanceConfig {
     /// Returns the interface that its packets leave by, and its addresses are on by default.
     pub fn outward(&self) -> &Arc<str> {
         self.virtual_mac.as_ref().unwrap_or(&self.interface)
+    }
+
+    /// Returns the virtual router's own hardware address.
+    pub fn mac(&self) -> [u8; 6] {
+        virtual_mac(self.vrid, self.family == Family::V6)
     }
 
     /// Tells whether it owns its addresses: then nothing lowers its priority.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rlvs_wire::vrrp::{Advertisement, OWNER, RESIGN, Version};
 
 use super::announce::Announcer;
-use super::config::{InstanceConfig, Preempt, VirtualAddress};
+use super::config::{INTERVAL_MIN, InstanceConfig, Preempt, VirtualAddress};
 use super::event::{Event, LinkState, Output, Received, State, Who, Why};
 use super::receive::{self, Counters, Rejection};
 use super::track::Ability;
@@ -35,6 +35,8 @@ pub(super) struct Instance {
     pub(super) counters: Counters,
     /// Who was last heard to be master.
     pub(super) master: Option<IpAddr>,
+    /// Its priority, and when that was.
+    heard: Option<(u8, Instant)>,
     pub(super) source: Option<IpAddr>,
     pub(super) link: LinkState,
     pub(super) macs: BTreeMap<Arc<str>, [u8; 6]>,
@@ -48,7 +50,7 @@ pub(super) struct Instance {
     /// When a master of lower priority was let be long enough.
     preempt_at: Option<Instant>,
     pub(super) last_advert: Option<Instant>,
-    /// When a lower priority was last answered.
+    /// When a lower priority was last answered with announcements.
     answered: Option<Instant>,
     /// Of whom it was said that its priority is lower.
     lower_told: Option<IpAddr>,
@@ -78,6 +80,7 @@ impl Instance {
             priority: config.priority,
             counters: Counters::default(),
             master: None,
+            heard: None,
             source: None,
             link: LinkState::default(),
             macs: BTreeMap::new(),
@@ -144,8 +147,11 @@ impl Instance {
         self.compare_addresses(&advertisement, from, out);
         if resigns {
             self.counters.resignations_received += 1;
+        } else if self.is_second(&advertisement, from, now) {
+            return;
         } else {
             self.master = Some(from);
+            self.heard = Some((advertisement.priority, now));
         }
         match self.state {
             State::Backup => self.packet_as_backup(&advertisement, from, now, out),
@@ -153,6 +159,17 @@ impl Instance {
             State::Initialize | State::Fault | State::Stopped => {}
         }
         self.announce(now, out);
+    }
+
+    /// Tells whether this is the lesser of two masters who have not heard each other yet. Its last
+    /// word may come behind the first of the other, and its interval must not be learned.
+    fn is_second(&self, advertisement: &Advertisement<'_>, from: IpAddr, now: Instant) -> bool {
+        let (State::Backup, Some(master), Some((priority, when))) =
+            (self.state, self.master, self.heard)
+        else {
+            return false;
+        };
+        (advertisement.priority, from) < (priority, master) && now < when + self.master_interval
     }
 
     /// RFC 9568 §6.4.2.
@@ -218,6 +235,9 @@ impl Instance {
                 self.send_advert(self.priority, now, out);
             }
             self.transition(State::Backup, Why::Outranked(from), now, out);
+            // The new master's interval counts from its first word on.
+            self.master = Some(from);
+            self.packet_as_backup(advertisement, from, now, out);
         } else if self.has_overslept(now) {
             self.transition(State::Backup, Why::Overslept(from), now, out);
         } else {
@@ -229,15 +249,14 @@ impl Instance {
     fn answer_lower(&mut self, priority: u8, from: IpAddr, now: Instant, out: &mut Outputs) {
         self.tell_lower(priority, from, out);
         // A flood must not be answered by a flood.
-        let pause = self.config.interval / 2;
-        if self.answered.is_some_and(|answered| now < answered + pause) {
-            return;
-        }
-        self.answered = Some(now);
-        if self.config.answer_lower {
+        let pause = |last: Option<Instant>, pause| last.is_some_and(|last| now < last + pause);
+        if self.config.answer_lower && !pause(self.last_advert, INTERVAL_MIN) {
             self.advertise(now, out);
         }
-        self.announcer.burst(self.config.held(), self.config.announce.lower_repeat);
+        if !pause(self.answered, self.config.interval / 2) {
+            self.answered = Some(now);
+            self.announcer.burst(self.config.held(), self.config.announce.lower_repeat);
+        }
     }
 
     fn tell_lower(&mut self, priority: u8, from: IpAddr, out: &mut Outputs) {
@@ -281,10 +300,16 @@ impl Instance {
 
     /// Does what is due.
     pub(super) fn expire(&mut self, now: Instant, out: &mut Outputs) {
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
+        if let Some(deadline) = self.deadline.filter(|deadline| *deadline <= now) {
             match self.state {
                 State::Backup => self.transition(State::Master, Why::Silence, now, out),
-                State::Master => self.advertise(now, out),
+                State::Master => {
+                    self.advertise(now, out);
+                    // Waking up late must not add up.
+                    let regular = deadline + self.config.interval;
+                    self.deadline =
+                        Some(regular).filter(|regular| *regular > now).or(self.deadline);
+                }
                 State::Initialize | State::Fault | State::Stopped => self.deadline = None,
             }
         }

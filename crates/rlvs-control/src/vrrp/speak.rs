@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rlvs_wire::vrrp::{
     Advertisement, Ends, HOPS, LENGTH_MAX, NO_AUTHENTICATION, PASSWORD, announcement, ipv4_header,
-    ipv6_header, virtual_mac,
+    ipv6_header,
 };
 
 use super::config::{Delivery, VirtualAddress};
@@ -139,8 +139,7 @@ impl Instance {
         if self.config.virtual_mac.as_ref() != Some(interface) {
             return self.macs.get(interface).copied();
         }
-        let group = receive::group(self.config.family);
-        receive::ends(group, group).map(|ends| virtual_mac(self.config.vrid, &ends))
+        Some(self.config.mac())
     }
 
     pub(super) fn interface_of(&self, address: &VirtualAddress) -> Arc<str> {

@@ -469,6 +469,17 @@ fn a_backup_learns_the_interval_and_forgets_it_as_master() {
 }
 
 #[test]
+fn a_master_that_yields_learns_the_interval_too() {
+    let mut config = instance(Version::V3, 100);
+    config.interval = 100 * MS;
+    let mut bench = Bench::one(config, 2);
+    bench.until(State::Master, SECOND);
+    bench.input(Input::Packet(advert(&instance(Version::V3, 200), 1, 200)));
+    let waited = bench.until(State::Master, SECOND * 4);
+    assert_eq!(waited.as_millis(), 3609);
+}
+
+#[test]
 fn a_master_yields_to_more_and_to_an_equal_of_higher_address() {
     let mut check = |from: u8, priority: u8, yields: bool| {
         let mut bench = Bench::one(instance(Version::V2, 100), 2);

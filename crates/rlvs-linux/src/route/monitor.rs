@@ -25,8 +25,8 @@ impl Monitor {
             operation: "listening to changes of interfaces".to_owned(),
             source: netlink::Error::Socket { operation: "opening", source },
         };
-        let mut socket = netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_ROUTE)
-            .map_err(failed)?;
+        let mut socket =
+            netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_ROUTE).map_err(failed)?;
         socket.bind(&netlink_sys::SocketAddr::new(0, GROUPS)).map_err(failed)?;
         socket.set_non_blocking(true).map_err(failed)?;
         Ok(Self { socket })

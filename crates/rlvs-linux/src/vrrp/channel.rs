@@ -30,11 +30,19 @@ pub(super) struct Channel {
     /// Index of the interface, which is another one if it is removed and comes back.
     pub(super) index: u32,
     family: Family,
+    /// Whether what comes in here is meant for us: not on a virtual router's own interface, which
+    /// only sends.
+    pub(super) hears: bool,
 }
 
 impl Channel {
-    /// Opens it, and joins the group of all VRRP routers.
-    pub(super) fn open(interface: &Arc<str>, index: u32, family: Family) -> io::Result<Self> {
+    /// Opens it, and joins the group of all VRRP routers if it `hears`.
+    pub(super) fn open(
+        interface: &Arc<str>,
+        index: u32,
+        family: Family,
+        hears: bool,
+    ) -> io::Result<Self> {
         let domain = match family {
             Family::V4 => libc::AF_INET,
             Family::V6 => libc::AF_INET6,
@@ -43,10 +51,10 @@ impl Channel {
         setsockopt(&socket, sockopt::BindToDevice, &interface.as_ref().into())?;
         setsockopt(&socket, sockopt::Priority, &PRIORITY)?;
         match family {
-            Family::V4 => prepare_v4(&socket, index)?,
-            Family::V6 => prepare_v6(&socket, index)?,
+            Family::V4 => prepare_v4(&socket, index, hears)?,
+            Family::V6 => prepare_v6(&socket, index, hears)?,
         }
-        Ok(Self { socket, interface: interface.clone(), index, family })
+        Ok(Self { socket, interface: interface.clone(), index, family, hears })
     }
 
     /// Sends an IP packet, header included.
@@ -67,7 +75,7 @@ impl Channel {
 
     /// Takes the next packet that has come in; `None` when there is none.
     pub(super) fn receive(&self) -> Option<Received> {
-        loop {
+        while self.hears {
             let received = match self.family {
                 Family::V4 => self.receive_v4(),
                 Family::V6 => self.receive_v6(),
@@ -79,6 +87,7 @@ impl Channel {
                 Err(_) => return None,
             }
         }
+        None
     }
 
     /// The kernel hands over the IPv4 header too.
@@ -130,7 +139,7 @@ impl AsFd for Channel {
     }
 }
 
-fn prepare_v4(socket: &OwnedFd, index: u32) -> io::Result<()> {
+fn prepare_v4(socket: &OwnedFd, index: u32, join: bool) -> io::Result<()> {
     let group = libc::ip_mreqn {
         imr_multiaddr: libc::in_addr { s_addr: u32::from_ne_bytes(GROUP_V4) },
         imr_address: libc::in_addr { s_addr: u32::from_ne_bytes(Ipv4Addr::UNSPECIFIED.octets()) },
@@ -139,10 +148,13 @@ fn prepare_v4(socket: &OwnedFd, index: u32) -> io::Result<()> {
     sys::set_option(socket, libc::IPPROTO_IP, libc::IP_HDRINCL, 1)?;
     sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 0)?;
     sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, group)?;
-    sys::set_option(socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, group)
+    if join {
+        sys::set_option(socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, group)?;
+    }
+    Ok(())
 }
 
-fn prepare_v6(socket: &OwnedFd, index: u32) -> io::Result<()> {
+fn prepare_v6(socket: &OwnedFd, index: u32, join: bool) -> io::Result<()> {
     let group = libc::ipv6_mreq {
         ipv6mr_multiaddr: libc::in6_addr { s6_addr: GROUP_V6 },
         ipv6mr_interface: index,
@@ -152,5 +164,8 @@ fn prepare_v6(socket: &OwnedFd, index: u32) -> io::Result<()> {
     sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
     sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 0)?;
     sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, index)?;
-    sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP, group)
+    if join {
+        sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP, group)?;
+    }
+    Ok(())
 }

@@ -17,7 +17,8 @@ use rlvs_control::vrrp::{Input, LinkState, Output, Router};
 
 use super::channel::Channel;
 use super::{Command, Error, Told, frame_socket, rest};
-use crate::route::{self, Link, Monitor, Prefix, Rtnetlink};
+use crate::route::{self, Link, Mac, Monitor, Prefix, Rtnetlink};
+use crate::sysctl;
 
 /// Packets of one socket that are read before others have their turn.
 const PACKETS_AT_ONCE: usize = 256;
@@ -30,6 +31,8 @@ pub(super) struct Runner {
     frames: OwnedFd,
     channels: BTreeMap<(Arc<str>, Family), Channel>,
     links: BTreeMap<Arc<str>, Link>,
+    /// Indices of interfaces of ours.
+    made: Vec<u32>,
     wake: Arc<EventFd>,
     orders: Receiver<Command>,
     told: Sender<Told>,
@@ -52,6 +55,7 @@ impl Runner {
             frames: frame_socket()?,
             channels: BTreeMap::new(),
             links: BTreeMap::new(),
+            made: Vec::new(),
             wake,
             orders,
             told,
@@ -72,6 +76,10 @@ impl Runner {
             self.router.handle_timeout(Instant::now());
             self.carry_out();
         }
+        for index in std::mem::take(&mut self.made) {
+            let deleted = self.route.delete_link(index);
+            self.check(deleted, &[libc::ENODEV]);
+        }
         self.tell(Told::Ended);
     }
 
@@ -84,6 +92,7 @@ impl Runner {
             PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
         ];
         let channels = self.channels.values();
+        let channels = channels.filter(|channel| channel.hears);
         descriptors.extend(channels.map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN)));
         // Interrupted or not: the caller looks at everything.
         let _ready = ppoll(&mut descriptors, time.map(TimeSpec::from_duration), None).is_ok();
@@ -137,6 +146,7 @@ impl Runner {
             Err(error) => return self.failed("listing the interfaces", &error),
         };
         self.links = links.into_iter().map(|link| (link.name.as_str().into(), link)).collect();
+        self.make_virtual_macs();
         self.open_channels();
         let states = self.links.iter().map(|(name, link)| (name.clone(), state_of(link)));
         self.input(Input::Links(states.collect()));
@@ -161,23 +171,65 @@ impl Runner {
         missing
     }
 
+    /// Makes the interfaces that have a virtual router's own hardware address; the kernel's notice
+    /// of them brings us here again.
+    fn make_virtual_macs(&mut self) {
+        let mut wanted = Vec::new();
+        for config in self.router.instances() {
+            if let Some(name) = &config.virtual_mac
+                && let Some(lower) = self.links.get(&config.interface)
+                && !self.links.contains_key(name)
+            {
+                wanted.push((name.clone(), lower.index, Mac(config.mac())));
+            }
+        }
+        for (name, lower, mac) in wanted {
+            let made = self.make_virtual_mac(&name, lower, mac);
+            self.check(made, &[]);
+        }
+    }
+
+    /// As keepalived: the interface answers for its own addresses only, and drops nothing for its
+    /// way back being by another interface.
+    fn make_virtual_mac(&mut self, name: &str, lower: u32, mac: Mac) -> Result<(), route::Error> {
+        self.route.add_macvlan(name, lower, mac)?;
+        let paths = [
+            (format!("net/ipv4/conf/{name}/arp_ignore"), "1"),
+            (format!("net/ipv4/conf/{name}/rp_filter"), "0"),
+            // All routers would have the same address of the link.
+            (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
+        ];
+        for (path, value) in paths {
+            if let Err(error) = sysctl::write(&path, value) {
+                self.failed("", &error);
+            }
+        }
+        let link = self.route.link(name)?;
+        self.route.set_up(link.index, true)?;
+        self.made.push(link.index);
+        self.links.insert(name.into(), link);
+        Ok(())
+    }
+
     /// Opens the sockets that the instances need, and closes those of interfaces that are gone.
     fn open_channels(&mut self) {
         let mut wanted = BTreeMap::new();
         for config in self.router.instances() {
-            for interface in [&config.interface, config.outward()] {
+            for interface in [config.outward(), &config.interface] {
                 if let Some(link) = self.links.get(interface) {
-                    wanted.insert((interface.clone(), config.family), link.index);
+                    let hears = *interface == config.interface;
+                    wanted.insert((interface.clone(), config.family), (link.index, hears));
                 }
             }
         }
-        self.channels.retain(|key, channel| wanted.get(key) == Some(&channel.index));
-        for ((interface, family), index) in wanted {
+        let is_open = |channel: &Channel| (channel.index, channel.hears);
+        self.channels.retain(|key, channel| wanted.get(key) == Some(&is_open(channel)));
+        for ((interface, family), (index, hears)) in wanted {
             let key = (interface.clone(), family);
             if self.channels.contains_key(&key) {
                 continue;
             }
-            match Channel::open(&interface, index, family) {
+            match Channel::open(&interface, index, family, hears) {
                 Ok(channel) => drop(self.channels.insert(key, channel)),
                 Err(error) => self.failed(&format!("opening a socket on {interface}"), &error),
             }
