@@ -17,12 +17,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rlvs_wire::vrrp::{Advertisement, OWNER, RESIGN, Version};
+use rlvs_wire::vrrp::{OWNER, RESIGN, Version};
 
 use super::announce::Announcer;
-use super::config::{INTERVAL_MIN, InstanceConfig, Preempt, VirtualAddress};
-use super::event::{Event, LinkState, Output, Received, State, Who, Why};
-use super::receive::{self, Counters, Rejection};
+use super::config::{InstanceConfig, VirtualAddress};
+use super::event::{Event, LinkState, Output, State, Who, Why};
+use super::receive::Counters;
 use super::track::Ability;
 
 /// A virtual router and everything that it remembers.
@@ -36,7 +36,7 @@ pub(super) struct Instance {
     /// Who was last heard to be master.
     pub(super) master: Option<IpAddr>,
     /// Its priority, and when that was.
-    heard: Option<(u8, Instant)>,
+    pub(super) heard: Option<(u8, Instant)>,
     pub(super) source: Option<IpAddr>,
     pub(super) link: LinkState,
     pub(super) macs: BTreeMap<Arc<str>, [u8; 6]>,
@@ -46,16 +46,16 @@ pub(super) struct Instance {
     /// In `Master` the next advertisement, in `Backup` the end of patience.
     pub(super) deadline: Option<Instant>,
     /// The interval of the master, or ours.
-    master_interval: Duration,
+    pub(super) master_interval: Duration,
     /// When a master of lower priority was let be long enough.
-    preempt_at: Option<Instant>,
+    pub(super) preempt_at: Option<Instant>,
     pub(super) last_advert: Option<Instant>,
     /// When a lower priority was last answered with announcements.
-    answered: Option<Instant>,
+    pub(super) answered: Option<Instant>,
     /// Of whom it was said that its priority is lower.
-    lower_told: Option<IpAddr>,
+    pub(super) lower_told: Option<IpAddr>,
     /// The last list of addresses that differed.
-    differing: Option<Vec<u8>>,
+    pub(super) differing: Option<Vec<u8>>,
     /// Addresses that were the interface's own before we came: an owner's.
     kept: BTreeSet<IpAddr>,
 }
@@ -127,175 +127,6 @@ impl Instance {
             (State::Backup | State::Master, Ability::Able) => {}
         }
         self.announce(now, out);
-    }
-
-    /// Takes a packet for this virtual router.
-    pub(super) fn packet(&mut self, packet: &Received, now: Instant, out: &mut Outputs) {
-        if !matches!(self.state, State::Backup | State::Master) {
-            return;
-        }
-        let advertisement = match receive::check(&self.config, self.source, packet) {
-            Ok(advertisement) => advertisement,
-            Err(kind) => return self.reject(kind, packet.source, out),
-        };
-        let from = packet.source;
-        let resigns = advertisement.priority == RESIGN;
-        if resigns && self.state == State::Backup && self.master.is_some_and(|it| it != from) {
-            return self.reject(Rejection::Resignation, from, out);
-        }
-        self.counters.received += 1;
-        self.compare_addresses(&advertisement, from, out);
-        if resigns {
-            self.counters.resignations_received += 1;
-        } else if self.is_second(&advertisement, from, now) {
-            return;
-        } else {
-            self.master = Some(from);
-            self.heard = Some((advertisement.priority, now));
-        }
-        match self.state {
-            State::Backup => self.packet_as_backup(&advertisement, from, now, out),
-            State::Master => self.packet_as_master(&advertisement, from, now, out),
-            State::Initialize | State::Fault | State::Stopped => {}
-        }
-        self.announce(now, out);
-    }
-
-    /// Tells whether this is the lesser of two masters who have not heard each other yet. Its last
-    /// word may come behind the first of the other, and its interval must not be learned.
-    fn is_second(&self, advertisement: &Advertisement<'_>, from: IpAddr, now: Instant) -> bool {
-        let (State::Backup, Some(master), Some((priority, when))) =
-            (self.state, self.master, self.heard)
-        else {
-            return false;
-        };
-        (advertisement.priority, from) < (priority, master) && now < when + self.master_interval
-    }
-
-    /// RFC 9568 §6.4.2.
-    fn packet_as_backup(
-        &mut self,
-        advertisement: &Advertisement<'_>,
-        from: IpAddr,
-        now: Instant,
-        out: &mut Outputs,
-    ) {
-        let priority = advertisement.priority;
-        if priority == RESIGN {
-            self.log(Event::Resigned { from }, out);
-            self.master = None;
-            self.deadline = Some(now + self.skew());
-            return;
-        }
-        let patient = match self.config.preempt {
-            Preempt::Never => self.priority != OWNER,
-            Preempt::After(delay) if priority < self.priority && !delay.is_zero() => {
-                now < *self.preempt_at.get_or_insert(now + delay)
-            }
-            Preempt::After(_) => false,
-        };
-        if priority < self.priority && !patient {
-            self.tell_lower(priority, from, out);
-            return;
-        }
-        if priority >= self.priority {
-            self.preempt_at = None;
-        }
-        let interval = Duration::from_millis(10) * u32::from(advertisement.interval_cs);
-        if self.config.version == Version::V3 && interval != self.master_interval {
-            self.master_interval = interval;
-            self.log(Event::IntervalLearned { interval, from }, out);
-        }
-        self.deadline = Some(now + self.master_down());
-    }
-
-    /// RFC 9568 §6.4.3.
-    fn packet_as_master(
-        &mut self,
-        advertisement: &Advertisement<'_>,
-        from: IpAddr,
-        now: Instant,
-        out: &mut Outputs,
-    ) {
-        let priority = advertisement.priority;
-        if priority == RESIGN {
-            self.log(Event::Resigned { from }, out);
-            // Whoever overslept does not speak before all others were heard.
-            if !self.has_overslept(now) {
-                self.advertise(now, out);
-            }
-            return;
-        }
-        if priority == OWNER && self.priority == OWNER {
-            self.log(Event::TwoOwners { from }, out);
-        }
-        let is_higher_address = self.source.is_some_and(|source| from > source);
-        if priority > self.priority || (priority == self.priority && is_higher_address) {
-            if self.config.answer_higher && !self.has_overslept(now) {
-                self.send_advert(self.priority, now, out);
-            }
-            self.transition(State::Backup, Why::Outranked(from), now, out);
-            // The new master's interval counts from its first word on.
-            self.master = Some(from);
-            self.packet_as_backup(advertisement, from, now, out);
-        } else if self.has_overslept(now) {
-            self.transition(State::Backup, Why::Overslept(from), now, out);
-        } else {
-            self.answer_lower(priority, from, now, out);
-        }
-    }
-
-    /// Tells a lower priority, and the neighbours, that the master is here.
-    fn answer_lower(&mut self, priority: u8, from: IpAddr, now: Instant, out: &mut Outputs) {
-        self.tell_lower(priority, from, out);
-        // A flood must not be answered by a flood.
-        let pause = |last: Option<Instant>, pause| last.is_some_and(|last| now < last + pause);
-        if self.config.answer_lower && !pause(self.last_advert, INTERVAL_MIN) {
-            self.advertise(now, out);
-        }
-        if !pause(self.answered, self.config.interval / 2) {
-            self.answered = Some(now);
-            self.announcer.burst(self.config.held(), self.config.announce.lower_repeat);
-        }
-    }
-
-    fn tell_lower(&mut self, priority: u8, from: IpAddr, out: &mut Outputs) {
-        if self.lower_told.replace(from) != Some(from) {
-            self.log(Event::LowerPriority { from, priority }, out);
-        }
-    }
-
-    fn reject(&mut self, kind: Rejection, from: IpAddr, out: &mut Outputs) {
-        let count = self.counters.rejected.entry(kind).or_default();
-        *count += 1;
-        let count = *count;
-        if count.is_power_of_two() {
-            self.log(Event::Rejected { kind, from, count }, out);
-        }
-    }
-
-    /// Another list of addresses is accepted, so that lists can be edited one router at a time.
-    fn compare_addresses(
-        &mut self,
-        advertisement: &Advertisement<'_>,
-        from: IpAddr,
-        out: &mut Outputs,
-    ) {
-        let length = if from.is_ipv4() { 4 } else { 16 };
-        let own = self.advertised();
-        let sorted = |bytes: &[u8]| -> BTreeSet<Vec<u8>> {
-            bytes.chunks(length).map(<[u8]>::to_vec).collect()
-        };
-        if sorted(&own) == sorted(advertisement.addresses) {
-            self.differing = None;
-            return;
-        }
-        self.counters.addresses_differ += 1;
-        let theirs = advertisement.addresses.to_vec();
-        if self.differing.as_ref() != Some(&theirs) {
-            self.differing = Some(theirs);
-            self.log(Event::AddressesDiffer { from }, out);
-        }
     }
 
     /// Does what is due.
@@ -406,7 +237,7 @@ impl Instance {
     }
 
     /// RFC 3768 §6.1 in version 2: in seconds, whatever the interval.
-    fn skew(&self) -> Duration {
+    pub(super) fn skew(&self) -> Duration {
         let unit = match self.config.version {
             Version::V2 => Duration::from_secs(1),
             Version::V3 => self.master_interval,
@@ -415,12 +246,12 @@ impl Instance {
     }
 
     /// Returns how long a backup waits for the master's next advertisement.
-    fn master_down(&self) -> Duration {
+    pub(super) fn master_down(&self) -> Duration {
         self.master_interval * self.config.down_adverts + self.skew()
     }
 
     /// Tells whether a master has been silent for so long that another may be master.
-    fn has_overslept(&self, now: Instant) -> bool {
+    pub(super) fn has_overslept(&self, now: Instant) -> bool {
         let silence = self.config.interval * self.config.down_adverts;
         self.last_advert.is_some_and(|last| now >= last + silence)
     }

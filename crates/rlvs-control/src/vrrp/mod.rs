@@ -12,6 +12,7 @@
 mod announce;
 pub mod config;
 mod event;
+mod hear;
 mod instance;
 mod receive;
 mod router;

@@ -16,9 +16,9 @@ use rlvs_control::vrrp::config::VirtualAddress;
 use rlvs_control::vrrp::{Input, LinkState, Output, Router};
 
 use super::channel::Channel;
+use super::own::OwnInterfaces;
 use super::{Command, Error, Told, frame_socket, rest};
 use crate::route::{self, Link, Mac, Monitor, Prefix, Rtnetlink};
-use crate::sysctl;
 
 /// Packets of one socket that are read before others have their turn.
 const PACKETS_AT_ONCE: usize = 256;
@@ -31,8 +31,7 @@ pub(super) struct Runner {
     frames: OwnedFd,
     channels: BTreeMap<(Arc<str>, Family), Channel>,
     links: BTreeMap<Arc<str>, Link>,
-    /// Indices of interfaces of ours.
-    made: Vec<u32>,
+    own: OwnInterfaces,
     wake: Arc<EventFd>,
     orders: Receiver<Command>,
     told: Sender<Told>,
@@ -55,7 +54,7 @@ impl Runner {
             frames: frame_socket()?,
             channels: BTreeMap::new(),
             links: BTreeMap::new(),
-            made: Vec::new(),
+            own: OwnInterfaces::default(),
             wake,
             orders,
             told,
@@ -76,9 +75,8 @@ impl Runner {
             self.router.handle_timeout(Instant::now());
             self.carry_out();
         }
-        for index in std::mem::take(&mut self.made) {
-            let deleted = self.route.delete_link(index);
-            self.check(deleted, &[libc::ENODEV]);
+        for error in std::mem::take(&mut self.own).undo(&mut self.route) {
+            self.failed("", &*error);
         }
         self.tell(Told::Ended);
     }
@@ -180,35 +178,15 @@ impl Runner {
                 && let Some(lower) = self.links.get(&config.interface)
                 && !self.links.contains_key(name)
             {
-                wanted.push((name.clone(), lower.index, Mac(config.mac())));
+                wanted.push((name.clone(), lower.clone(), Mac(config.mac())));
             }
         }
         for (name, lower, mac) in wanted {
-            let made = self.make_virtual_mac(&name, lower, mac);
-            self.check(made, &[]);
-        }
-    }
-
-    /// As keepalived: the interface answers for its own addresses only, and drops nothing for its
-    /// way back being by another interface.
-    fn make_virtual_mac(&mut self, name: &str, lower: u32, mac: Mac) -> Result<(), route::Error> {
-        self.route.add_macvlan(name, lower, mac)?;
-        let paths = [
-            (format!("net/ipv4/conf/{name}/arp_ignore"), "1"),
-            (format!("net/ipv4/conf/{name}/rp_filter"), "0"),
-            // All routers would have the same address of the link.
-            (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
-        ];
-        for (path, value) in paths {
-            if let Err(error) = sysctl::write(&path, value) {
-                self.failed("", &error);
+            match self.own.make(&mut self.route, &name, &lower, mac) {
+                Ok(link) => drop(self.links.insert(name, link)),
+                Err(error) => self.failed("", &*error),
             }
         }
-        let link = self.route.link(name)?;
-        self.route.set_up(link.index, true)?;
-        self.made.push(link.index);
-        self.links.insert(name.into(), link);
-        Ok(())
     }
 
     /// Opens the sockets that the instances need, and closes those of interfaces that are gone.
