@@ -75,7 +75,10 @@ impl Channel {
 
     /// Takes the next packet that has come in; `None` when there is none.
     pub(super) fn receive(&self) -> Option<Received> {
-        while self.hears {
+        if !self.hears {
+            return None;
+        }
+        loop {
             let received = match self.family {
                 Family::V4 => self.receive_v4(),
                 Family::V6 => self.receive_v6(),
@@ -87,7 +90,6 @@ impl Channel {
                 Err(_) => return None,
             }
         }
-        None
     }
 
     /// The kernel hands over the IPv4 header too.
