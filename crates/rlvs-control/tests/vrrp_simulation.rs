@@ -85,6 +85,7 @@ struct Node {
     /// By how much its clock is ahead.
     ahead: Duration,
     frozen_until: Option<Duration>,
+    frozen_since: Duration,
     link: bool,
     /// Only nodes of one side hear each other.
     side: u8,
@@ -154,6 +155,7 @@ impl World {
                 router: None,
                 ahead: Duration::ZERO,
                 frozen_until: None,
+                frozen_since: Duration::ZERO,
                 link: true,
                 side: 0,
                 waiting: VecDeque::new(),
@@ -227,12 +229,27 @@ impl World {
             self.arrive(to, packet);
         }
         for number in 0..self.nodes.len() {
-            if self.nodes[number].frozen_until.is_some_and(|until| until <= self.now) {
+            let thaws = self.nodes[number].frozen_until.is_some_and(|until| until <= self.now);
+            if thaws {
                 self.nodes[number].frozen_until = None;
                 self.note(number, "goes on");
             }
+            let replaced = thaws && self.is_replaced(number);
             self.turn(number);
+            if replaced && self.state(number) == Some(State::Master) {
+                self.fail(&format!("node {number} overslept, and is master beside another"));
+            }
         }
+    }
+
+    /// Tells whether another speaks to a master that slept for too long.
+    fn is_replaced(&self, number: usize) -> bool {
+        let node = &self.nodes[number];
+        let slept = self.now - node.frozen_since >= node.config.interval * 3;
+        // Versions and intervals of version 2 are the same everywhere, so the first byte that can
+        // differ is the priority.
+        let speaks = |packet: &Received| packet.source != address(number) && packet.payload[2] > 0;
+        self.state(number) == Some(State::Master) && slept && node.waiting.iter().any(speaks)
     }
 
     fn arrive(&mut self, to: usize, packet: Received) {
@@ -380,6 +397,7 @@ impl World {
                 let until = self.now + self.random.time(MS * 6000);
                 self.note(number, &format!("is frozen until {until:?}"));
                 self.nodes[number].frozen_until = Some(until);
+                self.nodes[number].frozen_since = self.now;
             }
             5 => {
                 let by = self.random.time(MS * 5000);

@@ -105,3 +105,19 @@ fn repair(packet: &mut Received) {
     let sum = !u16::try_from(sum).expect("folded");
     packet.payload[6..8].copy_from_slice(&sum.to_be_bytes());
 }
+
+#[test]
+fn the_last_word_of_a_master_that_is_being_replaced_teaches_nothing() {
+    let mut bench = Bench::one(instance(Version::V3, 100), 2);
+    bench.hear(1, 200);
+    let before = bench.router.poll_timeout();
+    let mut other = instance(Version::V3, 150);
+    other.interval = 100 * MS;
+    bench.input(Input::Packet(advert(&other, 3, 150)));
+    assert_eq!(bench.router.poll_timeout(), before);
+    // Once the better one is silent for longer than its interval, the other is the master.
+    bench.run(SECOND);
+    bench.input(Input::Packet(advert(&other, 3, 150)));
+    let waited = bench.until(State::Master, SECOND);
+    assert_eq!(waited.as_millis(), 360);
+}
