@@ -13,15 +13,15 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
 use rlvs_control::model::Family;
 use rlvs_control::vrrp::config::VirtualAddress;
-use rlvs_control::vrrp::{Input, LinkState, Output, Router};
+use rlvs_control::vrrp::{Input, LinkState, Output, Received, Router};
 
 use super::channel::Channel;
 use super::own::OwnInterfaces;
 use super::{Command, Error, Told, frame_socket, rest};
 use crate::route::{self, Link, Mac, Monitor, Prefix, Rtnetlink};
 
-/// Packets of one socket that are read before others have their turn.
-const PACKETS_AT_ONCE: usize = 256;
+/// Packets of one socket that are read before others have their turn: more than wait in its buffer.
+const PACKETS_AT_ONCE: usize = 1024;
 
 /// Everything that the thread has.
 pub(super) struct Runner {
@@ -97,13 +97,15 @@ impl Runner {
     }
 
     fn read_packets(&mut self) {
-        let channels = self.channels.values();
-        let packets: Vec<_> = channels
-            .flat_map(|channel| std::iter::from_fn(|| channel.receive()).take(PACKETS_AT_ONCE))
-            .collect();
-        for packet in packets {
+        for packet in self.waiting_packets() {
             self.input(Input::Packet(packet));
         }
+    }
+
+    fn waiting_packets(&self) -> Vec<Received> {
+        let of_one =
+            |channel| std::iter::from_fn(|| Channel::receive(channel)).take(PACKETS_AT_ONCE);
+        self.channels.values().flat_map(of_one).collect()
     }
 
     /// Does what was asked for.
@@ -225,11 +227,7 @@ impl Runner {
                 Output::AddAddress { interface, address } => self.add(&interface, &address),
                 Output::RemoveAddress { interface, address } => self.remove(&interface, &address),
                 Output::ReadFirst => {
-                    let packets: Vec<_> = self
-                        .channels
-                        .values()
-                        .flat_map(|channel| std::iter::from_fn(|| channel.receive()))
-                        .collect();
+                    let packets = self.waiting_packets();
                     let now = Instant::now();
                     for packet in packets {
                         self.router.handle(Input::Packet(packet), now);
