@@ -103,8 +103,9 @@ impl Runner {
     }
 
     fn waiting_packets(&self) -> Vec<Received> {
-        let of_one =
-            |channel| std::iter::from_fn(|| Channel::receive(channel)).take(PACKETS_AT_ONCE);
+        let of_one = |channel: &Channel| -> Vec<Received> {
+            std::iter::from_fn(|| channel.receive()).take(PACKETS_AT_ONCE).collect()
+        };
         self.channels.values().flat_map(of_one).collect()
     }
 
