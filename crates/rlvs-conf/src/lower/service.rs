@@ -1,0 +1,375 @@
+//! Services and real servers.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rlvs_control::model::{Family, ForwardingMethod, Netmask, Protocol, Tunnel, TunnelChecksum};
+
+use crate::desired::{
+    AddressGroup, AddressRange, Desired, Member, Persistence, Quorum, RealServer, SorryServer,
+    Target, VirtualServer,
+};
+use crate::diagnostic::{Diagnostic, Objection};
+use crate::lower::{Lower, common};
+use crate::nearest::nearest;
+use crate::tree::Node;
+use crate::value::Meaning;
+
+/// Seconds of persistence that nobody gave a number for.
+const PERSISTENCE: Duration = Duration::from_secs(360);
+/// Checkers that only TCP services have.
+const OF_TCP: [&str; 4] = ["HTTP_GET", "SSL_GET", "TCP_CHECK", "SMTP_CHECK"];
+
+impl Lower<'_> {
+    pub(super) fn address_group(&mut self, node: &Node) -> Option<AddressGroup> {
+        let entries = node.children.iter().filter(|child| child.is_entry());
+        let members = entries.filter_map(member).collect();
+        Some(AddressGroup { name: node.name(), members })
+    }
+
+    pub(super) fn virtual_servers<'n>(
+        &mut self,
+        nodes: impl Iterator<Item = &'n Node>,
+        desired: &mut Desired,
+    ) {
+        let mut met = BTreeSet::new();
+        for node in nodes {
+            let Some(target) = self.target(node, desired) else { continue };
+            let Some(server) = self.virtual_server(node, target) else { continue };
+            if !met.insert(format!("{:?} {}", server.target, server.protocol)) {
+                let text = "there is a virtual server for this already; this one is left out";
+                self.say(Diagnostic::error(node.span.to(node.args[0].span), text));
+                continue;
+            }
+            desired.virtual_servers.push(server);
+        }
+    }
+
+    fn target(&mut self, node: &Node, desired: &Desired) -> Option<Target> {
+        let (first, second) = (node.args.first()?, node.args.get(1));
+        let wrong = |text: String, expected: &str| {
+            let span = second.map_or(first.span, |value| value.span);
+            Diagnostic::error(span, text).expected(expected.to_owned())
+        };
+        match (&*first.text, second.map(|value| &*value.text)) {
+            ("fwmark", Some(mark)) => {
+                let family = node
+                    .text("ip_family")
+                    .or_else(|| node.args.get(2).map(|value| value.text.clone()));
+                let family =
+                    if family.as_deref() == Some("inet6") { Family::V6 } else { Family::V4 };
+                match mark.parse::<u32>() {
+                    Ok(mark) if mark > 0 => return Some(Target::Mark(mark, family)),
+                    _ => self.say(wrong(
+                        format!("`{mark}` is no mark"),
+                        "expected a number, at least 1",
+                    )),
+                }
+            }
+            ("group", Some(name)) => {
+                let names = desired.address_groups.iter().map(|group| &*group.name);
+                if names.clone().any(|known| known == name) {
+                    return Some(Target::Group(name.to_owned()));
+                }
+                let mut found = wrong(
+                    format!("there is no group {name}"),
+                    "expected the name of a `virtual_server_group`",
+                );
+                if let Some(meant) = nearest(name, names) {
+                    found = found.help(format!("did you mean `{meant}`?"));
+                }
+                self.say(found);
+            }
+            (address, port) => {
+                let Ok(address) = address.parse::<IpAddr>() else {
+                    let text = format!("`{address}` is no IP address");
+                    self.say(
+                        Diagnostic::error(first.span, text)
+                            .expected("expected an address, `fwmark` or `group`"),
+                    );
+                    return None;
+                };
+                match port.unwrap_or("0").parse() {
+                    Ok(port) => return Some(Target::Address(address, port)),
+                    Err(_) => self.say(wrong(
+                        format!("`{}` is no port", port.unwrap_or("")),
+                        "expected a number from 1 to 65535",
+                    )),
+                }
+            }
+        }
+        None
+    }
+
+    fn virtual_server(&mut self, node: &Node, target: Target) -> Option<VirtualServer> {
+        let real: Vec<&Node> =
+            node.children.iter().filter(|child| child.row.name == "real_server").collect();
+        let protocol = self.protocol(node, &real, &target);
+        let method =
+            method(node, &["lvs_method", "lb_kind"]).unwrap_or(ForwardingMethod::Masquerade);
+        let persistence = self.persistence(node, &target);
+        for (names, text) in [
+            (["lb_algo", "lvs_sched"], "no `lb_algo`: `wlc` is used"),
+            (["lb_kind", "lvs_method"], "no `lb_kind`: `NAT` is used"),
+        ] {
+            if !names.iter().any(|name| node.has(name)) {
+                self.say(Diagnostic::note(node.span, text).objection(Objection::General));
+            }
+        }
+        let mut server = VirtualServer {
+            target,
+            protocol,
+            scheduler: node
+                .text("lb_algo")
+                .or_else(|| node.text("lvs_sched"))
+                .unwrap_or_else(|| "wlc".into()),
+            scheduler_flags: flags(node),
+            one_packet: node.has("ops"),
+            persistence,
+            method,
+            sorry_server: self.sorry_server(node, method),
+            quorum: Quorum {
+                weight: node.number("quorum").unwrap_or(1),
+                hysteresis: node.number("hysteresis").unwrap_or(0),
+                up: self.script(node, "quorum_up"),
+                down: self.script(node, "quorum_down"),
+            },
+            notify_at_stop: node.has("omega"),
+            suspend: node.has("ha_suspend"),
+            mail: node.switch("smtp_alert").unwrap_or(self.defaults.mail_checker.unwrap_or(false)),
+            real_servers: Vec::new(),
+            kept: common::kept(&node.children),
+        };
+        let mut met = BTreeSet::new();
+        for real in real {
+            let Some(real_server) = self.real_server(real, node, &server) else { continue };
+            if !met.insert((real_server.address, real_server.port)) {
+                let text = format!(
+                    "{} port {} is there twice; the second is left out",
+                    real_server.address, real_server.port
+                );
+                self.say(Diagnostic::error(real.span.to(real.args[0].span), text));
+                continue;
+            }
+            server.real_servers.push(real_server);
+        }
+        if server.real_servers.is_empty() {
+            let text = "a virtual server without real servers; it is left out";
+            self.say(Diagnostic::error(node.span, text).expected("expected a `real_server` in it"));
+            return None;
+        }
+        self.quorum(node, &mut server);
+        Some(server)
+    }
+
+    fn protocol(&mut self, node: &Node, real: &[&Node], target: &Target) -> Protocol {
+        match node.text("protocol").as_deref() {
+            Some("TCP") => return Protocol::Tcp,
+            Some("UDP") => return Protocol::Udp,
+            Some(_) => return Protocol::Sctp,
+            None => {}
+        }
+        let mut checkers = real.iter().flat_map(|real| &real.children);
+        let tcp = checkers.any(|child| OF_TCP.contains(&child.row.name));
+        if !matches!(target, Target::Mark(..)) && !node.has("protocol") {
+            let found = if tcp {
+                Diagnostic::warning(
+                    node.span,
+                    "no `protocol`: TCP is used, as the checks are of TCP",
+                )
+                .help("keepalived would use UDP: write `protocol TCP`")
+            } else {
+                Diagnostic::warning(node.span, "no `protocol`: UDP is used")
+                    .help("write `protocol TCP` or `protocol UDP`")
+            };
+            self.say(found.objection(Objection::General));
+        }
+        if tcp { Protocol::Tcp } else { Protocol::Udp }
+    }
+
+    fn persistence(&mut self, node: &Node, target: &Target) -> Option<Persistence> {
+        let said = node.child("persistence_timeout");
+        let timeout =
+            match said.map(|child| child.args.first().map(|value| (value.meaning, value.span))) {
+                Some(Some((Meaning::Number(0), span))) => {
+                    let text = "keepalived takes no `persistence_timeout 0`; it means off here";
+                    self.say(Diagnostic::warning(span, text).objection(Objection::Foreign));
+                    None
+                }
+                Some(Some((Meaning::Number(seconds), _))) => {
+                    Some(Duration::from_secs(seconds.unsigned_abs()))
+                }
+                Some(None) => Some(PERSISTENCE),
+                Some(Some(_)) | None => None,
+            };
+        let every_port = matches!(target, Target::Address(_, 0));
+        if every_port && timeout.is_none() {
+            let text = "a service of every port keeps clients at their real server, here for 360 s";
+            let found = Diagnostic::warning(node.span, text);
+            let found = found.help("write a port, or `persistence_timeout`");
+            self.say(found.objection(Objection::General));
+        }
+        let timeout = timeout.or(every_port.then_some(PERSISTENCE))?;
+        let v6 = match target {
+            Target::Address(address, _) => address.is_ipv6(),
+            Target::Mark(_, family) => *family == Family::V6,
+            Target::Group(_) => false,
+        };
+        let granularity = match node.word("persistence_granularity").map(|value| value.meaning) {
+            Some(Meaning::Number(length)) => Netmask::V6(length as u8),
+            Some(Meaning::Address(IpAddr::V4(mask))) => Netmask::V4(mask.octets()),
+            _ if v6 => Netmask::V6(128),
+            _ => Netmask::V4([255; 4]),
+        };
+        Some(Persistence { timeout, granularity, engine: node.text("persistence_engine") })
+    }
+
+    fn sorry_server(&mut self, node: &Node, default: ForwardingMethod) -> Option<SorryServer> {
+        let (address, port) = match node.child("sorry_server") {
+            Some(child) => end(child)?,
+            None => {
+                for child in
+                    node.children.iter().filter(|child| child.row.name.starts_with("sorry_server"))
+                {
+                    let text = format!("`{}` without a `sorry_server`", child.row.name);
+                    self.say(Diagnostic::error(child.span, text));
+                }
+                return None;
+            }
+        };
+        Some(SorryServer {
+            address,
+            port,
+            method: method(node, &["sorry_server_lvs_method"]).unwrap_or(default),
+            inhibit: node.has("sorry_server_inhibit"),
+        })
+    }
+
+    fn real_server(
+        &mut self,
+        node: &Node,
+        service: &Node,
+        server: &VirtualServer,
+    ) -> Option<RealServer> {
+        let (address, mut port) = end(node)?;
+        let method = method(node, &["lvs_method", "lb_kind"]).unwrap_or(server.method);
+        let tunnel = matches!(method, ForwardingMethod::Tunnel(_));
+        if let Target::Address(virtual_address, virtual_port) = server.target {
+            if virtual_address.is_ipv4() != address.is_ipv4() && !tunnel {
+                let text = format!(
+                    "{address} is of another family than the service, which only tunnels can cross"
+                );
+                self.say(Diagnostic::error(node.args[0].span, text));
+                return None;
+            }
+            if method != ForwardingMethod::Masquerade && port != virtual_port {
+                if let Some(value) = node.args.get(1) {
+                    let text = format!("only NAT changes the port: {virtual_port} is used");
+                    let found = Diagnostic::error(value.span, text);
+                    self.say(found.expected(format!(
+                        "expected {virtual_port}, the port of the virtual server"
+                    )));
+                }
+                port = virtual_port;
+            }
+        }
+        let mail = node.switch("smtp_alert").or(self.defaults.mail_checker);
+        let mut real = RealServer {
+            address,
+            port,
+            weight: node.number("weight").or_else(|| service.number("weight")).unwrap_or(1),
+            method,
+            upper_threshold: node.number("uthreshold").unwrap_or(0),
+            lower_threshold: node.number("lthreshold").unwrap_or(0),
+            inhibit: node.has("inhibit_on_failure") || service.has("inhibit_on_failure"),
+            up: self.script(node, "notify_up"),
+            down: self.script(node, "notify_down"),
+            mail: mail.unwrap_or(self.defaults.mail_server),
+            checkers: Vec::new(),
+            kept: common::kept(&node.children),
+        };
+        real.checkers = self.checkers(node, service, &real);
+        Some(real)
+    }
+
+    /// Holds the quorum to what the real servers can reach.
+    fn quorum(&mut self, node: &Node, server: &mut VirtualServer) {
+        let sum: u64 = server.real_servers.iter().map(|real| u64::from(real.weight)).sum();
+        let quorum = &mut server.quorum;
+        let at = |name| node.word(name).map_or(node.span, |value| value.span);
+        if sum > 0 && u64::from(quorum.weight) > sum {
+            let text =
+                format!("the weights of all real servers are {sum}, which is used as the quorum");
+            self.say(Diagnostic::warning(at("quorum"), text).objection(Objection::General));
+            quorum.weight = sum as u32;
+        }
+        if quorum.hysteresis > 0 && quorum.hysteresis >= quorum.weight {
+            quorum.hysteresis = quorum.weight.saturating_sub(1);
+            let text = format!(
+                "the hysteresis must be less than the quorum: {} is used",
+                quorum.hysteresis
+            );
+            self.say(Diagnostic::warning(at("hysteresis"), text).objection(Objection::General));
+        }
+    }
+}
+
+/// Returns address and port of a real server.
+fn end(node: &Node) -> Option<(IpAddr, u16)> {
+    let Meaning::Address(address) = node.args.first()?.meaning else { return None };
+    let port = match node.args.get(1).map(|value| value.meaning) {
+        None => 0,
+        Some(Meaning::Number(port)) => port.try_into().ok()?,
+        Some(_) => return None,
+    };
+    Some((address, port))
+}
+
+fn member(entry: &Node) -> Option<Member> {
+    if let Some(mark) = entry.number("fwmark") {
+        let family = if entry.has("inet6") { Family::V6 } else { Family::V4 };
+        return Some(Member::Mark(mark, family));
+    }
+    let range = AddressRange::parse(&entry.args.first()?.text)?;
+    let port = match entry.args.get(1).map(|value| value.meaning) {
+        Some(Meaning::Number(port)) => port.try_into().ok()?,
+        _ => 0,
+    };
+    Some(Member::Addresses(range, port))
+}
+
+/// Returns the forwarding method that the first of these keywords says.
+fn method(node: &Node, names: &[&str]) -> Option<ForwardingMethod> {
+    let child = names.iter().find_map(|name| node.child(name))?;
+    let value = child.args.first().filter(|value| value.meaning != Meaning::Wrong)?;
+    Some(match &*value.text {
+        "NAT" => ForwardingMethod::Masquerade,
+        "DR" => ForwardingMethod::DirectRoute,
+        _ => ForwardingMethod::Tunnel(tunnel(child)),
+    })
+}
+
+fn tunnel(node: &Node) -> Tunnel {
+    match node.text("type").as_deref() {
+        Some("gue") => Tunnel::Gue {
+            port: node.child("type").and_then(|_| node.number("port")).unwrap_or(0),
+            checksum: match (node.has("csum"), node.has("remcsum")) {
+                (_, true) => TunnelChecksum::Remote,
+                (true, false) => TunnelChecksum::Outer,
+                (false, false) => TunnelChecksum::None,
+            },
+        },
+        Some("gre") => Tunnel::Gre { checksum: node.has("csum") },
+        _ => Tunnel::Ipip,
+    }
+}
+
+/// Returns flags 1 to 3 as bits.
+fn flags(node: &Node) -> u8 {
+    let bit =
+        |names: &[&str], bit: u8| if names.iter().any(|name| node.has(name)) { bit } else { 0 };
+    bit(&["flag-1", "sh-fallback", "mh-fallback"], 1)
+        | bit(&["flag-2", "sh-port", "mh-port"], 2)
+        | bit(&["flag-3"], 4)
+}
