@@ -3,7 +3,7 @@
 //! A keyword takes as many words as its row says, so blocks may stand on one line; what keepalived
 //! would not understand there is said.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Objection};
 use crate::grammar::{self, Arg, Keyword, ROOT, Status, Then};
@@ -52,10 +52,16 @@ pub(crate) fn parse(
     sources: &mut Sources,
     diagnostics: &mut Diagnostics,
 ) -> Vec<Node> {
-    let noted = BTreeSet::new();
-    let mut parser =
-        Parser { tokens, at: 0, sources, diagnostics, noted, around: Vec::new(), one_line: false };
-    parser.block(ROOT, None)
+    let (around, said) = (Vec::new(), BTreeMap::new());
+    let mut parser = Parser { tokens, at: 0, sources, diagnostics, said, around, one_line: false };
+    let nodes = parser.block(ROOT, None);
+    for (mut found, more) in std::mem::take(&mut parser.said).into_values() {
+        if more > 0 {
+            found.message.push_str(&format!(" (and {more} times more)"));
+        }
+        parser.diagnostics.push(found);
+    }
+    nodes
 }
 
 struct Parser<'a> {
@@ -63,8 +69,8 @@ struct Parser<'a> {
     at: usize,
     sources: &'a mut Sources,
     diagnostics: &'a mut Diagnostics,
-    /// Rows of which it was said that they are not carried out.
-    noted: BTreeSet<&'static str>,
+    /// What is said once of a keyword, and how often it holds besides.
+    said: BTreeMap<&'static str, (Diagnostic, usize)>,
     /// The blocks around the one that is read.
     around: Vec<&'static [Keyword]>,
     /// Whether it was said of this line that it holds too much.
@@ -183,7 +189,7 @@ impl Parser<'_> {
         Node { row, span, args, children }
     }
 
-    /// Says once a line that keepalived reads only the first keyword of it.
+    /// Says once that keepalived reads only the first keyword of a line.
     fn several_on_a_line(&mut self) {
         if std::mem::replace(&mut self.one_line, true) {
             return;
@@ -192,34 +198,37 @@ impl Parser<'_> {
         let found = Diagnostic::warning(self.tokens[self.at].span, text);
         let found =
             found.help("give every keyword a line of its own, if keepalived shall read this too");
-        self.diagnostics.push(found.objection(Objection::Foreign));
+        self.say_once("", found.objection(Objection::Foreign));
     }
 
     /// Says what is special about a keyword.
     fn say_status(&mut self, row: &'static Keyword, span: Span) {
-        let name = row.name;
-        let objection = if row.ours { Objection::Foreign } else { Objection::None };
+        let (name, about) = (row.name, row.about);
         if row.status == Status::Void {
-            let text = format!("`{name}` has no effect");
-            self.diagnostics.push(Diagnostic::warning(span, text).objection(objection));
+            let objection = if row.ours { Objection::General } else { Objection::None };
+            let found = Diagnostic::warning(span, format!("`{name}` has no effect"));
+            self.say_once(name, found.objection(objection));
         } else if row.ours {
-            let text = format!(
-                "keepalived does not know `{name}` here and would ignore it; it is honoured"
-            );
-            let mut found = Diagnostic::warning(span, text).objection(Objection::Foreign);
-            if let Some(other) = row.instead {
-                found = found.help(format!("`{other}` means the same to both"));
-            }
-            self.diagnostics.push(found);
+            let text = format!("`{name}` is honoured here; keepalived would ignore it");
+            let help = match row.instead {
+                Some(other) => format!("`{other}` means the same to both"),
+                None => format!("it means: {about}"),
+            };
+            let found = Diagnostic::warning(span, text).help(help);
+            self.say_once(name, found.objection(Objection::Foreign));
         } else if let Some(other) = row.instead {
             let text = format!("`{name}` is a name of old");
             let found = Diagnostic::warning(span, text).help(format!("write `{other}`"));
-            self.diagnostics.push(found.objection(Objection::General));
-        }
-        if row.status == Status::Kept && self.noted.insert(name) {
+            self.say_once(name, found.objection(Objection::General));
+        } else if row.status == Status::Kept {
             let text = format!("`{name}` is checked and kept, but not yet carried out");
-            self.diagnostics.push(Diagnostic::note(span, text));
+            self.say_once(name, Diagnostic::note(span, text));
         }
+    }
+
+    /// Keeps what is said about a keyword the first time, and counts the others.
+    fn say_once(&mut self, name: &'static str, found: Diagnostic) {
+        self.said.entry(name).and_modify(|(_, more)| *more += 1).or_insert((found, 0));
     }
 
     fn arguments(

@@ -3,6 +3,7 @@
 use super::*;
 
 /// What most checkers take.
+#[rustfmt::skip]
 macro_rules! checker {
     ($retry:expr; $($row:expr),* $(,)?) => {
         &[
@@ -19,42 +20,33 @@ macro_rules! checker {
     };
 }
 
-const RETRY: Keyword = done(
-    "retry",
-    &[COUNT],
-    "1; DNS_CHECK 3, MISC_CHECK 0; 0 with fall",
-    "attempts more in a round",
-);
-const DELAY_BEFORE_RETRY: Keyword = done(
-    "delay_before_retry",
-    &[TIME0],
-    "1; HTTP_GET 3, DNS_CHECK delay_loop",
-    "seconds before another attempt",
-);
-const WARMUP: Keyword = done(
-    "warmup",
-    &[TIME0],
-    "that of the real_server",
-    "the first check is somewhere in so many seconds",
-);
+#[rustfmt::skip]
+const RETRY: Keyword = done("retry", &[COUNT], "1; DNS_CHECK 3, MISC_CHECK 0; 0 with fall", "attempts more in a round");
+#[rustfmt::skip]
+const DELAY_BEFORE_RETRY: Keyword = done("delay_before_retry", &[TIME0], "1; HTTP_GET 3, DNS_CHECK delay_loop", "seconds before another attempt");
+#[rustfmt::skip]
+const WARMUP: Keyword = done("warmup", &[TIME0], "that of the real_server", "the first check is somewhere in so many seconds");
+#[rustfmt::skip]
 const DELAY_LOOP: Keyword =
     done("delay_loop", &[TIME], "that of the real_server", "seconds from round to round");
+#[rustfmt::skip]
 const ALPHA: Keyword = done("alpha", SWITCH, "alpha of the real_server", "down until it succeeds");
+#[rustfmt::skip]
 const LOG_ALL: Keyword =
     done("log_all_failures", SWITCH, "checker_log_all_failures", "log every failure");
+#[rustfmt::skip]
 const TIMEOUT: Keyword = done("timeout", &[TIME], "none", "longest time of a whole check").ours();
+#[rustfmt::skip]
 const FALL: Keyword =
     done("fall", &[Arg::Number(1, I31)], "1", "failed rounds in a row until it is down").ours();
-const RISE: Keyword = done(
-    "rise",
-    &[Arg::Number(1, I31)],
-    "1; HTTP_GET and SSL_GET 2",
-    "good rounds in a row until it is up",
-)
+#[rustfmt::skip]
+const RISE: Keyword = done("rise", &[Arg::Number(1, I31)], "1; HTTP_GET and SSL_GET 2", "good rounds in a row until it is up")
 .ours();
+#[rustfmt::skip]
 const NB_GET_RETRY: Keyword =
     done("nb_get_retry", &[COUNT], "", "attempts more in a round").instead("retry");
 
+#[rustfmt::skip]
 const URL: &[Keyword] = &[
     done("path", &[Arg::Text], "/", "what is asked for"),
     done("digest", &[Arg::Digest], "", "MD5 of the body"),
@@ -69,6 +61,7 @@ const URL: &[Keyword] = &[
     kept("tls_compliant", NONE, "", "the end of a stream must be told").newer(),
 ];
 
+#[rustfmt::skip]
 const HOST: &[Keyword] = &[
     kept("connect_ip", &[Arg::Address], "", "address to check"),
     kept("connect_port", &[Arg::Number(1, 65535)], "", "port to check"),
@@ -79,6 +72,7 @@ const HOST: &[Keyword] = &[
     kept("fwmark", &[COUNT], "", "mark of the check's packets"),
 ];
 
+#[rustfmt::skip]
 pub(super) const HTTP: &[Keyword] = checker![NB_GET_RETRY;
     done("virtualhost", &[Arg::Text], "that of the real_server", "host name in requests"),
     done("http_protocol", &[Arg::OneOf(&["1.0", "1.0C", "1.1", "1.0c"])], "1.0", "version; 1.0C: close the connection"),
@@ -89,19 +83,24 @@ pub(super) const HTTP: &[Keyword] = checker![NB_GET_RETRY;
     done("url", NONE, "required", "something to ask for").block(URL),
 ];
 
+#[rustfmt::skip]
 pub(super) const TCP: &[Keyword] = checker![NB_GET_RETRY.ours();];
+#[rustfmt::skip]
 pub(super) const PING: &[Keyword] = checker![NB_GET_RETRY.ours();];
 
+#[rustfmt::skip]
 pub(super) const SMTP: &[Keyword] = checker![NB_GET_RETRY.ours();
     done("helo_name", &[Arg::Text], "smtpchecker.keepalived.org", "name in the greeting"),
     kept("host", NONE, "", "").block(HOST).instead("connect_ip, connect_port, bindto"),
 ];
 
+#[rustfmt::skip]
 pub(super) const DNS: &[Keyword] = checker![NB_GET_RETRY.ours();
     done("type", &[Arg::OneOf(&["A", "NS", "CNAME", "SOA", "MX", "TXT", "AAAA"])], "SOA", "what is asked for"),
     done("name", &[Arg::Name], ".", "name that is asked for"),
 ];
 
+#[rustfmt::skip]
 pub(super) const UDP: &[Keyword] = checker![NB_GET_RETRY.ours();
     done("payload", &[Arg::Hex], "32 bytes of text", "what is sent"),
     done("require_reply", &[Arg::Maybe(&Arg::Hex)], "off", "something must come back, or this"),
@@ -109,6 +108,7 @@ pub(super) const UDP: &[Keyword] = checker![NB_GET_RETRY.ours();
     done("max_reply_length", &[Arg::Number(0, 65535)], "255", "largest length of an answer"),
 ];
 
+#[rustfmt::skip]
 pub(super) const MISC: &[Keyword] = &[
     done("misc_path", SCRIPT, "required", "command to run"),
     done("misc_timeout", &[Arg::Seconds(0, EVER)], "delay_loop", "longest run"),
@@ -126,11 +126,13 @@ pub(super) const MISC: &[Keyword] = &[
     NB_GET_RETRY.ours(),
 ];
 
+#[rustfmt::skip]
 pub(super) const BFD: &[Keyword] = &[
     done("name", &[Arg::Name], "required", "the session"),
     done("alpha", SWITCH, "alpha of the real_server", "down until it is up"),
 ];
 
+#[rustfmt::skip]
 pub(super) const FILE: &[Keyword] = &[
     done("track_file", &[Arg::Name], "required", "the file"),
     done("weight", &[Arg::Number(-I31, I31)], "1", "factor of its number").options(&[REVERSE]),

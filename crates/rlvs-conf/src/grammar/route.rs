@@ -3,6 +3,7 @@
 use super::*;
 
 /// What may stand behind a virtual address.
+#[rustfmt::skip]
 pub(super) const ADDRESS: &[Keyword] = &[
     done("dev", &[Arg::Interface], "the instance's", "interface that gets the address"),
     done("brd", &[Arg::Text], "", "broadcast address, or + or -"),
@@ -25,6 +26,7 @@ pub(super) const ADDRESS: &[Keyword] = &[
 const WAY: &[Arg] = &[Arg::Text];
 
 /// What makes a route.
+#[rustfmt::skip]
 pub(super) const ROUTE: &[Keyword] = &[
     kept("blackhole", NONE, "", "drops"),
     kept("unreachable", NONE, "", "answers that there is no way"),
@@ -78,6 +80,7 @@ pub(super) const ROUTE: &[Keyword] = &[
 ];
 
 /// What makes a rule.
+#[rustfmt::skip]
 pub(super) const RULE: &[Keyword] = &[
     kept("inet", NONE, "", "IPv4"),
     kept("inet6", NONE, "", "IPv6"),

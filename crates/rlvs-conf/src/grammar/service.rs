@@ -7,12 +7,14 @@ const SCHEDULERS: Arg = Arg::OneOf(&[
 ]);
 
 /// What may stand behind addresses of a group.
+#[rustfmt::skip]
 pub(super) const GROUP: &[Keyword] = &[
     done("fwmark", &[COUNT1], "", "packets with this mark"),
     done("inet", NONE, "", "the mark is for IPv4"),
     done("inet6", NONE, "", "the mark is for IPv6"),
 ];
 
+#[rustfmt::skip]
 const TUNNEL: &[Keyword] = &[
     done("type", &[Arg::OneOf(&["ipip", "gue", "gre"])], "ipip", "kind of tunnel"),
     done("port", &[Arg::Number(1, 65535)], "", "UDP port of gue"),
@@ -23,30 +25,16 @@ const TUNNEL: &[Keyword] = &[
 
 const METHOD: &[Arg] = &[Arg::OneOf(&["NAT", "DR", "TUN"])];
 
+#[rustfmt::skip]
 pub(super) const VIRTUAL_SERVER: &[Keyword] = &[
     done("delay_loop", &[TIME], "60", "seconds from check to check"),
     done("lb_algo", &[SCHEDULERS], "wlc", "how a real server is chosen"),
     done("lvs_sched", &[SCHEDULERS], "wlc", "how a real server is chosen"),
     done("lb_kind", METHOD, "NAT", "how packets reach real servers").options(TUNNEL),
     done("lvs_method", METHOD, "NAT", "how packets reach real servers").options(TUNNEL),
-    done(
-        "protocol",
-        &[Arg::OneOf(&["TCP", "UDP", "SCTP"])],
-        "UDP, with a warning; TCP with a checker of TCP",
-        "transport protocol",
-    ),
-    done(
-        "persistence_timeout",
-        &[Arg::Maybe(&Arg::Number(0, 2_678_400))],
-        "off; 360 without a number",
-        "seconds for which a client keeps its real server; 0: off",
-    ),
-    done(
-        "persistence_granularity",
-        &[Arg::Mask],
-        "255.255.255.255, 128",
-        "clients that count as one",
-    ),
+    done("protocol", &[Arg::OneOf(&["TCP", "UDP", "SCTP"])], "UDP, with a warning; TCP with a checker of TCP", "transport protocol"),
+    done("persistence_timeout", &[Arg::Maybe(&Arg::Number(0, 2_678_400))], "off; 360 without a number", "seconds for which a client keeps its real server; 0: off"),
+    done("persistence_granularity", &[Arg::Mask], "255.255.255.255, 128", "clients that count as one"),
     done("persistence_engine", &[Arg::OneOf(&["sip"])], "", "what tells clients apart"),
     done("hashed", NONE, "", "flag of IPVS; always so"),
     done("flag-1", NONE, "", "flag 1 of the scheduler"),
@@ -57,12 +45,7 @@ pub(super) const VIRTUAL_SERVER: &[Keyword] = &[
     done("mh-port", NONE, "", "mh hashes the port too"),
     done("mh-fallback", NONE, "", "mh takes the next real server if one is not there"),
     done("ops", NONE, "", "every datagram is scheduled for itself"),
-    done(
-        "sorry_server",
-        &[Arg::Address, Arg::Maybe(&PORT)],
-        "",
-        "takes all while the quorum is lost",
-    ),
+    done("sorry_server", &[Arg::Address, Arg::Maybe(&PORT)], "", "takes all while the quorum is lost"),
     done("sorry_server_inhibit", NONE, "", "it stays, with weight 0"),
     done("sorry_server_lvs_method", METHOD, "lvs_method", "how packets reach it").options(TUNNEL),
     done("quorum", &[COUNT], "1", "sum of weights at least"),
@@ -86,42 +69,20 @@ pub(super) const VIRTUAL_SERVER: &[Keyword] = &[
     done("real_server", &[Arg::Address, Arg::Maybe(&PORT)], "", "a real server").block(REAL_SERVER),
 ];
 
+#[rustfmt::skip]
 pub(super) const REAL_SERVER: &[Keyword] = &[
-    done(
-        "weight",
-        &[Arg::Number(0, I31)],
-        "weight of the virtual_server",
-        "share of new connections; 0: none",
-    ),
-    done("lvs_method", METHOD, "that of the virtual_server", "how packets reach it")
-        .options(TUNNEL),
-    done("lb_kind", METHOD, "that of the virtual_server", "how packets reach it")
-        .options(TUNNEL)
-        .ours(),
+    done("weight", &[Arg::Number(0, I31)], "weight of the virtual_server", "share of new connections; 0: none"),
+    done("lvs_method", METHOD, "that of the virtual_server", "how packets reach it").options(TUNNEL),
+    done("lb_kind", METHOD, "that of the virtual_server", "how packets reach it").options(TUNNEL).instead("lvs_method").ours(),
     done("uthreshold", &[COUNT], "0", "connections at which it takes no more; 0: any"),
     done("lthreshold", &[COUNT], "0", "connections below which it takes new ones again"),
     done("notify_up", SCRIPT, "", "run when it is good"),
     done("notify_down", SCRIPT, "", "run when it is bad"),
-    done(
-        "inhibit_on_failure",
-        NONE,
-        "that of the virtual_server",
-        "when failed it stays, with weight 0",
-    ),
+    done("inhibit_on_failure", NONE, "that of the virtual_server", "when failed it stays, with weight 0"),
     done("alpha", SWITCH, "alpha of the virtual_server", "down until a check succeeds"),
     done("retry", &[COUNT], "retry of the virtual_server", "attempts more in a round"),
-    done(
-        "delay_before_retry",
-        &[TIME0],
-        "that of the virtual_server",
-        "seconds before another attempt",
-    ),
-    done(
-        "warmup",
-        &[TIME0],
-        "that of the virtual_server",
-        "first checks are spread over so many seconds",
-    ),
+    done("delay_before_retry", &[TIME0], "that of the virtual_server", "seconds before another attempt"),
+    done("warmup", &[TIME0], "that of the virtual_server", "first checks are spread over so many seconds"),
     done("connect_timeout", &[TIME], "that of the virtual_server", "longest wait for an answer"),
     done("delay_loop", &[TIME], "that of the virtual_server", "seconds from check to check"),
     done("virtualhost", &[Arg::Text], "that of the virtual_server", "host name in HTTP requests"),

@@ -7,6 +7,7 @@ use crate::desired::{
 };
 use crate::diagnostic::Diagnostic;
 use crate::grammar::Status;
+use crate::lower::track::{FILES, SESSIONS};
 use crate::lower::{Lower, common};
 use crate::tree::Node;
 
@@ -85,13 +86,20 @@ impl Lower<'_> {
             "SMTP_CHECK" => CheckerKind::Smtp {
                 helo: node.text("helo_name").unwrap_or_else(|| "smtpchecker.keepalived.org".into()),
             },
-            "BFD_CHECK" => CheckerKind::Bfd { session: self.required(node, "name")? },
+            "BFD_CHECK" => CheckerKind::Bfd { session: self.reference(node, "name", SESSIONS)? },
             _ => CheckerKind::File {
-                file: self.required(node, "track_file")?,
+                file: self.reference(node, "track_file", FILES)?,
                 weight: node.number("weight").unwrap_or(1),
                 reverse: node.child("weight").is_some_and(|row| row.has("reverse")),
             },
         })
+    }
+
+    /// Returns the name of another block.
+    fn reference(&mut self, node: &Node, name: &str, keywords: &[&str]) -> Option<String> {
+        let text = self.required(node, name)?;
+        let span = node.word(name)?.span;
+        self.check_known(keywords, &text, span).then_some(text)
     }
 
     fn required(&mut self, node: &Node, name: &str) -> Option<String> {
@@ -160,12 +168,23 @@ impl Lower<'_> {
             self.required(node, "misc_path");
             return None;
         };
-        let command = self.command(path)?;
+        let command = self.command(path, true)?;
         let user = node.child("user").and_then(|user| user.user(0)).or_else(|| path.user(1));
         let timeout = node.time("misc_timeout").filter(|time| !time.is_zero());
         let dynamic = node.has("misc_dynamic");
         Some(Misc { command, user, timeout: timeout.unwrap_or(timing.delay_loop), dynamic })
     }
+}
+
+/// Returns the longest wait for one answer: that for all of them, if that is less than nobody said.
+fn connect_timeout(blocks: &Blocks<'_>) -> Duration {
+    let node = blocks.0[0];
+    let default = Timing::default().connect_timeout;
+    if node.row.name == "MISC_CHECK" {
+        return default;
+    }
+    let whole = node.time("timeout").unwrap_or(default);
+    blocks.time("connect_timeout").unwrap_or(default.min(whole))
 }
 
 /// Returns whether a checker does something by itself, and does not only follow something.
@@ -196,10 +215,7 @@ fn timing(blocks: &Blocks<'_>) -> Timing {
         warmup: blocks.time("warmup").unwrap_or(delay_loop),
         retry: node.number("retry").or(said).unwrap_or(retry),
         delay_before_retry: blocks.time("delay_before_retry").unwrap_or(delay),
-        connect_timeout: match node.row.name {
-            "MISC_CHECK" => Timing::default().connect_timeout,
-            _ => blocks.time("connect_timeout").unwrap_or(Timing::default().connect_timeout),
-        },
+        connect_timeout: connect_timeout(blocks),
         timeout: node.time("timeout"),
         fall: fall.unwrap_or(1),
         rise: node.number("rise").unwrap_or(if http { 2 } else { 1 }),

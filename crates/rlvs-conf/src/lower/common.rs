@@ -87,14 +87,14 @@ impl Lower<'_> {
     /// Returns the script behind a keyword.
     pub(super) fn script(&mut self, node: &Node, name: &str) -> Option<Script> {
         let child = node.child(name)?;
-        let command = self.command(child)?;
+        let command = self.command(child, false)?;
         let user = child.user(1);
         self.check_user(child, 1);
         Some(Script { command, user })
     }
 
-    /// Returns program and arguments.
-    pub(super) fn command(&mut self, node: &Node) -> Option<Vec<String>> {
+    /// Returns program and arguments. Without a program that is `needed`, nothing is right.
+    pub(super) fn command(&mut self, node: &Node, needed: bool) -> Option<Vec<String>> {
         let value = node.args.first()?;
         let command = shell::split(&value.text);
         let Some(program) = command.first() else {
@@ -103,8 +103,11 @@ impl Lower<'_> {
         };
         if self.surroundings.has_program(program) == Some(false) {
             let text = format!("there is no program {program} that may be run");
-            self.say(Diagnostic::error(value.span, text));
-        } else {
+            self.say(match needed {
+                true => Diagnostic::error(value.span, text),
+                false => Diagnostic::warning(value.span, text),
+            });
+        } else if node.row.name != "script" {
             self.script_at.get_or_insert(value.span);
         }
         Some(command)

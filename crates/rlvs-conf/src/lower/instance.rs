@@ -56,9 +56,11 @@ impl Lower<'_> {
 
     fn instance(&mut self, node: &Node, desired: &Desired) -> Option<Instance> {
         let addresses = self.addresses(node);
-        let family = addresses
-            .first()
-            .map_or_else(|| family_without(node), |address| Family::of(address.address));
+        let native = node.has("native_ipv6");
+        let first = addresses.first().map(|address| Family::of(address.address));
+        let family =
+            if native { Some(Family::V6) } else { first }.unwrap_or_else(|| family_without(node));
+        self.check_tracked(node);
         let router_id = self.router_id(node);
         let interface = self.interface(node);
         let strict = node.switch("strict_mode").unwrap_or(self.defaults.strict);
@@ -86,7 +88,7 @@ impl Lower<'_> {
             source: self.source(node, family),
             track_source: node.has("track_src_ip"),
             authentication: self.authentication(node, version, strict),
-            addresses: self.same_family(node, addresses, family)?,
+            addresses: self.same_family(node, addresses, family, version)?,
             excluded_addresses: self.entries_to_addresses(node, "virtual_ipaddress_excluded"),
             track_interfaces: self.track_interfaces(node, own.as_deref()),
             track_scripts: self.track_scripts(node, &desired.scripts),
@@ -133,6 +135,8 @@ impl Lower<'_> {
             return Some(Some(value.text.clone()));
         }
         if node.entries("unicast_peer").next().is_some() {
+            let text = "no `interface`: it speaks by any; keepalived 2.2 demands one";
+            self.say(Diagnostic::warning(node.span, text).objection(Objection::General));
             return Some(None);
         }
         if !node.has("interface") {
@@ -192,7 +196,12 @@ impl Lower<'_> {
                 self.say(Diagnostic::error(span, text));
                 V3_INTERVAL_MAX
             }
-            Version::V3 => Duration::from_micros(micros / 10_000 * 10_000),
+            Version::V3 if !micros.is_multiple_of(10_000) => {
+                let text = "VRRPv3 knows hundredths of seconds only";
+                self.say(Diagnostic::warning(span, text).objection(Objection::General));
+                Duration::from_micros(micros / 10_000 * 10_000)
+            }
+            Version::V3 => interval,
         }
     }
 
@@ -200,6 +209,10 @@ impl Lower<'_> {
         let delay = node.time("preempt_delay").unwrap_or_default();
         let at = |name| node.child(name).map_or(node.span, |child| child.span);
         let master = state == State::Master;
+        if !delay.is_zero() && node.has("nopreempt") && !master {
+            let text = "`preempt_delay` has no effect with `nopreempt`";
+            self.say(Diagnostic::warning(at("preempt_delay"), text).objection(Objection::General));
+        }
         if !delay.is_zero() && (master || strict) {
             let why = if strict { "strict mode" } else { "`state MASTER`" };
             let text = format!("`preempt_delay` has no effect with {why}");
@@ -234,6 +247,10 @@ impl Lower<'_> {
 
     fn transport(&mut self, node: &Node, family: Family, strict: bool) -> Transport {
         let Some(block) = node.child("unicast_peer") else {
+            if let Some(child) = node.child("unicast_src_ip") {
+                let text = "no `unicast_peer`: multicast is used, and this has no effect";
+                self.say(Diagnostic::warning(child.span, text).objection(Objection::General));
+            }
             let default =
                 if family == Family::V4 { self.defaults.group4 } else { self.defaults.group6 };
             let group = node.address("mcast_dst_ip").filter(|group| Family::of(*group) == family);
@@ -347,43 +364,48 @@ impl Lower<'_> {
         self.entries_to_addresses(node, "virtual_ipaddress")
     }
 
-    /// Returns the addresses of the family of the first, or nothing if there are none.
+    /// Returns the addresses of this family; nothing, if the instance cannot be without any.
     fn same_family(
         &mut self,
         node: &Node,
         all: Vec<VirtualAddress>,
         family: Family,
+        version: Version,
     ) -> Option<Vec<VirtualAddress>> {
-        let nothing_wrong =
-            !node.has("virtual_ipaddress") || node.entries("virtual_ipaddress").next().is_none();
         if all.is_empty() && !node.has("no_virtual_ipaddress") {
-            let text = format!("{} has no virtual address; it is left out", node.name());
-            if nothing_wrong {
-                self.say(
-                    Diagnostic::error(node.span, text)
-                        .expected("expected a `virtual_ipaddress` in it"),
-                );
-            }
-            return None;
+            return self.no_address(node, version).then(Vec::new);
         }
-        let spans: Vec<_> =
-            node.entries("virtual_ipaddress").filter_map(|entry| entry.args.first()).collect();
+        let mut spans = node.entries("virtual_ipaddress").filter_map(|entry| entry.args.first());
         let mut of_family = Vec::new();
         for address in all {
             if Family::of(address.address) == family {
                 of_family.push(address);
                 continue;
             }
-            let same = |value: &&&Value| matches!(value.meaning, Meaning::Prefix(other, _) if other == address.address);
-            let span = spans.iter().find(same).map_or(node.span, |value| value.span);
-            let text = format!(
-                "{} is of another family than the first address; it is left out",
-                address.address
-            );
+            let same = |value: &&Value| matches!(value.meaning, Meaning::Prefix(other, _) if other == address.address);
+            let span = spans.find(same).map_or(node.span, |value| value.span);
+            let other = address.address;
+            let text = format!("{other} is of another family than the instance; it is left out");
             let found = Diagnostic::error(span, text).expected("expected addresses of one family");
             self.say(found.help("`virtual_ipaddress_excluded` takes addresses of the other"));
         }
         Some(of_family)
+    }
+
+    /// Says that an instance has no address, and returns whether it can be without.
+    fn no_address(&mut self, node: &Node, version: Version) -> bool {
+        let name = node.name();
+        let found = match version {
+            Version::V2 => Diagnostic::warning(node.span, format!("{name} has no virtual address"))
+                .help("`no_virtual_ipaddress` says that it is meant"),
+            Version::V3 => {
+                let text = format!("{name} has no virtual address; it is left out");
+                let found = Diagnostic::error(node.span, text);
+                found.expected("expected a `virtual_ipaddress` in it")
+            }
+        };
+        self.say(found.objection(Objection::General));
+        version == Version::V2
     }
 
     fn entries_to_addresses(&mut self, node: &Node, name: &str) -> Vec<VirtualAddress> {

@@ -22,7 +22,9 @@ pub(crate) fn lower(
     diagnostics: &mut Diagnostics,
 ) -> Desired {
     let defaults = global::Defaults::default();
-    let mut lower = Lower { surroundings, diagnostics, defaults, script_at: None };
+    let known = nodes.iter().filter_map(|node| Some((node.row.name, &*node.args.first()?.text)));
+    let known = known.collect();
+    let mut lower = Lower { surroundings, diagnostics, defaults, known, script_at: None };
     let mut desired = Desired::default();
     let named = |name: &'static str| nodes.iter().filter(move |node| node.row.name == name);
     for node in named("global_defs") {
@@ -51,6 +53,8 @@ struct Lower<'a> {
     surroundings: &'a dyn Surroundings,
     diagnostics: &'a mut Diagnostics,
     defaults: global::Defaults,
+    /// Blocks of the top level, by keyword and name.
+    known: BTreeSet<(&'static str, &'a str)>,
     /// The first script that would be run.
     script_at: Option<Span>,
 }
@@ -72,6 +76,16 @@ impl Lower<'_> {
             self.say(Diagnostic::error(name.span, text).expected("expected another name"));
         }
         new
+    }
+
+    /// Says if no block of these keywords has this name.
+    fn check_known(&mut self, keywords: &[&str], name: &str, span: Span) -> bool {
+        let there = keywords.iter().any(|&keyword| self.known.contains(&(keyword, name)));
+        if !there {
+            let text = format!("there is no `{}` {name}", keywords[0]);
+            self.say(Diagnostic::error(span, text).expected("expected the name of one"));
+        }
+        there
     }
 
     /// Says if scripts run as root that others may write.

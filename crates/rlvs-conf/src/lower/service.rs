@@ -18,6 +18,8 @@ use crate::value::Meaning;
 
 /// Seconds of persistence that nobody gave a number for.
 const PERSISTENCE: Duration = Duration::from_secs(360);
+/// Keywords of the forwarding method.
+const METHOD: &[&str] = &["lvs_method", "lb_kind"];
 /// Checkers that only TCP services have.
 const OF_TCP: [&str; 4] = ["HTTP_GET", "SSL_GET", "TCP_CHECK", "SMTP_CHECK"];
 
@@ -39,7 +41,8 @@ impl Lower<'_> {
             let Some(server) = self.virtual_server(node, target) else { continue };
             if !met.insert(format!("{:?} {}", server.target, server.protocol)) {
                 let text = "there is a virtual server for this already; this one is left out";
-                self.say(Diagnostic::error(node.span.to(node.args[0].span), text));
+                let found = Diagnostic::error(node.span.to(node.args[0].span), text);
+                self.say(found.objection(Objection::None));
                 continue;
             }
             desired.virtual_servers.push(server);
@@ -106,8 +109,7 @@ impl Lower<'_> {
         let real: Vec<&Node> =
             node.children.iter().filter(|child| child.row.name == "real_server").collect();
         let protocol = self.protocol(node, &real, &target);
-        let method =
-            method(node, &["lvs_method", "lb_kind"]).unwrap_or(ForwardingMethod::Masquerade);
+        let method = self.method(node, METHOD).unwrap_or(ForwardingMethod::Masquerade);
         let persistence = self.persistence(node, &target);
         for (names, text) in [
             (["lb_algo", "lvs_sched"], "no `lb_algo`: `wlc` is used"),
@@ -125,7 +127,7 @@ impl Lower<'_> {
                 .or_else(|| node.text("lvs_sched"))
                 .unwrap_or_else(|| "wlc".into()),
             scheduler_flags: flags(node),
-            one_packet: node.has("ops"),
+            one_packet: self.one_packet(node, protocol),
             persistence,
             method,
             sorry_server: self.sorry_server(node, method),
@@ -163,8 +165,22 @@ impl Lower<'_> {
         Some(server)
     }
 
+    /// Returns whether every datagram is scheduled for itself.
+    fn one_packet(&mut self, node: &Node, protocol: Protocol) -> bool {
+        let Some(child) = node.child("ops") else { return false };
+        if protocol != Protocol::Udp {
+            self.say(Diagnostic::error(child.span, "`ops` is for UDP only; it is left out"));
+        }
+        protocol == Protocol::Udp
+    }
+
     fn protocol(&mut self, node: &Node, real: &[&Node], target: &Target) -> Protocol {
-        match node.text("protocol").as_deref() {
+        let mark = matches!(target, Target::Mark(..));
+        if let Some(child) = node.child("protocol").filter(|_| mark) {
+            let text = "a mark is of every protocol: this has no effect";
+            self.say(Diagnostic::warning(child.span, text).objection(Objection::General));
+        }
+        match node.text("protocol").filter(|_| !mark).as_deref() {
             Some("TCP") => return Protocol::Tcp,
             Some("UDP") => return Protocol::Udp,
             Some(_) => return Protocol::Sctp,
@@ -172,7 +188,7 @@ impl Lower<'_> {
         }
         let mut checkers = real.iter().flat_map(|real| &real.children);
         let tcp = checkers.any(|child| OF_TCP.contains(&child.row.name));
-        if !matches!(target, Target::Mark(..)) && !node.has("protocol") {
+        if !mark && !node.has("protocol") {
             let found = if tcp {
                 Diagnostic::warning(
                     node.span,
@@ -217,7 +233,10 @@ impl Lower<'_> {
             Target::Group(_) => false,
         };
         let granularity = match node.word("persistence_granularity").map(|value| value.meaning) {
-            Some(Meaning::Number(length)) => Netmask::V6(length as u8),
+            Some(Meaning::Number(length)) if v6 => Netmask::V6(length as u8),
+            Some(Meaning::Number(length @ 1..=32)) => {
+                Netmask::V4((u32::MAX << (32 - length)).to_be_bytes())
+            }
             Some(Meaning::Address(IpAddr::V4(mask))) => Netmask::V4(mask.octets()),
             _ if v6 => Netmask::V6(128),
             _ => Netmask::V4([255; 4]),
@@ -226,8 +245,17 @@ impl Lower<'_> {
     }
 
     fn sorry_server(&mut self, node: &Node, default: ForwardingMethod) -> Option<SorryServer> {
+        let place = |name: &str| node.children.iter().position(|child| child.row.name == name);
         let (address, port) = match node.child("sorry_server") {
-            Some(child) => end(child)?,
+            Some(child) => {
+                let inhibit = place("sorry_server_inhibit");
+                if inhibit.is_some_and(|inhibit| Some(inhibit) < place("sorry_server")) {
+                    let text = "keepalived would ignore a `sorry_server_inhibit` before the `sorry_server`";
+                    let found = Diagnostic::warning(child.span, text);
+                    self.say(found.objection(Objection::Foreign));
+                }
+                end(child)?
+            }
             None => {
                 for child in
                     node.children.iter().filter(|child| child.row.name.starts_with("sorry_server"))
@@ -241,7 +269,7 @@ impl Lower<'_> {
         Some(SorryServer {
             address,
             port,
-            method: method(node, &["sorry_server_lvs_method"]).unwrap_or(default),
+            method: self.method(node, &["sorry_server_lvs_method"]).unwrap_or(default),
             inhibit: node.has("sorry_server_inhibit"),
         })
     }
@@ -253,7 +281,7 @@ impl Lower<'_> {
         server: &VirtualServer,
     ) -> Option<RealServer> {
         let (address, mut port) = end(node)?;
-        let method = method(node, &["lvs_method", "lb_kind"]).unwrap_or(server.method);
+        let method = self.method(node, METHOD).unwrap_or(server.method);
         let tunnel = matches!(method, ForwardingMethod::Tunnel(_));
         if let Target::Address(virtual_address, virtual_port) = server.target {
             if virtual_address.is_ipv4() != address.is_ipv4() && !tunnel {
@@ -291,6 +319,25 @@ impl Lower<'_> {
         };
         real.checkers = self.checkers(node, service, &real);
         Some(real)
+    }
+
+    /// Returns the forwarding method that the first of these keywords says.
+    fn method(&mut self, node: &Node, names: &[&str]) -> Option<ForwardingMethod> {
+        let child = names.iter().find_map(|name| node.child(name))?;
+        let value = child.args.first().filter(|value| value.meaning != Meaning::Wrong)?;
+        Some(match &*value.text {
+            "NAT" => ForwardingMethod::Masquerade,
+            "DR" => ForwardingMethod::DirectRoute,
+            _ => {
+                let tunnel = tunnel(child);
+                if matches!(tunnel, Tunnel::Gue { port: 0, .. }) && !child.has("port") {
+                    let found =
+                        Diagnostic::error(child.span, "a tunnel of type gue without a port");
+                    self.say(found.expected("expected `port` and a number behind it"));
+                }
+                ForwardingMethod::Tunnel(tunnel)
+            }
+        })
     }
 
     /// Holds the quorum to what the real servers can reach.
@@ -337,17 +384,6 @@ fn member(entry: &Node) -> Option<Member> {
         _ => 0,
     };
     Some(Member::Addresses(range, port))
-}
-
-/// Returns the forwarding method that the first of these keywords says.
-fn method(node: &Node, names: &[&str]) -> Option<ForwardingMethod> {
-    let child = names.iter().find_map(|name| node.child(name))?;
-    let value = child.args.first().filter(|value| value.meaning != Meaning::Wrong)?;
-    Some(match &*value.text {
-        "NAT" => ForwardingMethod::Masquerade,
-        "DR" => ForwardingMethod::DirectRoute,
-        _ => ForwardingMethod::Tunnel(tunnel(child)),
-    })
 }
 
 fn tunnel(node: &Node) -> Tunnel {

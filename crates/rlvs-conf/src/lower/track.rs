@@ -8,6 +8,11 @@ use crate::lower::{Lower, Met, common};
 use crate::nearest::nearest;
 use crate::tree::Node;
 
+/// Keywords of files that something follows.
+pub(super) const FILES: &[&str] = &["track_file", "vrrp_track_file"];
+/// Keywords of sessions that something follows.
+pub(super) const SESSIONS: &[&str] = &["bfd_instance"];
+
 impl Lower<'_> {
     /// Lowers a `vrrp_script`.
     pub(super) fn script_block(&mut self, node: &Node) -> Option<TrackedScript> {
@@ -16,7 +21,7 @@ impl Lower<'_> {
             self.say(found.expected("expected a `script` in it"));
             return None;
         };
-        let command = self.command(script)?;
+        let command = self.command(script, true)?;
         let user = node.child("user").and_then(|user| user.user(0)).or_else(|| script.user(1));
         if let Some(user) = node.child("user") {
             self.check_user(user, 0);
@@ -61,6 +66,7 @@ impl Lower<'_> {
         for entry in node.entries("track_script") {
             let Some(value) = entry.args.first() else { continue };
             let names = scripts.iter().map(|script| &*script.name);
+            self.script_at.get_or_insert(value.span);
             if names.clone().any(|name| name == value.text) {
                 self.track(entry, &mut met, &mut tracked);
                 continue;
@@ -73,6 +79,19 @@ impl Lower<'_> {
             self.say(found.expected("expected the name of a `vrrp_script`"));
         }
         tracked
+    }
+
+    /// Looks for what an instance or a group follows and is not carried out yet.
+    pub(super) fn check_tracked(&mut self, node: &Node) {
+        for (list, keywords) in [
+            ("track_file", FILES),
+            ("track_process", &["track_process", "vrrp_track_process"]),
+            ("track_bfd", SESSIONS),
+        ] {
+            for value in node.entries(list).filter_map(|entry| entry.args.first()) {
+                self.check_known(keywords, &value.text, value.span);
+            }
+        }
     }
 
     fn track(&mut self, entry: &Node, met: &mut Met, tracked: &mut Vec<Tracked>) {
@@ -111,6 +130,7 @@ impl Lower<'_> {
             if !self.is_new(node, desired.sync_groups.iter().map(|group| &*group.name)) {
                 continue;
             }
+            self.check_tracked(node);
             let members = self.members(node, desired, &mut taken);
             let group = SyncGroup {
                 name: node.name(),

@@ -41,7 +41,9 @@ impl Printer {
             }
             to.line(format!("lb_algo {}", server.scheduler));
             to.line(format!("lb_kind {}", method_words(server.method)));
-            to.line(format!("protocol {}", protocol_word(server.protocol)));
+            if !matches!(server.target, Target::Mark(..)) {
+                to.line(format!("protocol {}", protocol_word(server.protocol)));
+            }
             for (bit, name) in [(1, "flag-1"), (2, "flag-2"), (4, "flag-3")] {
                 to.flag(name, server.scheduler_flags & bit != 0);
             }
