@@ -23,7 +23,7 @@ const INCLUDE_DEPTH_MAX: usize = 16;
 /// Definitions within definitions.
 const EXPANSION_DEPTH_MAX: usize = 32;
 /// Definitions put in and lines repeated.
-const STEPS_MAX: usize = 4 << 20;
+const STEPS_MAX: usize = 1 << 20;
 /// What the real one reads of a line.
 const FOREIGN_LINE_BYTES_MAX: usize = 1023;
 
@@ -91,7 +91,8 @@ impl<'a> Lexer<'a> {
             let found = Diagnostic::error(None, text).objection(Objection::File);
             self.diagnostics.push(found);
         }
-        self.tokens
+        // What is cut off somewhere may mean anything.
+        if self.stopped { Vec::new() } else { self.tokens }
     }
 
     fn file(&mut self, path: &Path) -> Result<(), Unread> {
@@ -323,7 +324,7 @@ impl<'a> Lexer<'a> {
     fn include(&mut self, words: &[Token]) {
         let [keyword, rest @ ..] = words else { return };
         let Some(pattern) =
-            rest.first().map(|_| rest.iter().map(|word| &*word.text).collect::<String>())
+            rest.first().map(|_| rest.iter().map(Token::as_str).collect::<String>())
         else {
             let found = Diagnostic::error(keyword.span, "`include` without a file");
             return self.diagnostics.push(found.objection(Objection::Parameter));
@@ -385,7 +386,7 @@ impl<'a> Lexer<'a> {
     fn stop(&mut self, at: Span, why: &str) {
         if !self.stopped {
             self.stopped = true;
-            self.diagnostics.push(Diagnostic::error(at, format!("{why}; the rest is not read")));
+            self.diagnostics.push(Diagnostic::error(at, format!("{why}; nothing of it is taken")));
         }
     }
 

@@ -71,10 +71,10 @@ impl Lower<'_> {
                 }
             }
             ("group", Some(name)) => {
-                let names = desired.address_groups.iter().map(|group| &*group.name);
-                if names.clone().any(|known| known == name) {
+                if self.known.contains(&("virtual_server_group", name)) {
                     return Some(Target::Group(name.to_owned()));
                 }
+                let names = desired.address_groups.iter().map(|group| &*group.name);
                 let mut found = wrong(
                     format!("there is no group {name}"),
                     "expected the name of a `virtual_server_group`",
@@ -105,9 +105,10 @@ impl Lower<'_> {
         None
     }
 
-    fn virtual_server(&mut self, node: &Node, target: Target) -> Option<VirtualServer> {
+    fn virtual_server(&mut self, whole: &Node, target: Target) -> Option<VirtualServer> {
+        let node = &without_real_servers(whole);
         let real: Vec<&Node> =
-            node.children.iter().filter(|child| child.row.name == "real_server").collect();
+            whole.children.iter().filter(|child| child.row.name == "real_server").collect();
         let protocol = self.protocol(node, &real, &target);
         let method = self.method(node, METHOD).unwrap_or(ForwardingMethod::Masquerade);
         let persistence = self.persistence(node, &target);
@@ -359,6 +360,17 @@ impl Lower<'_> {
             );
             self.say(Diagnostic::warning(at("hysteresis"), text).objection(Objection::General));
         }
+    }
+}
+
+/// Returns a block without its real servers, so that looking into it for each of them is no work.
+fn without_real_servers(node: &Node) -> Node {
+    let own = node.children.iter().filter(|child| child.row.name != "real_server");
+    Node {
+        row: node.row,
+        span: node.span,
+        args: node.args.clone(),
+        children: own.cloned().collect(),
     }
 }
 
