@@ -176,11 +176,11 @@ impl Surroundings for Files {
         found.map(|(_, text)| text.as_bytes().to_vec()).ok_or(Unread::Missing)
     }
     fn matching(&mut self, pattern: &str) -> Vec<PathBuf> {
-        let (before, _) = pattern.split_once('*').unwrap();
+        let (before, _) = pattern.split_once('*').expect("a pattern");
         self.0
             .iter()
             .map(|(name, _)| PathBuf::from(name))
-            .filter(|path| path.to_str().unwrap().starts_with(before))
+            .filter(|path| path.to_str().expect("text").starts_with(before))
             .collect()
     }
     fn variable(&self, name: &str) -> Option<String> {

@@ -433,11 +433,11 @@ fn instance(number: u8) -> BoxedStrategy<Instance> {
                     Instance {
                         name: format!("{name}{number}"),
                         interface: Some(interface),
-                        router_id: NonZeroU8::new(number).unwrap(),
+                        router_id: NonZeroU8::new(number).expect("a number of the test"),
                         family,
                         version,
                         state: if master { State::Master } else { State::Backup },
-                        priority: NonZeroU8::new(priority).unwrap(),
+                        priority: NonZeroU8::new(priority).expect("1 at least"),
                         advert_interval,
                         down_timer_adverts,
                         preempt: if master { Preempt::After(Duration::ZERO) } else { preempt },

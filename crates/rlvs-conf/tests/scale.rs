@@ -11,12 +11,14 @@ fn large(services: u32, real_servers: u32) -> String {
     for service in 0..services {
         let address = std::net::Ipv4Addr::from(0x0a00_0000 + service);
         let head = "delay_loop 6\n lb_algo wrr\n lb_kind NAT\n protocol TCP";
-        writeln!(text, "virtual_server {address} 80 {{\n {head}").unwrap();
+        writeln!(text, "virtual_server {address} 80 {{\n {head}")
+            .expect("a String takes everything");
         for real in 0..real_servers {
             let address = std::net::Ipv4Addr::from(0xac10_0000 + real);
             let url = "url {\n path /health\n }";
             let check = format!("HTTP_GET {{\n {url}\n connect_timeout 3\n retry 2\n }}");
-            writeln!(text, " real_server {address} 80 {{\n weight 3\n {check}\n }}").unwrap();
+            writeln!(text, " real_server {address} 80 {{\n weight 3\n {check}\n }}")
+                .expect("a String takes everything");
         }
         text.push_str("}\n");
     }
@@ -69,7 +71,7 @@ fn a_bomb_of_definitions_is_cut() {
     let mut text = String::from("$A0=0123456789\n");
     for level in 1..30 {
         let below = level - 1;
-        writeln!(text, "$A{level}=${{A{below}}}${{A{below}}}").unwrap();
+        writeln!(text, "$A{level}=${{A{below}}}${{A{below}}}").expect("a String takes everything");
     }
     text.push_str("global_defs {\nrouter_id ${A29}\n}\n");
     let read = read_text(&text);

@@ -231,7 +231,7 @@ impl Printer {
             nibble.map_or('X', |nibble| char::from_digit(nibble.into(), 16).unwrap_or('X'))
         };
         let nibbles: String = reply.nibbles.iter().map(digit).collect();
-        self.line(format!("require_reply {nibbles}").trim_end().to_owned());
+        self.line(format!("require_reply {nibbles}").trim_end());
         self.number("min_reply_length", reply.length_min);
         self.number("max_reply_length", reply.length_max);
     }
