@@ -122,7 +122,7 @@ fn a_keyword_in_the_wrong_place_is_sent_home() {
 
 #[test]
 fn passwords_are_never_shown() {
-    let text = "vrrp_instance V {\n interface eth0\n virtual_router_id 1\n authentication { auth_type PASS auth_pass geheim99x\n }\n auth_pss geheim99x\n virtual_ipaddress {\n 10.0.0.1\n }\n}\nSSL {\n password geheim99x y\n}\n";
+    let text = "vrrp_instance V {\n interface eth0\n virtual_router_id 1\n authentication { auth_type PASS auth_pass geheim99x\n }\n auth_pss geheim99x\n virtual_ipaddress {\n 10.0.0.1\n }\n}\nSSL {\n password geheim99x y\n}\nvrrp_instance W {\n auth_hmac {\n key 1 geheim99x y\n }\n}\n";
     let read = read_text(text);
     assert!(told(&read).len() >= 3);
     let mut shown = format!("{:?} {}", read.desired, print(&read.desired, Secrets::Hidden));
@@ -228,4 +228,22 @@ fn the_language_is_keepalived_s() {
     ] {
         assert_eq!(router_id(text).as_deref(), Some(expected), "{text}");
     }
+}
+
+#[test]
+fn what_is_not_carried_out_is_kept_as_it_was_written() {
+    let blocks = "static_routes {\n    10.9.0.0/24 via 10.0.0.9 dev Eth0 table 7\n}\n\
+                  vrrp_track_process P {\n    process \"/bin/A b\" -D\n    weight 5 reverse\n}\n";
+    let read = read_text(blocks);
+    assert!(!read.diagnostics.has_errors());
+    let text = print(&read.desired, Secrets::Shown);
+    assert!(text.ends_with(blocks), "{text}");
+    let instance = "vrrp_instance V {\n interface eth0\n virtual_router_id 1\n use_vmac Vm0\n virtual_routes {\n \
+                    default via 10.0.0.9\n }\n virtual_ipaddress {\n 10.0.0.1 use_vmac\n }\n}\n";
+    let read = read_text(instance);
+    let text = print(&read.desired, Secrets::Shown);
+    for words in ["use_vmac Vm0\n", "default via 10.0.0.9\n", "10.0.0.1/32 use_vmac\n"] {
+        assert!(text.contains(words), "{text}");
+    }
+    assert_eq!(read_text(&text).desired, read.desired);
 }
