@@ -1,4 +1,4 @@
-//! The fuzzers of the forwarding function and of VRRP.
+//! The fuzzers.
 
 use std::fs;
 
@@ -6,24 +6,37 @@ use anyhow::{Context, Result};
 
 use crate::run;
 
+/// What is fuzzed.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// The forwarding function, by tables and frames
+    Packets,
+    /// The virtual routers, by packets
+    Vrrp,
+    /// keepalived.conf
+    Conf,
+}
+
+impl What {
+    /// Returns its program, the folder of what is found and that of what is kept.
+    const fn names(self) -> [&'static str; 3] {
+        match self {
+            Self::Packets => ["packets", "found", "corpus"],
+            Self::Vrrp => ["vrrp", "found-vrrp", "corpus-vrrp"],
+            Self::Conf => ["conf", "found-conf", "corpus-conf"],
+        }
+    }
+}
+
 /// What `cargo xtask fuzz` takes.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// How long to look for new inputs
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
-    /// What to fuzz
-    #[arg(long, value_enum, default_value_t = What::Forwarding)]
+    /// What to feed
+    #[arg(value_enum, default_value = "packets")]
     what: What,
-}
-
-/// What there is a fuzzer of.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum What {
-    /// The forwarding function
-    Forwarding,
-    /// The virtual routers
-    Vrrp,
 }
 
 /// Coverage for libFuzzer, as `rustc` gives it without flags of its own for it.
@@ -38,26 +51,23 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Bytes of an input.
 const LENGTH_MAX: &str = "-max_len=1024";
 
-/// Builds and runs a fuzzer, beginning with what is kept in `fuzz/corpus` or `fuzz/corpus-vrrp`, and adds to it whatever
+/// Builds and runs the fuzzer, beginning with what is kept in `fuzz/corpus`, and adds to it whatever
 /// reaches code that nothing kept there does.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let folder = run::workspace()?.join("fuzz");
     let target = run::target()?.join("fuzz");
-    let (program, found, kept) = match arguments.what {
-        What::Forwarding => ("rlvs-fuzz", "found", "corpus"),
-        What::Vrrp => ("rlvs-fuzz-vrrp", "found-vrrp", "corpus-vrrp"),
-    };
+    let [name, found, kept] = arguments.what.names();
     let (found, kept) = (target.join(found), folder.join(kept));
     for folder in [&found, &kept] {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
     run::stage("building the fuzzer", || {
         let mut build = run::cargo()?;
-        build.args(["build", "--release", "--target", TARGET, "--manifest-path"]);
+        build.args(["build", "--release", "--bin", name, "--target", TARGET, "--manifest-path"]);
         build.arg(folder.join("Cargo.toml")).arg("--target-dir").arg(&target);
         run::run(build.env("RUSTFLAGS", FLAGS))
     })?;
-    let program = target.join(TARGET).join("release").join(program);
+    let program = target.join(TARGET).join("release").join(name);
     let fuzzer = || {
         let mut command = std::process::Command::new(&program);
         // What breaks a promise is written here.

@@ -1,16 +1,17 @@
 //! The rlvs binary: one program with a face for each name that it is called by.
 #![forbid(unsafe_code)]
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{face, lab, set};
+use rlvs::{check, face, keepalived, lab, set};
 
 const IPVSADM: &str = "ipvsadm";
+const KEEPALIVED: &str = "keepalived";
 /// Names the back end of `ipvsadm` for tests and scripts.
 const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
 
@@ -32,6 +33,8 @@ enum Command {
     Status,
     /// Shows or changes settings, by the names of net.ipv4.vs
     Set(set::Arguments),
+    /// Reads a keepalived.conf, and tells what is wrong with it or what it means
+    Check(check::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -42,20 +45,20 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let mut args: Vec<OsString> = std::env::args_os().collect();
-    let named = |arg: &OsString| Path::new(arg).file_name().is_some_and(|name| name == IPVSADM);
-    if args.first().is_some_and(named) {
-        args.remove(0);
-        return run_ipvsadm(&args);
-    }
-    if args.get(1).is_some_and(|word| word == IPVSADM) {
-        return run_ipvsadm(args.get(2..).unwrap_or_default());
+    let args: Vec<OsString> = std::env::args_os().collect();
+    match face(&args) {
+        Some((IPVSADM, rest)) => return run_ipvsadm(rest),
+        Some((_, rest)) => {
+            return ExitCode::from(keepalived::run(rest, &mut std::io::stdout().lock()));
+        }
+        None => {}
     }
     let result = match Arguments::parse().command {
         Command::Attach(arguments) => face::attach(&arguments),
         Command::Detach => face::detach(),
         Command::Status => face::status(),
         Command::Set(arguments) => set::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
@@ -64,6 +67,17 @@ fn main() -> ExitCode {
         eprintln!("rlvs: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Returns the face that the program's name or the first word asks for, and what follows.
+fn face(args: &[OsString]) -> Option<(&'static str, &[OsString])> {
+    let known = |name: &OsStr| [IPVSADM, KEEPALIVED].into_iter().find(|face| name == *face);
+    let (program, words) = args.split_first()?;
+    if let Some(face) = Path::new(program).file_name().and_then(known) {
+        return Some((face, words));
+    }
+    let (word, rest) = words.split_first()?;
+    known(word).map(|face| (face, rest))
 }
 
 fn run_ipvsadm(args: &[OsString]) -> ExitCode {
