@@ -185,8 +185,9 @@ impl Stage {
         if A::FAMILY == 4 { Self::Relay4 } else { Self::Relay6 }
     }
 
+    /// Returns the stage that asks for directors for an IP version.
     #[inline(always)]
-    const fn peers<A: Ip>() -> Self {
+    pub const fn peers<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Peers4 } else { Self::Peers6 }
     }
 
@@ -283,11 +284,14 @@ pub fn sctp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
 pub fn peers<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| {
         let (packet, open) = match A::parse(frame) {
-            Ok(packet) => (packet, Stage::open::<A>()),
-            Err(Reason::OtherProtocol) => match association::parse::<A, F>(frame) {
-                Ok(packet) => (packet, Stage::associate::<A>()),
-                Err(reason) => return Verdict::Pass(reason),
-            },
+            Ok(packet) => (Ok(packet), Stage::open::<A>()),
+            Err(Reason::Options | Reason::Fragment) => {
+                (fragment::begin::<A, F, T>(context, frame), Stage::odd_open::<A>())
+            }
+            Err(_) => (association::parse::<A, F>(frame), Stage::associate::<A>()),
+        };
+        let packet = match packet {
+            Ok(packet) => packet,
             Err(reason) => return Verdict::Pass(reason),
         };
         if let Some(service) = context.service_of(&packet) {
