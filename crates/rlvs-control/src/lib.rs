@@ -9,5 +9,6 @@
 pub mod check;
 pub mod memory;
 pub mod model;
+pub mod plan;
 pub mod ring;
 pub mod table;
