@@ -8,9 +8,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{face, lab, set};
+use rlvs::{face, lab, man, proc, set};
 
-const IPVSADM: &str = "ipvsadm";
 /// Names the back end of `ipvsadm` for tests and scripts.
 const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
 
@@ -32,6 +31,10 @@ enum Command {
     Status,
     /// Shows or changes settings, by the names of net.ipv4.vs
     Set(set::Arguments),
+    /// Prints what the kernel's IPVS has in /proc/net: ip_vs, ip_vs_conn, ip_vs_stats and others
+    Proc(proc::Arguments),
+    /// Prints a manual page
+    Man(man::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -43,19 +46,24 @@ enum Command {
 
 fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().collect();
-    let named = |arg: &OsString| Path::new(arg).file_name().is_some_and(|name| name == IPVSADM);
-    if args.first().is_some_and(named) {
+    let face = |arg: &OsString| {
+        let name = Path::new(arg).file_name()?.to_str()?;
+        FACES.iter().find(|(face, _)| *face == name).copied()
+    };
+    if let Some((name, run)) = args.first().and_then(face) {
         args.remove(0);
-        return run_ipvsadm(&args);
+        return run_face(name, run, &args);
     }
-    if args.get(1).is_some_and(|word| word == IPVSADM) {
-        return run_ipvsadm(args.get(2..).unwrap_or_default());
+    if let Some((name, run)) = args.get(1).and_then(face) {
+        return run_face(name, run, args.get(2..).unwrap_or_default());
     }
     let result = match Arguments::parse().command {
         Command::Attach(arguments) => face::attach(&arguments),
         Command::Detach => face::detach(),
         Command::Status => face::status(),
         Command::Set(arguments) => set::run(&arguments),
+        Command::Proc(arguments) => proc::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
@@ -66,15 +74,25 @@ fn main() -> ExitCode {
     })
 }
 
-fn run_ipvsadm(args: &[OsString]) -> ExitCode {
+type Face = fn(&[OsString], &'static str, Environment<'_>) -> u8;
+
+/// What the program is when it is called by one of these names, or has one as its first word.
+const FACES: [(&str, Face); 3] = [
+    ("ipvsadm", ipvsadm::run),
+    ("ipvsadm-save", ipvsadm::run_save),
+    ("ipvsadm-restore", ipvsadm::run_restore),
+];
+
+fn run_face(name: &'static str, run: Face, args: &[OsString]) -> ExitCode {
     let environment = Environment {
         open: &mut face::open_table,
         backend: std::env::var(BACKEND_VARIABLE).ok(),
         names: &Names::system(),
         // A large restore opens the table once for each fill of this.
         stdin: &mut std::io::BufReader::with_capacity(1 << 20, std::io::stdin().lock()),
-        stdout: &mut std::io::BufWriter::new(std::io::stdout().lock()) as &mut dyn Write,
+        stdout: &mut std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock())
+            as &mut dyn Write,
         stderr: &mut std::io::stderr().lock(),
     };
-    ExitCode::from(ipvsadm::run(args, IPVSADM, environment))
+    ExitCode::from(run(args, name, environment))
 }
