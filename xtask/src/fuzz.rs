@@ -1,4 +1,4 @@
-//! The fuzzers: of the forwarding function, and of `ipvsadm -R`.
+//! The fuzzers.
 
 use std::fs;
 
@@ -6,41 +6,40 @@ use anyhow::{Context, Result};
 
 use crate::run;
 
+/// What is fuzzed.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// The forwarding function, by tables and frames
+    Packets,
+    /// The virtual routers, by packets
+    Vrrp,
+    /// keepalived.conf
+    Conf,
+    /// `ipvsadm -R`, by lines
+    Restore,
+}
+
+impl What {
+    /// Returns its program, the folder of what is found and that of what is kept.
+    const fn names(self) -> [&'static str; 3] {
+        match self {
+            Self::Packets => ["packets", "found", "corpus"],
+            Self::Vrrp => ["vrrp", "found-vrrp", "corpus-vrrp"],
+            Self::Conf => ["conf", "found-conf", "corpus-conf"],
+            Self::Restore => ["restore", "found-restore", "corpus-restore"],
+        }
+    }
+}
+
 /// What `cargo xtask fuzz` takes.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// How long to look for new inputs
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
-    /// What is to stand anything
-    #[arg(long, value_enum, default_value_t = Target::Packets)]
-    target: Target,
-}
-
-/// What is fuzzed.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Target {
-    /// The forwarding function, by frames and tables
-    Packets,
-    /// `ipvsadm -R`, by lines
-    Restore,
-}
-
-impl Target {
-    fn program(self) -> &'static str {
-        match self {
-            Self::Packets => "rlvs-fuzz",
-            Self::Restore => "rlvs-fuzz-restore",
-        }
-    }
-
-    /// Returns the folder of what is kept, and that of what is found.
-    fn folders(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Packets => ("corpus", "found"),
-            Self::Restore => ("corpus-restore", "found-restore"),
-        }
-    }
+    /// What to feed
+    #[arg(value_enum, default_value = "packets")]
+    what: What,
 }
 
 /// Coverage for libFuzzer, as `rustc` gives it without flags of its own for it.
@@ -60,18 +59,18 @@ const LENGTH_MAX: &str = "-max_len=1024";
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let folder = run::workspace()?.join("fuzz");
     let target = run::target()?.join("fuzz");
-    let (kept, found) = arguments.target.folders();
+    let [name, found, kept] = arguments.what.names();
     let (found, kept) = (target.join(found), folder.join(kept));
     for folder in [&found, &kept] {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
     run::stage("building the fuzzer", || {
         let mut build = run::cargo()?;
-        build.args(["build", "--release", "--target", TARGET, "--manifest-path"]);
+        build.args(["build", "--release", "--bin", name, "--target", TARGET, "--manifest-path"]);
         build.arg(folder.join("Cargo.toml")).arg("--target-dir").arg(&target);
         run::run(build.env("RUSTFLAGS", FLAGS))
     })?;
-    let program = target.join(TARGET).join("release").join(arguments.target.program());
+    let program = target.join(TARGET).join("release").join(name);
     let fuzzer = || {
         let mut command = std::process::Command::new(&program);
         // What breaks a promise is written here.

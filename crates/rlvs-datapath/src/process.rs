@@ -29,6 +29,7 @@ use crate::local::{self, Sender};
 use crate::mss;
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
+use crate::relay::{self, Relayed};
 use crate::schedule::{Opening, quiet};
 use crate::state::{self, Seen};
 use crate::tables::{Tables, Time, bump};
@@ -75,11 +76,15 @@ pub enum Stage {
     Clamp4 = 16,
     /// The same over IPv6.
     Clamp6 = 17,
+    /// An ICMP error may be about a tunnel's packet over IPv4.
+    Relay4 = 18,
+    /// The same over IPv6.
+    Relay6 = 19,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -98,6 +103,8 @@ impl Stage {
         Self::Associate6,
         Self::Clamp4,
         Self::Clamp6,
+        Self::Relay4,
+        Self::Relay6,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has
@@ -130,6 +137,8 @@ impl Stage {
             Self::Associate6 => "associate6",
             Self::Clamp4 => "clamp4",
             Self::Clamp6 => "clamp6",
+            Self::Relay4 => "relay4",
+            Self::Relay6 => "relay6",
         }
     }
 
@@ -154,7 +163,9 @@ impl Stage {
             14 => Self::Associate4,
             15 => Self::Associate6,
             16 => Self::Clamp4,
-            _ => Self::Clamp6,
+            17 => Self::Clamp6,
+            18 => Self::Relay4,
+            _ => Self::Relay6,
         }
     }
 
@@ -166,6 +177,12 @@ impl Stage {
     #[inline(always)]
     const fn clamp<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Clamp4 } else { Self::Clamp6 }
+    }
+
+    /// Returns the stage of errors about tunnels for an IP version.
+    #[inline(always)]
+    pub const fn relay<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Relay4 } else { Self::Relay6 }
     }
 
     #[inline(always)]
@@ -292,6 +309,12 @@ pub fn clamp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| mss::clamp::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::Relay4`] and [`Stage::Relay6`].
+#[inline(always)]
+pub fn relay<A: Relayed, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| relay::relay::<A, F, T>(context, frame))
+}
+
 /// Carries out a stage, for bodies that call it like any function.
 pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
     match stage {
@@ -313,6 +336,8 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Associate6 => associate::<V6, F, T>(frame, tables),
         Stage::Clamp4 => clamp::<V4, F, T>(frame, tables),
         Stage::Clamp6 => clamp::<V6, F, T>(frame, tables),
+        Stage::Relay4 => relay::<V4, F, T>(frame, tables),
+        Stage::Relay6 => relay::<V6, F, T>(frame, tables),
     }
 }
 

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{face, lab, man, proc, set};
+use rlvs::{check, face, keepalived, lab, man, proc, set};
 
+const KEEPALIVED: &str = "keepalived";
 /// Names the back end of `ipvsadm` for tests and scripts.
 const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
 
@@ -35,6 +36,8 @@ enum Command {
     Proc(proc::Arguments),
     /// Prints a manual page
     Man(man::Arguments),
+    /// Reads a keepalived.conf, and tells what is wrong with it or what it means
+    Check(check::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -46,6 +49,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(rest) = keepalived_words(&args) {
+        return ExitCode::from(keepalived::run(rest, &mut std::io::stdout().lock()));
+    }
     let face = |arg: &OsString| {
         let name = Path::new(arg).file_name()?.to_str()?;
         FACES.iter().find(|(face, _)| *face == name).copied()
@@ -64,6 +70,7 @@ fn main() -> ExitCode {
         Command::Set(arguments) => set::run(&arguments),
         Command::Proc(arguments) => proc::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
@@ -72,6 +79,16 @@ fn main() -> ExitCode {
         eprintln!("rlvs: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Returns the words for the `keepalived` face, if it is asked for by name or first word.
+fn keepalived_words(args: &[OsString]) -> Option<&[OsString]> {
+    let (program, words) = args.split_first()?;
+    if Path::new(program).file_name().is_some_and(|name| name == KEEPALIVED) {
+        return Some(words);
+    }
+    let (word, rest) = words.split_first()?;
+    (word == KEEPALIVED).then_some(rest)
 }
 
 type Face = fn(&[OsString], &'static str, Environment<'_>) -> u8;
