@@ -14,9 +14,9 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
-    Endpoints4, Endpoints6, FRAGMENT_BUCKETS, Fragments, INTERFACE_BUCKETS, Interfaces, LOCKS,
-    Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service,
+    self, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
+    Endpoints4, Endpoints6, Estimate, FRAGMENT_BUCKETS, Fragments, INTERFACE_BUCKETS, Interfaces,
+    LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service,
     Settings, Tunnel, Word,
 };
 
@@ -55,6 +55,8 @@ unsafe impl Plain for Route {}
 unsafe impl Plain for Interfaces {}
 // SAFETY: as above.
 unsafe impl Plain for Limit {}
+// SAFETY: as above.
+unsafe impl Plain for Estimate {}
 // SAFETY: an integer in a cell.
 unsafe impl Plain for Cell<u64> {}
 // SAFETY: an integer.
@@ -224,6 +226,7 @@ impl Bpf {
             ("locks", 2 * LOCKS, size_of::<Word>()),
             ("reasons", REASONS * settings.cpus, size_of::<Word>()),
             ("limits", settings.cpus, size_of::<Limit>()),
+            ("estimates", abi::ESTIMATES, size_of::<Estimate>()),
         ];
         let mut loader = EbpfLoader::new();
         for &(name, elements, _) in &maps {
@@ -255,6 +258,10 @@ impl Bpf {
         for (name, bytes) in dense(tables) {
             self.memory(name).write(0, &bytes);
         }
+        let (destinations, services) = tables.estimates.split_at(IDS as usize);
+        let first = abi::IDS as usize * size_of::<Estimate>();
+        self.memory("estimates").write(0, bytes_of(destinations));
+        self.memory("estimates").write(first, bytes_of(services));
         let mut entered = self.entered.lock().expect("no thread panicked");
         let [four, six] = &mut *entered;
         let (memory4, memory6) = (self.memory("endpoints4"), self.memory("endpoints6"));
@@ -292,6 +299,11 @@ impl Bpf {
         tables.locks = read(self, "locks");
         tables.reasons = read(self, "reasons");
         tables.limits = read(self, "limits");
+        let mut estimates: Vec<Estimate> = read(self, "estimates");
+        let services = estimates.split_off(abi::IDS as usize);
+        estimates.truncate(IDS as usize);
+        estimates.extend(services.into_iter().take(IDS as usize));
+        tables.estimates = estimates;
     }
 
     /// Writes the settings alone.

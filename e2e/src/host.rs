@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
-    Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
-    REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Tunnel, Word,
+    self, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
+    FRAGMENT_BUCKETS, Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS,
+    PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Tunnel, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
 use rlvs_datapath::process::{go_on, process};
@@ -225,6 +225,8 @@ pub struct HostTables {
     pub reasons: Vec<Word>,
     /// Map `limits`.
     pub limits: Vec<Limit>,
+    /// Map `estimates`.
+    pub estimates: Vec<Estimate>,
     empty4: Endpoints4,
     empty6: Endpoints6,
 }
@@ -258,6 +260,7 @@ impl HostTables {
             locks: many(2 * LOCKS),
             reasons: many(REASONS * settings.cpus),
             limits: many(settings.cpus),
+            estimates: many(2 * IDS),
             empty4: Endpoints4::default(),
             empty6: Endpoints6::default(),
             settings,
@@ -331,6 +334,11 @@ impl Tables for HostTables {
     }
     fn limit(&self, cpu: u32) -> Option<&Limit> {
         self.limits.get(cpu as usize)
+    }
+    fn estimate(&self, index: u32) -> Option<&Estimate> {
+        // The tables of a test have fewer ids than the maps.
+        let index = if index < abi::IDS { index } else { index - abi::IDS + IDS };
+        self.estimates.get(index as usize)
     }
     fn read(&self, word: &Word) -> u64 {
         word.get()

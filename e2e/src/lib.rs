@@ -6,8 +6,8 @@
 //! of all from one description, [`packet`] makes frames with an independent library, [`network`] is
 //! the namespace whose routing table the programs ask, [`scene`] what most tests begin with,
 //! [`unusual`] adds options and cuts frames into fragments, [`world`] runs a frame through all bodies,
-//! holds them against each other and tells what changed, [`fuzz`] is one run of the fuzzer,
-//! [`fuzz_vrrp`] one of that of VRRP.
+//! holds them against each other and tells what changed, [`fuzz`], [`fuzz_vrrp`] and [`restore`] are
+//! one run of a fuzzer each.
 
 #[expect(unsafe_code, reason = "the standard library opens no raw socket")]
 pub mod association;
@@ -22,6 +22,7 @@ pub mod lab;
 #[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]
 pub mod network;
 pub mod packet;
+pub mod restore;
 pub mod scene;
 pub mod snapshot;
 pub mod table;

@@ -12,6 +12,11 @@ fn the_corpus_of_vrrp_breaks_no_promise() {
     play("corpus-vrrp", 100, e2e::fuzz_vrrp::run);
 }
 
+#[test]
+fn lines_to_restore_break_no_promise() {
+    play("corpus-restore", 50, e2e::restore::run);
+}
+
 fn play(name: &str, at_least: usize, run: impl Fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(name);
     let mut played = 0;

@@ -15,6 +15,8 @@ enum What {
     Vrrp,
     /// keepalived.conf
     Conf,
+    /// `ipvsadm -R`, by lines
+    Restore,
 }
 
 impl What {
@@ -24,6 +26,7 @@ impl What {
             Self::Packets => ["packets", "found", "corpus"],
             Self::Vrrp => ["vrrp", "found-vrrp", "corpus-vrrp"],
             Self::Conf => ["conf", "found-conf", "corpus-conf"],
+            Self::Restore => ["restore", "found-restore", "corpus-restore"],
         }
     }
 }
@@ -51,7 +54,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Bytes of an input.
 const LENGTH_MAX: &str = "-max_len=1024";
 
-/// Builds and runs the fuzzer, beginning with what is kept in `fuzz/corpus`, and adds to it whatever
+/// Builds and runs the fuzzer, beginning with what is kept in `fuzz`, and adds to it whatever
 /// reaches code that nothing kept there does.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let folder = run::workspace()?.join("fuzz");

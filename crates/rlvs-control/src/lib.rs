@@ -9,6 +9,7 @@
 pub mod check;
 pub mod memory;
 pub mod model;
+pub mod plan;
 pub mod ring;
 pub mod table;
 pub mod vrrp;

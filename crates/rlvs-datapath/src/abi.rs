@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -102,6 +102,8 @@ pub mod settings_flag {
     pub const LOCAL_SERVERS: u32 = 128;
     /// There is, or was, a NAT destination: clients on this host are served.
     pub const LOCAL_CLIENTS: u32 = 256;
+    /// Rates are not estimated, as with `run_estimation` 0.
+    pub const NO_ESTIMATION: u32 = 1 << 16;
 }
 
 /// What an endpoint is looked up for.
@@ -458,6 +460,37 @@ pub struct Totals {
     pub reserved: [u64; 3],
 }
 
+/// What the estimator keeps: of a destination by its id, of a service at [`IDS`] plus its id, of all
+/// services together at [`IDS`]. Only the timer writes it, but for `zeroed`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Estimate {
+    /// The counters of a destination when it was last looked at; for a service and for all, what
+    /// their destinations have counted since they were.
+    pub counted: [Word; COUNTERS],
+    /// Averages in the fixed point of [`estimate`](crate::estimate).
+    pub rates: [Word; COUNTERS],
+    /// Not 0 if the control plane wants the rates to be 0; the timer does it with its next look.
+    pub zeroed: Word,
+    /// Makes records three to two cache lines.
+    pub reserved: Word,
+}
+
+/// Counters of traffic: connections, packets in, packets out, bytes in, bytes out.
+pub const COUNTERS: usize = 5;
+
+/// Elements of the maps `estimates` and `bases`.
+pub const ESTIMATES: u32 = 2 * IDS;
+
+/// Where counters began when they were zeroed last, by the same index as [`Estimate`]. Control plane
+/// only: so the programs' counters are never written over.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Base {
+    /// The counters then.
+    pub counted: [u64; COUNTERS],
+}
+
 /// An interface that programs hang on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -510,6 +543,10 @@ pub struct SweepCursor {
     pub removed: Word,
     /// Coarse time of the last tick: the programs' clock, for those who cannot read it.
     pub now: Word,
+    /// Where the estimator is in its round; see [`estimate`](crate::estimate).
+    pub estimated: Word,
+    /// When its round began, in nanoseconds since the machine did.
+    pub round_ns: Word,
 }
 
 /// Bytes of the timer before the cursor in the one element of the map `sweep`.
@@ -531,6 +568,8 @@ const _: () = {
     assert!(size_of::<Row>() == 64);
     assert!(size_of::<Route>() == 64);
     assert!(size_of::<Totals>() == 64);
+    assert!(size_of::<Estimate>() == 96);
+    assert!(size_of::<Base>() == 40);
     assert!(size_of::<Interfaces>() == 64);
     assert!(size_of::<Limit>() == 64);
 };

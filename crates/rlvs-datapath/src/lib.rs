@@ -15,6 +15,7 @@ pub mod association;
 pub mod connection;
 pub mod endpoint;
 pub mod errors;
+pub mod estimate;
 pub mod fragment;
 pub mod frame;
 pub mod hash;

@@ -3,8 +3,8 @@
 use core::cell::Cell;
 
 use crate::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Fragments, Interfaces,
-    Limit, Route, Row, Schedule, Service, Settings, Tunnel, Word,
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate, Fragments,
+    Interfaces, Limit, Route, Row, Schedule, Service, Settings, Tunnel, Word,
 };
 
 /// The maps of one network namespace, and the memory operations that a body has for them.
@@ -55,6 +55,8 @@ pub trait Tables {
     fn reason(&self, index: u32) -> Option<&Word>;
     /// Returns what a CPU has sent of its own.
     fn limit(&self, cpu: u32) -> Option<&Limit>;
+    /// Returns what the estimator keeps of a destination or a service.
+    fn estimate(&self, index: u32) -> Option<&Estimate>;
 
     /// Reads a word that others change. Reads of one CPU happen in program order.
     fn read(&self, word: &Word) -> u64;

@@ -10,11 +10,11 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
-    CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
-    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
-    Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
-    REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Service, Settings, SweepCursor,
-    TIMER_BYTES, Totals, Tunnel, Word,
+    Base, CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
+    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6, Estimate,
+    FRAGMENT_BUCKETS, Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS,
+    PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Service, Settings,
+    SweepCursor, TIMER_BYTES, Totals, Tunnel, Word,
 };
 use rlvs_datapath::process::Stage;
 use rlvs_datapath::tables::{SPINS, Tables};
@@ -74,6 +74,10 @@ static LOCK_WORDS: Array<Word, { 2 * LOCKS as usize }, MAPPED> = Array::new();
 static REASON_COUNTERS: Array<Word, { (CPUS * REASONS) as usize }, MAPPED> = Array::new();
 #[btf_map(name = "limits")]
 static LIMITS: Array<Limit, { CPUS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "estimates")]
+static ESTIMATED: Array<Estimate, { ESTIMATES as usize }, MAPPED> = Array::new();
+#[btf_map(name = "bases")]
+static BASES: Array<Base, { ESTIMATES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "sweep")]
 pub static SWEEP: Array<Sweep, 1> = Array::new();
 
@@ -83,7 +87,7 @@ pub static STAGES_XDP: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
 #[btf_map(name = "stages_tc")]
 pub static STAGES_TC: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
 
-/// The maps. Keeps [`TOTALS`] too, which only the control plane uses.
+/// The maps. Keeps [`TOTALS`] and [`BASES`] too, which only the control plane uses.
 #[derive(Clone, Copy)]
 pub struct Maps;
 
@@ -91,7 +95,7 @@ impl Maps {
     /// Touches the maps that no packet needs, so that the loader makes them.
     #[inline(always)]
     pub fn keep() -> bool {
-        TOTALS.get(0).is_some()
+        TOTALS.get(0).is_some() && BASES.get(0).is_some()
     }
 }
 
@@ -201,6 +205,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn limit(&self, cpu: u32) -> Option<&Limit> {
         LIMITS.get(cpu)
+    }
+    #[inline(always)]
+    fn estimate(&self, index: u32) -> Option<&Estimate> {
+        ESTIMATED.get(index)
     }
 
     #[inline(always)]

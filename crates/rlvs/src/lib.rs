@@ -6,4 +6,6 @@ pub mod face;
 pub mod ipvsadm;
 pub mod keepalived;
 pub mod lab;
+pub mod man;
+pub mod proc;
 pub mod set;

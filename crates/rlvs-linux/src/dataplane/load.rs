@@ -272,11 +272,19 @@ fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
 /// Returns how many bits to shift jiffies by, and how many nanoseconds a unit of coarse time has.
 /// The tick is what the coarse clocks advance by.
 pub(super) fn clock() -> Result<(u32, u64), Error> {
-    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_err(|error| Error::io("asking for the kernel's tick")(error.into()))?;
-    let tick_ns = (tick.tv_nsec() as u64).max(1);
+    let tick_ns = tick_ns()?;
     let shift = (0..31).find(|shift| tick_ns << shift >= UNIT_NS_MIN).unwrap_or(31);
     Ok((shift, tick_ns << shift))
+}
+
+/// Returns the nanoseconds of a tick of the kernel's clock.
+///
+/// # Errors
+/// The clock cannot be read.
+pub fn tick_ns() -> Result<u64, Error> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_err(|error| Error::io("asking for the kernel's tick")(error.into()))?;
+    Ok((tick.tv_nsec() as u64).max(1))
 }
 
 /// Draws the secrets of the hashes.

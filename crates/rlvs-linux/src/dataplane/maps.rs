@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, LAYOUT,
-    REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel,
+    Base, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
+    Interfaces, LAYOUT, REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES,
+    Totals, Tunnel,
 };
 
 use super::error::Error;
@@ -20,6 +21,7 @@ pub(super) struct Mapped<T> {
     map: MapData,
     memory: Memory<T>,
     name: &'static str,
+    updates: Cell<u64>,
 }
 
 impl<T: Element> Mapped<T> {
@@ -33,7 +35,7 @@ impl<T: Element> Mapped<T> {
         }
         let memory = Memory::map(map.fd().as_fd(), info.max_entries() as usize)
             .map_err(Error::io(format!("mapping {}", pins::shown(folder, name))))?;
-        Ok(Self { map, memory, name })
+        Ok(Self { map, memory, name, updates: Cell::new(0) })
     }
 
     /// Copies an element.
@@ -43,17 +45,18 @@ impl<T: Element> Mapped<T> {
 
     /// Writes an element, whole.
     pub(super) fn update(&self, index: u32, value: &T) -> Result<(), Error> {
+        self.updates.set(self.updates.get() + 1);
         sys::update(self.map.fd().as_fd(), index, value)
             .map_err(Error::io(format!("writing element {index} of map {}", self.name)))
     }
 
-    /// Writes an element that nobody reads yet.
+    /// Writes an element that nobody reads yet, or of which one word changes.
     pub(super) fn write(&self, index: u32, value: T) {
         self.memory.write(index as usize, value);
     }
 
     /// Returns a word of an element.
-    pub(super) fn word(&self, index: u32, field: fn(&T) -> &Cell<u64>) -> Option<&AtomicU64> {
+    pub(super) fn word(&self, index: u32, field: impl Fn(&T) -> &Cell<u64>) -> Option<&AtomicU64> {
         self.memory.word(index as usize, field)
     }
 
@@ -83,6 +86,8 @@ pub struct Maps {
     pub(super) services: Mapped<Service>,
     pub(super) schedules: Mapped<Schedule>,
     pub(super) totals: Mapped<Totals>,
+    pub(super) estimates: Mapped<Estimate>,
+    pub(super) bases: Mapped<Base>,
     pub(super) rings: Mapped<u64>,
     pub(super) destinations: Mapped<Destination>,
     pub(super) tunnels: Mapped<Tunnel>,
@@ -118,6 +123,8 @@ impl Maps {
             services: Mapped::open(folder, "services")?,
             schedules: Mapped::open(folder, "schedules")?,
             totals: Mapped::open(folder, "totals")?,
+            estimates: Mapped::open(folder, "estimates")?,
+            bases: Mapped::open(folder, "bases")?,
             rings: Mapped::open(folder, "rings")?,
             destinations: Mapped::open(folder, "destinations")?,
             tunnels: Mapped::open(folder, "tunnels")?,
@@ -137,6 +144,20 @@ impl Maps {
         })
     }
 
+    /// Returns how many elements have been written by a system call.
+    pub(super) fn updates(&self) -> u64 {
+        let tables = [&self.services.updates, &self.destinations.updates, &self.tunnels.updates];
+        let others = [
+            &self.settings.updates,
+            &self.totals.updates,
+            &self.schedules.updates,
+            &self.bases.updates,
+            &self.rows.updates,
+        ];
+        let endpoints = [&self.endpoints4.updates, &self.endpoints6.updates];
+        tables.into_iter().chain(others).chain(endpoints).map(Cell::get).sum()
+    }
+
     /// Copies the settings.
     pub fn settings(&self) -> Settings {
         self.settings.read(0).unwrap_or_default()
@@ -150,13 +171,15 @@ impl Maps {
         const WORDS: usize = (TIMER_BYTES + size_of::<SweepCursor>()) / 8;
         let words: [u64; WORDS] = sys::lookup(self.sweep.fd().as_fd(), 0)
             .map_err(Error::io("reading where the sweep is"))?;
-        let [.., word, passes, removed, now] = words;
+        let [.., word, passes, removed, now, estimated, round_ns] = words;
         let cell = Cell::new;
         Ok(SweepCursor {
             word: cell(word),
             passes: cell(passes),
             removed: cell(removed),
             now: cell(now),
+            estimated: cell(estimated),
+            round_ns: cell(round_ns),
         })
     }
 

@@ -41,6 +41,10 @@ unsafe impl Element for abi::Schedule {}
 // SAFETY: as above.
 unsafe impl Element for abi::Totals {}
 // SAFETY: as above.
+unsafe impl Element for abi::Estimate {}
+// SAFETY: as above.
+unsafe impl Element for abi::Base {}
+// SAFETY: as above.
 unsafe impl Element for abi::Destination {}
 // SAFETY: as above.
 unsafe impl Element for abi::Tunnel {}

@@ -8,7 +8,10 @@
 //! counts and counters as long as it has connections and for two minutes at least, so that added
 //! again it finds them, as in the kernel's trash.
 
-use std::collections::BTreeMap;
+mod batch;
+mod counters;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::atomic::Ordering;
 
@@ -22,8 +25,8 @@ use rlvs_control::model::{
 use rlvs_control::ring::{self, Kind, Member, State, Stored};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
-    Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag, endpoint_kind,
-    method, scheduler, service_flag,
+    Destination, IDS, Schedule, Service, destination_flag, endpoint_kind, method, scheduler,
+    service_flag,
 };
 
 use super::connections;
@@ -31,13 +34,15 @@ use super::endpoints::{self, Endpoint};
 use super::load;
 use super::local;
 use super::maps::Maps;
-use super::neighbours;
+use super::neighbours::Ways;
 use super::pins::{self, Folder};
 use super::records::{
-    self, address, associates, counters, family, is_available, method_number, method_of, octets,
-    scheduler_name, scheduler_number, service_id, set_deltas, traffic,
+    self, address, associates, family, is_available, method_number, method_of, octets,
+    scheduler_name, scheduler_number, service_id, set_deltas,
 };
 use super::stages::Group;
+pub use batch::Work;
+pub use counters::Total;
 
 /// The size that `ipvsadm -L` shows: the kernel's default, for which scripts may look.
 const SHOWN_SIZE: u32 = 4096;
@@ -60,6 +65,22 @@ pub struct BpfTable {
     /// First ring element that the next ring may use: the allocator walks round, so that what a
     /// program may still be reading is not written over.
     ring_cursor: u32,
+    /// Offset and length of the rings that are or were in force; `None` before they are looked up.
+    rings: Option<BTreeMap<u32, u32>>,
+    /// Reply endpoint ids in use.
+    reply_ids: BTreeSet<u32>,
+    /// No service has an id below these that is free, nor a destination.
+    free_service_from: u32,
+    free_destination_from: u32,
+    /// Rows for each destination.
+    cpus: u32,
+    /// Additions that wait, and whether they may.
+    pending: Option<batch::Pending>,
+    batched: bool,
+    /// Whether what is old has been forgotten since the table was opened.
+    forgotten: bool,
+    published: u64,
+    ways: Ways,
 }
 
 impl BpfTable {
@@ -85,9 +106,20 @@ impl BpfTable {
     fn open_in(folder: &Folder) -> Result<Self, super::Error> {
         let lock = folder.lock()?;
         let maps = Maps::open(folder)?;
+        let cpus = maps.settings().cpus;
         let mut table = Self {
             maps,
             _lock: lock,
+            rings: None,
+            reply_ids: BTreeSet::new(),
+            free_service_from: 1,
+            free_destination_from: 1,
+            cpus,
+            pending: None,
+            batched: false,
+            forgotten: false,
+            published: 0,
+            ways: Ways::default(),
             services: BTreeMap::new(),
             destinations: BTreeMap::new(),
             replies: BTreeMap::new(),
@@ -120,6 +152,7 @@ impl BpfTable {
             self.destinations.insert((record.service, key), id);
             if record.reply != 0 {
                 let endpoint = reply_endpoint(&service, &record);
+                self.reply_ids.insert(record.reply);
                 let entry = self.replies.entry(endpoint).or_insert((record.reply, 0));
                 entry.1 += 1;
             }
@@ -232,6 +265,7 @@ impl BpfTable {
         id: u32,
         state: impl FnOnce(&[Member], Kind) -> State,
     ) -> Result<(), super::Error> {
+        self.published += 1;
         let members = self.members(id);
         let Some(kind) = ring_kind(self.service_record(id).scheduler) else {
             self.store(id, |record| &record.ring, 0);
@@ -256,27 +290,6 @@ impl BpfTable {
         if let Some(word) = self.maps.schedules.word(id, field) {
             word.store(value, Ordering::SeqCst);
         }
-    }
-
-    /// Finds room for a ring: the next gap between the rings in force, walking round.
-    fn allocate(&mut self, length: u32) -> Result<u32, super::Error> {
-        let mut used: Vec<(u32, u32)> = self
-            .services
-            .values()
-            .filter_map(|&id| Some(self.maps.schedules.read(id)?.ring.get()))
-            .map(|ring| ((ring >> 32) as u32, ring as u32))
-            .filter(|&(_, length)| length > 0)
-            .collect();
-        used.sort_unstable();
-        let offset = gap(&used, self.ring_cursor, length)
-            .or_else(|| gap(&used, 0, length))
-            .ok_or_else(|| super::Error::Load {
-                what: "a scheduler's ring".to_owned(),
-                reason: format!("the rings of all services hold at most {RING_ELEMENTS} entries"),
-            })?;
-        self.ring_cursor = offset + length;
-        self.store(0, |record| &record.base, self.ring_cursor.into());
-        Ok(offset)
     }
 
     /// Makes a service known to the programs.
@@ -331,7 +344,9 @@ impl BpfTable {
         record.flags &= !destination_flag::AVAILABLE;
         record.next = 0;
         record.reserved[RETIRED_AT] = seconds();
-        self.maps.destinations.update(id, &record)
+        // It is out of the list, and leads its connections where it led.
+        self.maps.destinations.write(id, record);
+        Ok(())
     }
 
     /// Takes a service and all its destinations out of service but remembers them.
@@ -348,6 +363,9 @@ impl BpfTable {
     /// Forgets retired destinations without connections, those of the last two minutes only if
     /// `all`, and retired services without destinations.
     fn forget(&mut self, all: bool) -> Result<(), super::Error> {
+        if std::mem::replace(&mut self.forgotten, true) && !all {
+            return Ok(());
+        }
         let now = seconds();
         let idle = |id: u32| {
             let record = self.destination_record(id);
@@ -363,7 +381,7 @@ impl BpfTable {
             .collect();
         for (key, id) in gone {
             self.destinations.remove(&key);
-            self.free_destination(id)?;
+            self.free_destination(id);
         }
         let empty: Vec<(ServiceId, u32)> = self
             .services
@@ -376,34 +394,36 @@ impl BpfTable {
             .collect();
         for (key, id) in empty {
             self.services.remove(&key);
-            self.free_service(id)?;
+            self.free_service(id);
         }
         Ok(())
     }
 
-    fn free_destination(&mut self, id: u32) -> Result<(), super::Error> {
+    fn free_destination(&mut self, id: u32) {
         let record = self.destination_record(id);
         let service = self.service_record(record.service);
         let mut totals = self.maps.totals.read(record.service).unwrap_or_default();
         for (total, more) in totals.retired.iter_mut().zip(self.rows(id)) {
             *total += more;
         }
-        self.maps.totals.update(record.service, &totals)?;
+        self.maps.totals.write(record.service, totals);
         if record.reply != 0 {
             let endpoint = reply_endpoint(&service, &record);
             if let Some((_, users)) = self.replies.get_mut(&endpoint) {
                 *users -= 1;
                 if *users == 0 {
                     self.replies.remove(&endpoint);
-                    endpoints::remove(&self.maps, &endpoint)?;
+                    self.reply_ids.remove(&record.reply);
+                    endpoints::remove(&self.maps, &endpoint);
                 }
             }
         }
-        self.maps.destinations.update(id, &Destination::default())?;
-        self.clear_rows(id)
+        self.maps.destinations.write(id, Destination::default());
+        self.clear_counters(id);
+        self.free_destination_from = self.free_destination_from.min(id);
     }
 
-    fn free_service(&self, id: u32) -> Result<(), super::Error> {
+    fn free_service(&mut self, id: u32) {
         let record = self.service_record(id);
         let endpoint = Endpoint {
             kind: endpoint_kind::SERVICE,
@@ -411,61 +431,12 @@ impl BpfTable {
             address: address(record.family, record.address),
             port: u16::from_be_bytes(record.port),
         };
-        endpoints::remove(&self.maps, &endpoint)?;
-        self.maps.services.update(id, &Service::default())?;
-        self.maps.schedules.update(id, &Schedule::default())?;
-        self.maps.totals.update(id, &rlvs_datapath::abi::Totals::default())
-    }
-
-    /// Sums the counters of a destination over all CPUs.
-    fn rows(&self, id: u32) -> [u64; 5] {
-        let cpus = self.maps.settings().cpus;
-        let mut sum = [0; 5];
-        for row in (0..cpus).filter_map(|cpu| self.maps.rows.read(id * cpus + cpu)) {
-            for (total, more) in sum.iter_mut().zip(counters(&row)) {
-                *total += more;
-            }
-        }
-        sum
-    }
-
-    fn clear_rows(&self, id: u32) -> Result<(), super::Error> {
-        let cpus = self.maps.settings().cpus;
-        (0..cpus).try_for_each(|cpu| self.maps.rows.update(id * cpus + cpu, &Row::default()))
-    }
-
-    /// Finds an id that no service has.
-    fn new_service_id(&mut self) -> Result<u32, Error> {
-        let mut settings = self.maps.settings();
-        let free =
-            |table: &Self, below| (1..below).find(|&id| table.service_record(id).family == 0);
-        if settings.services < IDS {
-            settings.services += 1;
-            self.maps.settings.update(0, &settings).map_err(Error::from)?;
-            return Ok(settings.services - 1);
-        }
-        if let Some(id) = free(self, IDS) {
-            return Ok(id);
-        }
-        self.forget(true)?;
-        free(self, IDS).ok_or(Error::Full { what: "virtual services", limit: IDS as usize - 1 })
-    }
-
-    /// Finds an id that no destination has.
-    fn new_destination_id(&mut self) -> Result<u32, Error> {
-        let mut settings = self.maps.settings();
-        let free =
-            |table: &Self, below| (1..below).find(|&id| table.destination_record(id).service == 0);
-        if settings.destinations < IDS {
-            settings.destinations += 1;
-            self.maps.settings.update(0, &settings).map_err(Error::from)?;
-            return Ok(settings.destinations - 1);
-        }
-        if let Some(id) = free(self, IDS) {
-            return Ok(id);
-        }
-        self.forget(true)?;
-        free(self, IDS).ok_or(Error::Full { what: "real servers", limit: IDS as usize - 1 })
+        endpoints::remove(&self.maps, &endpoint);
+        // No packet leads to it any more.
+        self.retire_counters(id);
+        self.maps.services.write(id, Service::default());
+        self.maps.schedules.write(id, Schedule::default());
+        self.free_service_from = self.free_service_from.min(id);
     }
 
     /// Returns the reply endpoint id of a NAT destination, making the endpoint known if need be.
@@ -475,11 +446,14 @@ impl BpfTable {
             *users += 1;
             return Ok(*id);
         }
-        let used: std::collections::BTreeSet<u32> =
-            self.replies.values().map(|&(id, _)| id).collect();
-        let id = (REPLY_IDS + 1..).find(|id| !used.contains(id)).unwrap_or(REPLY_IDS);
+        let after = self.reply_ids.last().map_or(REPLY_IDS + 1, |id| id + 1);
+        let id = match after {
+            _ if after < 2 * REPLY_IDS => after,
+            _ => (REPLY_IDS + 1..).find(|id| !self.reply_ids.contains(id)).unwrap_or(REPLY_IDS),
+        };
         endpoints::insert(&self.maps, &endpoint, id)?;
         self.replies.insert(endpoint, (id, 1));
+        self.reply_ids.insert(id);
         Ok(id)
     }
 
@@ -500,7 +474,7 @@ impl BpfTable {
             }
             ForwardingMethod::Tunnel(tunnel) => {
                 load::ensure_group(Group::Tunnels)?;
-                let (source, target) = (neighbours::source(to.id.address), to.id.address);
+                let (source, target) = (self.ways.source(to.id.address), to.id.address);
                 let headers = records::tunnel(tunnel, owner.family, source, target);
                 self.maps.tunnels.update(id, &headers)?;
                 (record.tunnel, record.overhead) = (id, headers.overhead);
@@ -512,11 +486,6 @@ impl BpfTable {
 
     fn entry(&self, id: u32) -> ServiceEntry {
         let record = self.service_record(id);
-        let totals = self.maps.totals.read(id).unwrap_or_default();
-        let mut sum = traffic(totals.retired);
-        for &destination in self.destinations.range(service_range(id)).map(|(_, id)| id) {
-            sum += traffic(self.rows(destination));
-        }
         let list = self.list(id);
         ServiceEntry {
             service: WantedService {
@@ -527,7 +496,7 @@ impl BpfTable {
                 persistence: None,
                 persistence_engine: None,
             },
-            traffic: sum,
+            traffic: self.service_traffic(id),
             destinations: list.into_iter().map(|id| self.destination_entry(id)).collect(),
         }
     }
@@ -550,7 +519,7 @@ impl BpfTable {
             active: connections as u32,
             inactive: (connections >> 32) as u32,
             persistent: 0,
-            traffic: traffic(self.rows(id)),
+            traffic: self.destination_traffic(id),
         }
     }
 
@@ -592,21 +561,6 @@ fn service_range(id: u32) -> std::ops::Range<(u32, DestinationId)> {
     (id, first)..(id + 1, first)
 }
 
-/// Finds `length` elements from `from` on that no ring has; `used` is sorted.
-fn gap(used: &[(u32, u32)], from: u32, length: u32) -> Option<u32> {
-    let mut start = from;
-    for &(offset, used) in used {
-        if offset + used <= start {
-            continue;
-        }
-        if start + length <= offset {
-            return Some(start);
-        }
-        start = offset + used;
-    }
-    (start + length <= RING_ELEMENTS).then_some(start)
-}
-
 /// Refuses what the model can say and the programs do not carry out.
 fn carried_out(service: &WantedService) -> Result<(), Error> {
     let not_yet = |what: &str| Err(Error::NotYet(what.to_owned()));
@@ -633,13 +587,15 @@ impl Table for BpfTable {
             return Err(Error::ServiceExists);
         }
         carried_out(service)?;
+        self.put_in_force()?;
         let scheduler = scheduler_number(&service.scheduler)?;
         let ServiceId::Address { protocol, address, port } = service.id else {
             return Err(Error::NoService);
         };
         self.forget(false)?;
-        let id = match self.services.get(&service.id) {
-            Some(&remembered) => remembered,
+        let remembered = self.services.get(&service.id).copied();
+        let id = match remembered {
+            Some(id) => id,
             None => self.new_service_id()?,
         };
         let record = Service {
@@ -655,7 +611,16 @@ impl Table for BpfTable {
             load::ensure_group(Group::Associations)?;
         }
         self.unsettled(id);
-        self.maps.services.update(id, &record)?;
+        if remembered.is_some() {
+            let known: Vec<u32> =
+                self.destinations.range(service_range(id)).map(|(_, &id)| id).collect();
+            self.zero_service(id, &known)?;
+            self.maps.services.update(id, &record)?;
+        } else {
+            // Nobody reads it yet. A command that is killed here leaves one that is not live.
+            self.maps.services.write(id, Service { flags: 0, ..record });
+            self.maps.services.write(id, record);
+        }
         self.services.insert(service.id, id);
         self.publish(id, |members, kind| State::new(kind, members))?;
         self.enter_service(id, &record)?;
@@ -665,6 +630,7 @@ impl Table for BpfTable {
 
     fn edit_service(&mut self, service: &WantedService) -> Result<(), Error> {
         check::service(service)?;
+        self.put_in_force()?;
         let id = self.live(service.id)?;
         carried_out(service)?;
         let scheduler = scheduler_number(&service.scheduler)?;
@@ -681,6 +647,7 @@ impl Table for BpfTable {
     }
 
     fn delete_service(&mut self, id: ServiceId) -> Result<(), Error> {
+        self.put_in_force()?;
         let id = self.live(id)?;
         self.unsettled(id);
         self.retire_service(id)?;
@@ -697,18 +664,16 @@ impl Table for BpfTable {
         }
         threshold_not_yet(to)?;
         self.forget(false)?;
-        let place = local::place(to.id.address);
+        let place = self.ways.place(to.id.address);
         local::prepare(&self.maps, to, place)?;
         let key = (service_number, to.id);
         let remembered = self.destinations.get(&key).copied();
+        let next = self.begin_addition(service_number)?;
         let id = match remembered {
             Some(id) => id,
             None => self.new_destination_id()?,
         };
-        let mut owner = self.service_record(service_number);
-        let before = self.members(service_number);
-        let state = self.state(service_number, &before);
-        self.unsettled(service_number);
+        let owner = self.service_record(service_number);
         let old = self.destination_record(id);
         let mut record = Destination {
             address: octets(to.id.address),
@@ -718,26 +683,26 @@ impl Table for BpfTable {
             service: service_number,
             reply: if remembered.is_some() { old.reply } else { 0 },
             weight: to.weight,
-            next: owner.head,
+            next,
             ..Destination::default()
         };
         set_deltas(&mut record, &owner);
         self.set_method(id, &owner, &mut record, to)?;
-        self.maps.destinations.update(id, &record)?;
+        let same_way =
+            (old.method, old.tunnel, old.reply) == (record.method, record.tunnel, record.reply);
+        if remembered.is_some() && !same_way {
+            self.maps.destinations.update(id, &record)?;
+        } else {
+            // Nobody reads it yet, or it leads where it led; and until it is in the list whoever takes
+            // the lock forgets it.
+            self.maps.destinations.write(id, record);
+        }
         self.destinations.insert(key, id);
-        owner.head = id;
-        self.maps.services.update(service_number, &owner)?;
-        self.mark_places(service_number)?;
-        self.publish(service_number, |members, kind| match state {
-            Some(state) => state.changed(members),
-            None => State::new(kind, members),
-        })?;
-        self.settled();
-        neighbours::keep_resolved(to.id.address);
-        Ok(())
+        self.end_addition(id, to.id.address)
     }
 
     fn edit_destination(&mut self, service: ServiceId, to: &Wanted) -> Result<(), Error> {
+        self.put_in_force()?;
         let service_number = self.live(service)?;
         check::destination(service, to)?;
         let id = self.listed(service_number, to.id)?;
@@ -747,7 +712,7 @@ impl Table for BpfTable {
         let state = self.state(service_number, &before);
         let mut record = self.destination_record(id);
         record.weight = to.weight;
-        let place = local::place(to.id.address);
+        let place = self.ways.place(to.id.address);
         record.flags = destination_flag::AVAILABLE | place;
         local::prepare(&self.maps, to, place)?;
         self.unsettled(service_number);
@@ -763,6 +728,7 @@ impl Table for BpfTable {
     }
 
     fn delete_destination(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
+        self.put_in_force()?;
         let service_number = self.live(service)?;
         let id = self.listed(service_number, id)?;
         let before = self.members(service_number);
@@ -792,6 +758,7 @@ impl Table for BpfTable {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
+        self.put_in_force()?;
         let live: Vec<u32> = self.services.values().copied().collect();
         for id in live {
             if self.service_record(id).flags & service_flag::LIVE != 0 {
@@ -803,13 +770,36 @@ impl Table for BpfTable {
         Ok(self.forget(false)?)
     }
 
+    fn batch(&mut self) {
+        self.batched = true;
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        self.batched = false;
+        self.put_in_force()
+    }
+
     fn services(&mut self) -> Result<Vec<ServiceEntry>, Error> {
+        self.put_in_force()?;
         let live = |&&id: &&u32| self.service_record(id).flags & service_flag::LIVE != 0;
         Ok(self.services.values().filter(live).map(|&id| self.entry(id)).collect())
     }
 
     fn service(&mut self, id: ServiceId) -> Result<ServiceEntry, Error> {
+        self.put_in_force()?;
         Ok(self.entry(self.live(id)?))
+    }
+
+    fn rates(&mut self, only: Option<ServiceId>) -> Result<Vec<ServiceEntry>, Error> {
+        let mut entries = match only {
+            Some(id) => vec![self.service(id)?],
+            None => self.services()?,
+        };
+        for entry in &mut entries {
+            let id = self.live(entry.service.id)?;
+            self.put_rates(id, entry);
+        }
+        Ok(entries)
     }
 
     fn connections(&mut self) -> Result<Vec<Connection>, Error> {
@@ -846,8 +836,18 @@ impl Table for BpfTable {
         Ok(self.maps.settings.update(0, &settings)?)
     }
 
-    fn zero(&mut self, _: Option<ServiceId>) -> Result<(), Error> {
-        Err(Error::NotYet("zeroing counters (-Z)".to_owned()))
+    fn zero(&mut self, service: Option<ServiceId>) -> Result<(), Error> {
+        self.put_in_force()?;
+        if let Some(id) = service {
+            let id = self.live(id)?;
+            return Ok(self.zero_service(id, &self.list(id))?);
+        }
+        for &id in self.services.values() {
+            if self.service_record(id).flags & service_flag::LIVE != 0 {
+                self.zero_service(id, &self.list(id))?;
+            }
+        }
+        Ok(self.zero_all()?)
     }
 
     fn connection_table_size(&mut self) -> Result<u32, Error> {
@@ -860,19 +860,4 @@ fn threshold_not_yet(to: &Wanted) -> Result<(), Error> {
         return Err(Error::NotYet("connection thresholds (-x, -y)".to_owned()));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gaps_are_found_between_rings_and_after_the_last() {
-        let used = [(0, 10), (20, 5), (25, 5)];
-        assert_eq!(gap(&used, 0, 10), Some(10));
-        assert_eq!(gap(&used, 0, 11), Some(30));
-        assert_eq!(gap(&used, 12, 9), Some(30));
-        assert_eq!(gap(&used, 12, 8), Some(12));
-        assert_eq!(gap(&[], 5, RING_ELEMENTS), None);
-    }
 }
