@@ -27,6 +27,7 @@ pub mod process;
 pub mod reason;
 pub mod refuse;
 pub mod schedule;
+pub mod schedulers;
 pub mod state;
 pub mod sweep;
 pub mod tables;

@@ -29,6 +29,7 @@ use crate::local::{self, Sender};
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
+use crate::schedulers;
 use crate::state::{self, Seen};
 use crate::tables::{Tables, Time, bump};
 use crate::tunnel;
@@ -66,11 +67,13 @@ pub enum Stage {
     Peers4 = 12,
     /// The same over IPv6.
     Peers6 = 13,
+    /// The destination of a new connection is to be searched for among many.
+    Search = 14,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -85,6 +88,7 @@ impl Stage {
         Self::OddOpen6,
         Self::Peers4,
         Self::Peers6,
+        Self::Search,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for.
@@ -109,6 +113,7 @@ impl Stage {
             Self::OddOpen6 => "begin6",
             Self::Peers4 => "peers4",
             Self::Peers6 => "peers6",
+            Self::Search => "search",
         }
     }
 
@@ -129,7 +134,8 @@ impl Stage {
             10 => Self::OddOpen4,
             11 => Self::OddOpen6,
             12 => Self::Peers4,
-            _ => Self::Peers6,
+            13 => Self::Peers6,
+            _ => Self::Search,
         }
     }
 
@@ -247,6 +253,7 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::OddOpen6 => odd_open::<V6, F, T>(frame, tables),
         Stage::Peers4 => peers::<V4, F, T>(frame, tables),
         Stage::Peers6 => peers::<V6, F, T>(frame, tables),
+        Stage::Search => schedulers::search(tables),
     }
 }
 
@@ -378,6 +385,7 @@ fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) ->
             deliver(context, frame, &packet, destination, || {}, too_big, opened)
         }
         Opening::There => Verdict::Next(Stage::rest::<A>()),
+        Opening::Search => context.search_for(Stage::open::<A>()),
         Opening::Refused(reason) => refuse_start(context, frame, &packet, reason),
     }
 }

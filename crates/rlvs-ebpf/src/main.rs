@@ -16,7 +16,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use rlvs_datapath::frame::{Frame, Verdict};
 use rlvs_datapath::ip::{V4, V6};
-use rlvs_datapath::{local, process};
+use rlvs_datapath::{local, process, schedulers};
 
 use crate::frame::{TcFrame, XdpFrame};
 use crate::maps::{Maps, STAGES_TC, STAGES_XDP};
@@ -96,6 +96,7 @@ programs! {
     rlvs_xdp_begin6, rlvs_tc_begin6: process::odd_open::<V6, _, _>;
     rlvs_xdp_peers4, rlvs_tc_peers4: process::peers::<V4, _, _>;
     rlvs_xdp_peers6, rlvs_tc_peers6: process::peers::<V6, _, _>;
+    rlvs_xdp_search, rlvs_tc_search: |_, maps| schedulers::search(maps);
 }
 
 /// Hangs where frames leave, if there are real servers on this host.

@@ -20,11 +20,13 @@ use rlvs_control::model::{
     Service as WantedService, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::{self, Kind, Member, State, Stored};
+use rlvs_control::scheduler::{self, Candidate};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
-    Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag, endpoint_kind,
-    method, scheduler, service_flag,
+    Destination, IDS, RING_LINE, RING_LINES, Row, Schedule, Service, destination_flag,
+    endpoint_kind, method, service_flag,
 };
+use rlvs_datapath::schedulers::{Ring, low_threshold};
 
 use super::connections;
 use super::endpoints::{self, Endpoint};
@@ -56,7 +58,7 @@ pub struct BpfTable {
     destinations: BTreeMap<(u32, DestinationId), u32>,
     /// Reply endpoints in use, with the number of destinations that use each.
     replies: BTreeMap<Endpoint, (u32, u32)>,
-    /// First ring element that the next ring may use: the allocator walks round, so that what a
+    /// First line that the next ring may use: the allocator walks round, so that what a
     /// program may still be reading is not written over.
     ring_cursor: u32,
 }
@@ -208,14 +210,29 @@ impl BpfTable {
         ids
     }
 
-    fn members(&self, service: u32) -> Vec<Member> {
-        let member = |id| Member { id, weight: self.destination_record(id).weight };
-        self.list(service).into_iter().map(member).collect()
+    /// Returns the destinations of a service as its scheduler sees them.
+    fn candidates(&self, service: u32) -> Vec<Candidate> {
+        let candidate = |id| {
+            let record = self.destination_record(id);
+            Candidate {
+                id,
+                weight: record.weight,
+                last_weight: record.last_weight,
+                limited: record.upper != 0,
+                address: address(record.family, record.address),
+                port: u16::from_be_bytes(record.port),
+            }
+        };
+        self.list(service).into_iter().map(candidate).collect()
     }
 
-    /// Returns where a service's scheduler stands; `None` if it has no ring.
+    fn members(&self, service: u32) -> Vec<Member> {
+        scheduler::members(&self.candidates(service))
+    }
+
+    /// Returns where a service's scheduler stands; `None` if it does not stand anywhere.
     fn state(&self, id: u32, members: &[Member]) -> Option<State> {
-        let kind = ring_kind(self.service_record(id).scheduler)?;
+        let kind = scheduler::kind(self.service_record(id).scheduler)?;
         let schedule = self.maps.schedules.read(id)?;
         let stored = Stored {
             base: schedule.base.get(),
@@ -225,29 +242,29 @@ impl BpfTable {
         Some(ring::resume(kind, members, stored, schedule.position.get()))
     }
 
-    /// Builds a service's ring and puts it in force.
+    /// Lays out what a service's scheduler goes by and puts it in force.
     fn publish(
         &mut self,
         id: u32,
         state: impl FnOnce(&[Member], Kind) -> State,
     ) -> Result<(), super::Error> {
-        let members = self.members(id);
-        let Some(kind) = ring_kind(self.service_record(id).scheduler) else {
-            self.store(id, |record| &record.ring, 0);
-            return Ok(());
-        };
-        let state = state(&members, kind);
+        let list = self.candidates(id);
+        let record = self.service_record(id);
+        let kind = scheduler::kind(record.scheduler);
+        let state = kind.map(|kind| state(&scheduler::members(&list), kind));
         let position = self.maps.schedules.read(id).map_or(0, |schedule| schedule.position.get());
-        let ring = ring::build(&members, state, position);
-        let offset = self.allocate(ring.elements.len() as u32)?;
-        for (index, element) in (offset..).zip(&ring.elements) {
-            self.maps.rings.write(index, u64::from(*element));
+        let layout = scheduler::lay_out(record.scheduler, &list, state, position);
+        let length = layout.elements.len() as u32;
+        let line = self.allocate(length.div_ceil(RING_LINE))?;
+        let padding = std::iter::repeat(&0).take((length.next_multiple_of(RING_LINE) - length) as usize);
+        for (index, &element) in (line * RING_LINE..).zip(layout.elements.iter().chain(padding)) {
+            self.maps.rings.write(index, element);
         }
-        self.store(id, |record| &record.base, ring.stored.base);
-        self.store(id, |record| &record.last, ring.stored.last.into());
-        self.store(id, |record| &record.level, ring.stored.level.into());
-        let word = u64::from(offset) << 32 | ring.elements.len() as u64;
-        self.store(id, |record| &record.ring, word);
+        self.store(id, |record| &record.base, layout.stored.base);
+        self.store(id, |record| &record.last, layout.stored.last.into());
+        self.store(id, |record| &record.level, layout.stored.level.into());
+        let ring = Ring::new(record.scheduler, record.scheduler_flags, line, length);
+        self.store(id, |record| &record.ring, ring.0);
         Ok(())
     }
 
@@ -257,25 +274,64 @@ impl BpfTable {
         }
     }
 
-    /// Finds room for a ring: the next gap between the rings in force, walking round.
-    fn allocate(&mut self, length: u32) -> Result<u32, super::Error> {
+    /// Finds room for a ring: the next gap between the rings in force, walking round. Counts in lines.
+    fn allocate(&mut self, lines: u32) -> Result<u32, super::Error> {
         let mut used: Vec<(u32, u32)> = self
             .services
             .values()
-            .filter_map(|&id| Some(self.maps.schedules.read(id)?.ring.get()))
-            .map(|ring| ((ring >> 32) as u32, ring as u32))
-            .filter(|&(_, length)| length > 0)
+            .filter_map(|&id| Some(Ring(self.maps.schedules.read(id)?.ring.get())))
+            .map(|ring| (ring.line(), ring.lines()))
+            .filter(|&(_, lines)| lines > 0)
             .collect();
         used.sort_unstable();
-        let offset = gap(&used, self.ring_cursor, length)
-            .or_else(|| gap(&used, 0, length))
+        let line = gap(&used, self.ring_cursor, lines)
+            .or_else(|| gap(&used, 0, lines))
             .ok_or_else(|| super::Error::Load {
                 what: "a scheduler's ring".to_owned(),
-                reason: format!("the rings of all services hold at most {RING_ELEMENTS} entries"),
+                reason: format!(
+                    "the rings of all services hold at most {RING_LINES} times {RING_LINE} entries"
+                ),
             })?;
-        self.ring_cursor = offset + length;
+        self.ring_cursor = line + lines;
         self.store(0, |record| &record.base, self.ring_cursor.into());
-        Ok(offset)
+        Ok(line)
+    }
+
+    /// Makes the thresholds of a destination hold for the connections that it has, as
+    /// `__ip_vs_update_dest()`.
+    fn settle_overload(&self, id: u32, before: &Destination) {
+        let Some(word) = self.maps.overloads.word(id / 64, |word| word) else { return };
+        let bit = 1 << (id % 64);
+        let connections = self.maps.counts.read(id).map_or(0, |counts| counts.connections.get());
+        let total = (connections & 0xffff_ffff) + (connections >> 32);
+        let after = self.destination_record(id);
+        let low = |record: &Destination| u64::from(low_threshold(record.upper, record.lower));
+        let was = word.load(Ordering::SeqCst) & bit != 0 && total >= low(before);
+        let is = total >= u64::from(after.upper) || was && total >= low(&after);
+        if after.upper != 0 && is {
+            word.fetch_or(bit, Ordering::SeqCst);
+        } else {
+            word.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes lblc and lblcr forget what they have chosen for a service, or only where that is one
+    /// destination.
+    fn forget_favourites(&self, service: u32, only: Option<u32>) {
+        use rlvs_datapath::abi::scheduler::{LBLC, LBLCR};
+        if ![LBLC, LBLCR].contains(&self.service_record(service).scheduler) {
+            return;
+        }
+        for index in 0..self.maps.favourites.len() {
+            let Some(entry) = self.maps.favourites.read(index) else { break };
+            let named = |id: u32| entry.members.iter().any(|member| member.get() == id.into());
+            if (entry.used.get() >> 32) as u32 == service
+                && only.is_none_or(named)
+                && let Some(key) = self.maps.favourites.word(index, |entry| &entry.key)
+            {
+                key.store(0, Ordering::SeqCst);
+            }
+        }
     }
 
     /// Makes a service known to the programs.
@@ -326,7 +382,7 @@ impl BpfTable {
         }
         record.flags &= !destination_flag::AVAILABLE;
         record.next = 0;
-        record.reserved[RETIRED_AT] = seconds();
+        record.retired_at = seconds();
         self.maps.destinations.update(id, &record)
     }
 
@@ -334,6 +390,7 @@ impl BpfTable {
     fn retire_service(&self, id: u32) -> Result<(), super::Error> {
         let list = self.list(id);
         let mut record = self.service_record(id);
+        self.forget_favourites(id, None);
         record.flags &= !service_flag::LIVE;
         record.head = 0;
         self.maps.services.update(id, &record)?;
@@ -347,7 +404,7 @@ impl BpfTable {
         let now = seconds();
         let idle = |id: u32| {
             let record = self.destination_record(id);
-            let age = now.saturating_sub(record.reserved[RETIRED_AT]);
+            let age = now.saturating_sub(record.retired_at);
             let connections = self.maps.counts.read(id).map_or(0, |c| c.connections.get());
             !is_available(&record) && connections == 0 && (all || age > REMEMBERED_S)
         };
@@ -395,7 +452,9 @@ impl BpfTable {
                 }
             }
         }
+        self.forget_favourites(record.service, Some(id));
         self.maps.destinations.update(id, &Destination::default())?;
+        self.settle_overload(id, &record);
         self.clear_rows(id)
     }
 
@@ -517,7 +576,7 @@ impl BpfTable {
             service: WantedService {
                 id: service_id(&record),
                 scheduler: scheduler_name(record.scheduler).to_owned(),
-                scheduler_flags: 0,
+                scheduler_flags: record.scheduler_flags as u8,
                 one_packet: false,
                 persistence: None,
                 persistence_engine: None,
@@ -555,20 +614,9 @@ impl BpfTable {
     }
 }
 
-/// Index into [`Destination::reserved`] of the second at which it was retired.
-const RETIRED_AT: usize = 1;
-
 /// Returns the seconds since boot.
 fn seconds() -> u32 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.tv_sec() as u32)
-}
-
-fn ring_kind(number: u32) -> Option<Kind> {
-    match number {
-        scheduler::RR => Some(Kind::Rr),
-        scheduler::WRR => Some(Kind::Wrr),
-        _ => None,
-    }
 }
 
 fn reply_endpoint(service: &Service, record: &Destination) -> Endpoint {
@@ -587,7 +635,7 @@ fn service_range(id: u32) -> std::ops::Range<(u32, DestinationId)> {
     (id, first)..(id + 1, first)
 }
 
-/// Finds `length` elements from `from` on that no ring has; `used` is sorted.
+/// Finds `length` lines from `from` on that no ring has; `used` is sorted.
 fn gap(used: &[(u32, u32)], from: u32, length: u32) -> Option<u32> {
     let mut start = from;
     for &(offset, used) in used {
@@ -599,7 +647,7 @@ fn gap(used: &[(u32, u32)], from: u32, length: u32) -> Option<u32> {
         }
         start = offset + used;
     }
-    (start + length <= RING_ELEMENTS).then_some(start)
+    (start + length <= RING_LINES).then_some(start)
 }
 
 /// Refuses what the model can say and the programs do not carry out.
@@ -617,9 +665,6 @@ fn carried_out(service: &WantedService) -> Result<(), Error> {
     }
     if service.one_packet {
         return not_yet("one-packet scheduling (-o)");
-    }
-    if service.scheduler_flags != 0 {
-        return not_yet("scheduler flags (-b)");
     }
     Ok(())
 }
@@ -647,6 +692,7 @@ impl Table for BpfTable {
             family: family(address),
             flags: service_flag::LIVE,
             scheduler,
+            scheduler_flags: service.scheduler_flags.into(),
             ..Service::default()
         };
         self.unsettled(id);
@@ -664,13 +710,19 @@ impl Table for BpfTable {
         carried_out(service)?;
         let scheduler = scheduler_number(&service.scheduler)?;
         let mut record = self.service_record(id);
-        if record.scheduler == scheduler {
+        let before = (record.scheduler, record.scheduler_flags);
+        let after = (scheduler, u32::from(service.scheduler_flags));
+        if before == after {
             return Ok(());
         }
-        record.scheduler = scheduler;
+        let state = (before.0 == after.0).then(|| self.state(id, &self.members(id))).flatten();
+        if before.0 != after.0 {
+            self.forget_favourites(id, None);
+        }
+        (record.scheduler, record.scheduler_flags) = after;
         self.unsettled(id);
         self.maps.services.update(id, &record)?;
-        self.publish(id, |members, kind| State::new(kind, members))?;
+        self.publish(id, |members, kind| state.unwrap_or_else(|| State::new(kind, members)))?;
         self.settled();
         Ok(())
     }
@@ -690,7 +742,6 @@ impl Table for BpfTable {
         if self.listed(service_number, to.id).is_ok() {
             return Err(Error::DestinationExists);
         }
-        threshold_not_yet(to)?;
         self.forget(false)?;
         let place = local::place(to.id.address);
         local::prepare(&self.maps, to, place)?;
@@ -713,12 +764,16 @@ impl Table for BpfTable {
             service: service_number,
             reply: if remembered.is_some() { old.reply } else { 0 },
             weight: to.weight,
+            last_weight: if to.weight != 0 { to.weight } else { old.last_weight },
+            upper: to.upper_threshold,
+            lower: to.lower_threshold,
             next: owner.head,
             ..Destination::default()
         };
         set_deltas(&mut record, &owner);
         self.set_method(id, &owner, &mut record, to)?;
         self.maps.destinations.update(id, &record)?;
+        self.settle_overload(id, &old);
         self.destinations.insert(key, id);
         owner.head = id;
         self.maps.services.update(service_number, &owner)?;
@@ -736,18 +791,24 @@ impl Table for BpfTable {
         let service_number = self.live(service)?;
         check::destination(service, to)?;
         let id = self.listed(service_number, to.id)?;
-        threshold_not_yet(to)?;
         let owner = self.service_record(service_number);
         let before = self.members(service_number);
         let state = self.state(service_number, &before);
-        let mut record = self.destination_record(id);
-        record.weight = to.weight;
+        let old = self.destination_record(id);
+        let mut record = Destination {
+            weight: to.weight,
+            last_weight: if to.weight != 0 { to.weight } else { old.last_weight },
+            upper: to.upper_threshold,
+            lower: to.lower_threshold,
+            ..old
+        };
         let place = local::place(to.id.address);
         record.flags = destination_flag::AVAILABLE | place;
         local::prepare(&self.maps, to, place)?;
         self.unsettled(service_number);
         self.set_method(id, &owner, &mut record, to)?;
         self.maps.destinations.update(id, &record)?;
+        self.settle_overload(id, &old);
         self.mark_places(service_number)?;
         self.publish(service_number, |members, kind| match state {
             Some(state) => state.changed(members),
@@ -850,13 +911,6 @@ impl Table for BpfTable {
     }
 }
 
-fn threshold_not_yet(to: &Wanted) -> Result<(), Error> {
-    if to.upper_threshold != 0 || to.lower_threshold != 0 {
-        return Err(Error::NotYet("connection thresholds (-x, -y)".to_owned()));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -868,6 +922,6 @@ mod tests {
         assert_eq!(gap(&used, 0, 11), Some(30));
         assert_eq!(gap(&used, 12, 9), Some(30));
         assert_eq!(gap(&used, 12, 8), Some(12));
-        assert_eq!(gap(&[], 5, RING_ELEMENTS), None);
+        assert_eq!(gap(&[], 5, RING_LINES), None);
     }
 }

@@ -5,14 +5,15 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use aya::Ebpf;
 use rlvs_datapath::abi::{
-    self, Bucket, Connections4, Counts, Destination, IDS, INTERFACE_BUCKETS, REASONS, Row, Service,
-    Settings, Tunnel, destination_flag, endpoint_kind, interface_flag, method, scheduler,
+    self, Bucket, Connections4, Counts, Destination, IDS, INTERFACE_BUCKETS, REASONS, RING_LINE, Row,
+    Service, Settings, Tunnel, destination_flag, endpoint_kind, interface_flag, method, scheduler,
     service_flag, tunnel_checksum,
 };
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::endpoint;
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::reason::Reason;
+use rlvs_datapath::schedulers::{Ring, element};
 use rlvs_datapath::state::State;
 use rlvs_wire::{checksum, gue};
 
@@ -188,12 +189,11 @@ impl Tables {
 
     /// Lets a service schedule to its first destinations only.
     pub(crate) fn set_ring(&mut self, service: &Virtual, destinations: usize) {
-        let first = service.id * 16;
-        for (at, (destination, _)) in (first..).zip(&service.destinations) {
-            self.rings.set(at, u64::from(*destination));
+        for (at, (destination, _)) in (service.id * RING_LINE..).zip(&service.destinations) {
+            self.rings.set(at, element(*destination, 1, false));
         }
-        let ring = u64::from(first) << 32 | destinations as u64;
-        self.schedules.set(service.id, [ring, 0, 0, 0, 0, 0, 0, 0]);
+        let ring = Ring::new(scheduler::RR, 0, service.id, destinations as u32);
+        self.schedules.set(service.id, [ring.0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     /// Returns how many connection slots are said to be in their second place, for
