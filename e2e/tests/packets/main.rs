@@ -10,6 +10,7 @@
 
 mod errors;
 mod expiry;
+mod golden;
 mod length;
 mod local;
 mod malformed;

@@ -15,7 +15,7 @@ use etherparse::{
     Icmpv4Type, Icmpv6Type, IpDscp, IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, icmpv4,
     ip_number,
 };
-use rlvs_datapath::abi::{destination_flag, method, service_flag};
+use rlvs_datapath::abi::{RingLine, destination_flag, method, service_flag};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;

@@ -110,8 +110,23 @@ const fn overhead(connections: u64) -> u64 {
 }
 
 /// Returns the number of connections below which an overloaded destination takes new ones.
-pub const fn low_threshold(upper: u32, lower: u32) -> u32 {
+const fn low_threshold(upper: u32, lower: u32) -> u32 {
     if lower != 0 { lower } else { upper - (upper >> 2) }
+}
+
+/// Returns whether a destination is overloaded once its thresholds are no more those of `before` but
+/// those of `after`; `marked` is its bit, `connections` what it has.
+// As __ip_vs_update_dest().
+pub fn is_overloaded_after(
+    connections: u64,
+    marked: bool,
+    before: &Destination,
+    after: &Destination,
+) -> bool {
+    let total = total(connections);
+    let low = |of: &Destination| u64::from(low_threshold(of.upper, of.lower));
+    let was = marked && total >= low(before);
+    after.upper != 0 && (total >= after.upper.into() || was && total >= low(after))
 }
 
 /// Returns whether a destination has had as many connections as it may have, and not yet fewer than

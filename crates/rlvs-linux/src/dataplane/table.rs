@@ -26,7 +26,7 @@ use rlvs_datapath::abi::{
     Destination, IDS, RING_LINE, RING_LINES, Row, Schedule, Service, destination_flag,
     endpoint_kind, method, service_flag,
 };
-use rlvs_datapath::schedulers::{Ring, low_threshold};
+use rlvs_datapath::schedulers::{Ring, is_overloaded_after};
 
 use super::connections;
 use super::endpoints::{self, Endpoint};
@@ -297,18 +297,14 @@ impl BpfTable {
         Ok(line)
     }
 
-    /// Makes the thresholds of a destination hold for the connections that it has, as
-    /// `__ip_vs_update_dest()`.
+    /// Makes the thresholds of a destination hold for the connections that it has.
     fn settle_overload(&self, id: u32, before: &Destination) {
         let Some(word) = self.maps.overloads.word(id / 64, |word| word) else { return };
         let bit = 1 << (id % 64);
         let connections = self.maps.counts.read(id).map_or(0, |counts| counts.connections.get());
-        let total = (connections & 0xffff_ffff) + (connections >> 32);
         let after = self.destination_record(id);
-        let low = |record: &Destination| u64::from(low_threshold(record.upper, record.lower));
-        let was = word.load(Ordering::SeqCst) & bit != 0 && total >= low(before);
-        let is = total >= u64::from(after.upper) || was && total >= low(&after);
-        if after.upper != 0 && is {
+        let marked = word.load(Ordering::SeqCst) & bit != 0;
+        if is_overloaded_after(connections, marked, before, &after) {
             word.fetch_or(bit, Ordering::SeqCst);
         } else {
             word.fetch_and(!bit, Ordering::SeqCst);
