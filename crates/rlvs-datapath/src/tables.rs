@@ -4,7 +4,7 @@ use core::cell::Cell;
 
 use crate::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand, Favourites,
-    Fragments, Interfaces, Limit, RING_LINE, RingLine, Route, Row, Schedule, Service, Settings,
+    Fragments, IDS, Interfaces, Limit, RING_LINE, RingLine, Route, Row, Schedule, Service, Settings,
     Tunnel, Word,
 };
 
@@ -49,7 +49,7 @@ pub trait Tables {
     /// Returns the connection counts of a destination.
     #[inline(always)]
     fn counts(&self, id: u32) -> Option<&Counts> {
-        self.all_counts()?.get(id as usize)
+        of_destination(self.all_counts()?, id)
     }
     /// Returns a word of the map that tells which destinations are overloaded.
     fn overload(&self, index: u32) -> Option<&Word>;
@@ -114,6 +114,13 @@ pub trait Tables {
     }
     /// Adds with wrap-around and returns what was there; a full memory barrier.
     fn add(&self, word: &Word, value: u64) -> u64;
+}
+
+/// Returns the connection counts of a destination. The id is cut to the bits that an id has, which is
+/// how the BPF verifier knows that it is within bounds.
+#[inline(always)]
+pub fn of_destination(counts: &[Counts], id: u32) -> Option<&Counts> {
+    counts.get((id & (IDS - 1)) as usize)
 }
 
 /// What [`Tables::repeat`] repeats. In BPF a state holds numbers only.

@@ -10,7 +10,7 @@ use crate::hash;
 use crate::ip::Ip;
 use crate::schedulers::search::Quest;
 use crate::schedulers::{active, is_overloaded, overhead, takes_connections};
-use crate::tables::{Step, TIME_MASK, Tables};
+use crate::tables::{Step, TIME_MASK, Tables, of_destination};
 
 /// Entries in a bucket.
 const WAYS: u32 = 4;
@@ -31,8 +31,8 @@ struct Members {
     service: u32,
     avoid: u32,
     /// 1 for the most.
-    most: u32,
-    id: u32,
+    most: u64,
+    id: u64,
     load: u64,
     weight: u64,
     count: u64,
@@ -50,7 +50,7 @@ impl Step for Members {
         if id == 0 {
             return true;
         }
-        self.count += 1;
+        self.count = tables.forget(self.count + 1);
         if destination.service != self.service || destination.weight == 0 {
             return false;
         }
@@ -67,7 +67,9 @@ impl Step for Members {
             _ => self.id == 0 || mine < other,
         };
         if better {
-            (self.id, self.load, self.weight) = (id, load, weight);
+            self.id = tables.forget(id.into());
+            self.load = tables.forget(load);
+            self.weight = tables.forget(weight);
         }
         false
     }
@@ -85,7 +87,7 @@ impl Step for Cool {
         let Some(line) = tables.ring_line(self.line + index) else { return true };
         let Some(counts) = tables.all_counts() else { return true };
         for &element in &line.elements {
-            let Some(of) = counts.get(element as u32 as usize) else { return true };
+            let Some(of) = of_destination(counts, element as u32) else { return true };
             if active(tables.read(&of.connections)) * 2 < super::weight_of(element) {
                 self.found = 1;
                 return true;
@@ -149,7 +151,7 @@ impl Step for Erase {
         if id != self.gone {
             let Some(to) = entry.members.get(self.to as usize) else { return true };
             tables.write(to, id.into());
-            self.to += 1;
+            self.to = tables.forget(u64::from(self.to) + 1) as u32;
         }
         id == 0
     }
@@ -221,17 +223,17 @@ impl<T: Tables> Context<'_, T> {
             avoid: quest.avoid,
             most: 0,
             id: 0,
-            load: 1,
-            weight: 0,
-            count: 0,
+            load: self.tables.forget(1),
+            weight: self.tables.forget(0),
+            count: self.tables.forget(0),
         };
         self.tables.repeat(members, &mut least);
-        let chosen = least.id;
+        let chosen = least.id as u32;
         let Some(entry) = self.tables.favourites(place) else { return 0 };
         if least.count > 1 && self.is_old(self.tables.read(&entry.changed)) {
             (least.most, least.id, least.load, least.weight) = (1, 0, 0, 0);
             self.tables.repeat(members, &mut least);
-            self.erase_member(place, least.id);
+            self.erase_member(place, least.id as u32);
         }
         chosen
     }

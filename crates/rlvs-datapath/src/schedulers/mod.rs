@@ -138,9 +138,10 @@ pub(crate) fn is_overloaded<T: Tables>(tables: &T, id: u32) -> bool {
     let Some(word) = tables.overload(id / 64) else { return true };
     let Some(counts) = tables.counts(id) else { return true };
     let low = low_threshold(destination.upper, destination.lower);
-    destination.upper != 0
-        && tables.read(word) >> (id % 64) & 1 != 0
-        && total(tables.read(&counts.connections)) >= u64::from(low)
+    let marked = tables.read(word) >> (id % 64) & tables.is_set(destination.upper.into());
+    // Negative, and its highest bit set, if there are fewer.
+    let fewer = total(tables.read(&counts.connections)).wrapping_sub(low.into()) >> 63;
+    tables.forget(marked & 1 & !fewer) != 0
 }
 
 /// Returns whether a destination takes new connections, its thresholds aside.

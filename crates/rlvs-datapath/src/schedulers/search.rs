@@ -11,7 +11,7 @@ use crate::frame::Verdict;
 use crate::hash;
 use crate::process::Stage;
 use crate::reason::Reason;
-use crate::tables::{Step, Tables, Time};
+use crate::tables::{Step, Tables, Time, of_destination};
 
 /// What is searched for.
 pub(super) struct Quest {
@@ -91,12 +91,12 @@ impl<T: Tables> Context<'_, T> {
         let mut least = Least::<BY> {
             line: quest.ring.line(),
             avoid: quest.avoid,
-            id: NOBODY,
-            load: 1,
-            weight: 0,
+            id: self.tables.forget(NOBODY.into()),
+            load: self.tables.forget(1),
+            weight: self.tables.forget(0),
         };
         self.tables.repeat(quest.ring.lines(), &mut least);
-        least.id
+        least.id as u32
     }
 
     /// The first that may be chosen of a ring in order of weight: as `ip_vs_fo_schedule()`, and as
@@ -119,9 +119,10 @@ impl<T: Tables> Context<'_, T> {
         let mut turn = Turn::new(quest, start);
         self.tables.repeat(length, &mut turn);
         // The pick before it has moved on by one.
-        let steps = if turn.id == NOBODY { length.wrapping_sub(1) } else { turn.steps };
-        self.tables.add(&schedule.position, steps.into());
-        turn.id
+        let nobody = turn.id == NOBODY.into();
+        let steps = if nobody { length.wrapping_sub(1).into() } else { turn.steps };
+        self.tables.add(&schedule.position, steps);
+        turn.id as u32
     }
 
     #[inline(never)]
@@ -130,7 +131,7 @@ impl<T: Tables> Context<'_, T> {
         let (start, _) = self.draw(schedule, quest.ring, quest.service);
         let mut turn = Turn::new(quest, start);
         self.tables.repeat(quest.ring.length(), &mut turn);
-        turn.id
+        turn.id as u32
     }
 
     // As ip_vs_sh_get_fallback().
@@ -157,7 +158,8 @@ impl<T: Tables> Context<'_, T> {
     #[inline(never)]
     fn search_of_two(&self, quest: &Quest) -> u32 {
         let Some(schedule) = self.tables.schedule(quest.service) else { return NOBODY };
-        let mut sum = Sum { line: quest.ring.line(), avoid: quest.avoid, weight: 0 };
+        let weight = self.tables.forget(0);
+        let mut sum = Sum { line: quest.ring.line(), avoid: quest.avoid, weight };
         self.tables.repeat(quest.ring.lines(), &mut sum);
         let Some(limit) = NonZeroU64::new(sum.weight + 1) else { return NOBODY };
         let random = self.random(schedule, quest.service);
@@ -166,7 +168,7 @@ impl<T: Tables> Context<'_, T> {
             line: quest.ring.line(),
             avoid: quest.avoid,
             left: [random % limit, again % limit],
-            elements: [0; 2],
+            elements: [self.tables.forget(0), self.tables.forget(0)],
         };
         self.tables.repeat(quest.ring.lines(), &mut draw);
         let [one, two] = draw.elements;
@@ -190,7 +192,7 @@ const IDLE: u8 = 2;
 struct Least<const BY: u8> {
     line: u32,
     avoid: u32,
-    id: u32,
+    id: u64,
     load: u64,
     weight: u64,
 }
@@ -206,7 +208,7 @@ impl<const BY: u8> Step for Least<BY> {
         let (mut id, mut load, mut weight) = (self.id, self.load, self.weight);
         let (avoid, mut done) = (self.avoid, false);
         for &element in elements {
-            let Some(of) = counts.get(element as u32 as usize) else { return true };
+            let Some(of) = of_destination(counts, element as u32) else { return true };
             let connections = tables.read(&of.connections);
             let cost = match BY {
                 LOAD => overhead(connections),
@@ -222,14 +224,16 @@ impl<const BY: u8> Step for Least<BY> {
                 && element as u32 != avoid
                 && !(element & LIMITED != 0 && is_overloaded(tables, element as u32))
             {
-                (id, load, weight) = (element as u32, cost, share);
+                (id, load, weight) = (element & 0xffff_ffff, cost, share);
                 if BY == IDLE && cost == 1 {
                     done = true;
                     break;
                 }
             }
         }
-        (self.id, self.load, self.weight) = (id, load, weight);
+        self.id = tables.forget(id);
+        self.load = tables.forget(load);
+        self.weight = tables.forget(weight);
         done
     }
 }
@@ -248,7 +252,7 @@ impl Step for First {
         let Some(counts) = tables.all_counts() else { return true };
         for &element in &line.elements {
             let (id, weight) = (element as u32, weight_of(element));
-            let Some(of) = counts.get(id as usize) else { return true };
+            let Some(of) = of_destination(counts, id) else { return true };
             if weight == 0 || id == self.avoid {
                 continue;
             }
@@ -265,32 +269,32 @@ impl Step for First {
 /// Goes round the ring.
 struct Turn {
     ring: u64,
-    at: u32,
-    steps: u32,
+    start: u32,
     avoid: u32,
-    id: u32,
+    steps: u64,
+    id: u64,
 }
 
 impl Turn {
     #[inline(always)]
-    fn new(quest: &Quest, at: u32) -> Self {
-        Self { ring: quest.ring.0, at, steps: 0, avoid: quest.avoid, id: NOBODY }
+    fn new(quest: &Quest, start: u32) -> Self {
+        let (ring, avoid) = (quest.ring.0, quest.avoid);
+        Self { ring, start, avoid, steps: 0, id: NOBODY.into() }
     }
 }
 
 impl Step for Turn {
     #[inline(always)]
-    fn step<T: Tables>(&mut self, tables: &T, _: u32) -> bool {
+    fn step<T: Tables>(&mut self, tables: &T, index: u32) -> bool {
         let ring = Ring(self.ring);
-        let Some(element) = tables.ring(ring.first() + self.at) else { return true };
-        (self.at, self.steps) = (self.at + 1, self.steps + 1);
-        if self.at >= ring.length() {
-            self.at = 0;
-        }
+        let at = self.start.wrapping_add(index);
+        let at = if at >= ring.length() { at.wrapping_sub(ring.length()) } else { at };
+        let Some(element) = tables.ring(ring.first() + at) else { return true };
         if is_eligible(tables, element as u32, self.avoid) {
-            self.id = element as u32;
+            (self.id, self.steps) = (element & 0xffff_ffff, u64::from(index) + 1);
+            return true;
         }
-        self.id != NOBODY
+        false
     }
 }
 
@@ -308,8 +312,9 @@ impl Step for Buckets {
         let Some(element) = tables.ring(Ring(self.ring).first() + at) else { return true };
         if is_eligible(tables, element as u32, self.avoid) {
             self.id = element as u32;
+            return true;
         }
-        self.id != NOBODY
+        false
     }
 }
 
@@ -330,8 +335,9 @@ impl Step for Places {
         let Some(element) = tables.ring(at) else { return true };
         if is_eligible(tables, element as u32, self.avoid) {
             self.id = element as u32;
+            return true;
         }
-        self.id != NOBODY
+        false
     }
 }
 
@@ -353,9 +359,11 @@ impl Step for Sum {
     #[inline(always)]
     fn step<T: Tables>(&mut self, tables: &T, index: u32) -> bool {
         let Some(line) = tables.ring_line(self.line + index) else { return true };
+        let mut sum = self.weight;
         for &element in &line.elements {
-            self.weight += drawn_weight(tables, element, self.avoid);
+            sum += drawn_weight(tables, element, self.avoid);
         }
+        self.weight = tables.forget(sum);
         false
     }
 }
@@ -379,9 +387,9 @@ impl Step for Draw {
             }
             for (left, chosen) in self.left.iter_mut().zip(&mut self.elements) {
                 if *chosen == 0 && *left <= weight {
-                    *chosen = element;
+                    *chosen = tables.forget(element);
                 }
-                *left = left.saturating_sub(weight);
+                *left = tables.forget(left.saturating_sub(weight));
             }
         }
         false
