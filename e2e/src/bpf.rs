@@ -17,7 +17,8 @@ use rlvs_datapath::abi::{
     AllCounts, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS,
     ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, Errand, FAVOURITES, FRAGMENT_BUCKETS, Favourites,
     Fragments, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, OVERLOAD_WORDS,
-    PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row, Schedule, Service, Settings, Tunnel, Word,
+    PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row, Schedule, Service, Settings, Tunnel,
+    Word,
 };
 
 use rlvs_linux::dataplane::stages;

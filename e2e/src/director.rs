@@ -97,8 +97,7 @@ impl Director {
             ..before
         };
         let word = &tables.overloads[at / 64];
-        let (marked, connections) =
-            (word.get() & bit != 0, tables.counts[at].connections.get());
+        let (marked, connections) = (word.get() & bit != 0, tables.counts[at].connections.get());
         let overloaded = is_overloaded_after(connections, marked, &before, &after);
         word.set(if overloaded { word.get() | bit } else { word.get() & !bit });
         tables.destinations[at] = after;

@@ -46,14 +46,7 @@ pub fn tunnelled(family: u8, outer: u8, number: u8, form: u8, checksum: u8) -> S
 #[must_use]
 pub fn service(family: u8, protocol: u8, servers: Vec<Server>) -> Virtual {
     let address = network::vip(family, 100);
-    Virtual {
-        address,
-        port: PORT,
-        protocol,
-        scheduler: scheduler::RR,
-        scheduler_flags: 0,
-        servers,
-    }
+    Virtual { address, port: PORT, protocol, scheduler: scheduler::RR, scheduler_flags: 0, servers }
 }
 
 /// Returns tables with these services on both sides of the network.

@@ -92,12 +92,7 @@ pub fn members(list: &[Candidate]) -> Vec<Member> {
 
 /// Lays out what a scheduler goes by. `state` and `position` are of rr and wrr, as for
 /// [`ring::build`]; without a state they begin anew.
-pub fn lay_out(
-    scheduler: u32,
-    list: &[Candidate],
-    state: Option<State>,
-    position: u64,
-) -> Layout {
+pub fn lay_out(scheduler: u32, list: &[Candidate], state: Option<State>, position: u64) -> Layout {
     let members = members(list);
     if let Some(kind) = kind(scheduler) {
         let state = state.unwrap_or_else(|| State::new(kind, &members));

@@ -4,8 +4,8 @@ use core::cell::Cell;
 
 use crate::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand, Favourites,
-    Fragments, IDS, Interfaces, Limit, RING_LINE, RingLine, Route, Row, Schedule, Service, Settings,
-    Tunnel, Word,
+    Fragments, IDS, Interfaces, Limit, RING_LINE, RingLine, Route, Row, Schedule, Service,
+    Settings, Tunnel, Word,
 };
 
 /// The maps of one network namespace, and the memory operations that a body has for them.

@@ -228,11 +228,8 @@ fn check_case(case: &Value) {
         return check_map_of_addresses(case, &setup, map);
     }
     let steps = case["steps"].as_array().expect("a case has steps");
-    let edits: Vec<&str> = steps
-        .iter()
-        .filter_map(|step| step.get("ipvsadm"))
-        .flat_map(strings)
-        .collect();
+    let edits: Vec<&str> =
+        steps.iter().filter_map(|step| step.get("ipvsadm")).flat_map(strings).collect();
     let mut replay = Replay::new(case, &setup, &edits);
     for (at, step) in steps.iter().enumerate() {
         if let Some(map) = step.get("map") {
@@ -273,8 +270,7 @@ fn check_map(replay: &mut Replay, map: &Value, of: &str) {
 fn check_map_of_addresses(case: &Value, setup: &[&str], map: &Value) {
     for (address, expected) in map.as_object().expect("a map") {
         let service = format!(" {address}:");
-        let own: Vec<&str> =
-            setup.iter().filter(|line| line.contains(&service)).copied().collect();
+        let own: Vec<&str> = setup.iter().filter(|line| line.contains(&service)).copied().collect();
         let mut replay = Replay::new(case, &own, &[]);
         let client = replay.next_client();
         assert_eq!(replay.open(client), expected.as_str().expect("a server"), "{address}");

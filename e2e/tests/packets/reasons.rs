@@ -398,7 +398,8 @@ fn dropped(case: &mut Case<'_>) {
 
     // The ring names a destination that there is not.
     case.begin();
-    case.world.edit(|tables| tables.rings.fill(RingLine { elements: [u64::from(e2e::host::IDS); 16] }));
+    case.world
+        .edit(|tables| tables.rings.fill(RingLine { elements: [u64::from(e2e::host::IDS); 16] }));
     let changes = ["s1 local = yes".to_owned(), "s1 position = 1".to_owned()];
     case.drops(&syn, Reason::Inconsistent, changes);
 

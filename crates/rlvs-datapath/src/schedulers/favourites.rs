@@ -54,9 +54,9 @@ impl Step for Members {
         if destination.service != self.service || destination.weight == 0 {
             return false;
         }
-        let (load, weight) = (overhead(tables.read(&counts.connections)), destination.weight.into());
-        let (mine, other) =
-            (self.load.wrapping_mul(weight), load.wrapping_mul(self.weight));
+        let (load, weight) =
+            (overhead(tables.read(&counts.connections)), destination.weight.into());
+        let (mine, other) = (self.load.wrapping_mul(weight), load.wrapping_mul(self.weight));
         let better = match self.most {
             0 => {
                 mine > other

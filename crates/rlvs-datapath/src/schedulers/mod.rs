@@ -265,7 +265,8 @@ impl<T: Tables> Context<'_, T> {
     fn draw(&self, schedule: &Schedule, ring: Ring, service: u32) -> (u32, u32) {
         let random = self.random(schedule, service);
         let length = ring.length();
-        let below = |random: u64, limit: u32| ((random & 0xffff_ffff) * u64::from(limit) >> 32) as u32;
+        let below =
+            |random: u64, limit: u32| ((random & 0xffff_ffff) * u64::from(limit) >> 32) as u32;
         let one = below(random, length);
         let two = one + 1 + below(random >> 32, length.wrapping_sub(1));
         (one, if two >= length { two - length } else { two })

@@ -344,8 +344,8 @@ impl Step for Places {
 /// Returns the weight by which an element may be drawn.
 #[inline(always)]
 fn drawn_weight<T: Tables>(tables: &T, element: u64, avoid: u32) -> u64 {
-    let out = element as u32 == avoid
-        || element & LIMITED != 0 && is_overloaded(tables, element as u32);
+    let out =
+        element as u32 == avoid || element & LIMITED != 0 && is_overloaded(tables, element as u32);
     if out { 0 } else { weight_of(element) }
 }
 

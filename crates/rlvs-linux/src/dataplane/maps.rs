@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Favourites, Interfaces,
-    LAYOUT, REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel,
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Favourites,
+    Interfaces, LAYOUT, REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES,
+    Totals, Tunnel,
 };
 
 use super::error::Error;

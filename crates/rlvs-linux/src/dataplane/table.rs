@@ -256,7 +256,8 @@ impl BpfTable {
         let layout = scheduler::lay_out(record.scheduler, &list, state, position);
         let length = layout.elements.len() as u32;
         let line = self.allocate(length.div_ceil(RING_LINE))?;
-        let padding = std::iter::repeat(&0).take((length.next_multiple_of(RING_LINE) - length) as usize);
+        let padding =
+            std::iter::repeat(&0).take((length.next_multiple_of(RING_LINE) - length) as usize);
         for (index, &element) in (line * RING_LINE..).zip(layout.elements.iter().chain(padding)) {
             self.maps.rings.write(index, element);
         }

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use aya::Ebpf;
 use rlvs_datapath::abi::{
-    self, Bucket, Connections4, Counts, Destination, IDS, INTERFACE_BUCKETS, REASONS, RING_LINE, Row,
-    Service, Settings, Tunnel, destination_flag, endpoint_kind, interface_flag, method, scheduler,
-    service_flag, tunnel_checksum,
+    self, Bucket, Connections4, Counts, Destination, IDS, INTERFACE_BUCKETS, REASONS, RING_LINE,
+    Row, Service, Settings, Tunnel, destination_flag, endpoint_kind, interface_flag, method,
+    scheduler, service_flag, tunnel_checksum,
 };
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::endpoint;
