@@ -22,7 +22,7 @@ pub const IDS: u32 = 64;
 /// Bytes of payload in each segment of a frame that the kernel will cut.
 pub const SEGMENT: u32 = 1000;
 /// Ring lines of a test's table.
-pub const RING_LINES: u32 = 512;
+pub const RING_LINES: u32 = 1024;
 
 /// Where the routing table leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
