@@ -11,6 +11,8 @@ use crate::table::{Description, Server, Virtual};
 pub const TCP: u8 = rlvs_wire::tcp::PROTOCOL;
 /// IP protocol number of UDP.
 pub const UDP: u8 = rlvs_wire::udp::PROTOCOL;
+/// IP protocol number of SCTP.
+pub const SCTP: u8 = rlvs_wire::sctp::PROTOCOL;
 /// Port of the services.
 pub const PORT: u16 = 80;
 /// UDP port to which GUE goes.

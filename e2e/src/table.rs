@@ -84,7 +84,7 @@ impl Description {
     /// Returns the settings.
     #[must_use]
     pub fn settings(&self) -> Settings {
-        let mut timeouts = [0; 16];
+        let mut timeouts = [0; 32];
         for (units, seconds) in timeouts.iter_mut().zip(State::TIMEOUTS_S) {
             *units = seconds * SECOND;
         }

@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -80,7 +80,7 @@ pub struct Settings {
     /// Coarse units in one second, rounded up.
     pub second: u32,
     /// Time-out of each connection state in coarse units, by [`State`](crate::state::State).
-    pub timeouts: [u32; 16],
+    pub timeouts: [u32; 32],
     /// Service ids below this have been in use.
     pub services: u32,
     /// Destination ids below this have been in use.
@@ -440,8 +440,8 @@ pub struct Errand {
     pub answer: Word,
     /// Number of the stage to go back to.
     pub back: Word,
-    /// Makes a cache line.
-    pub reserved: Word,
+    /// 1 if a destination must be searched for, 0 if another may be picked.
+    pub search: Word,
 }
 
 /// Destinations that lblc and lblcr have chosen for an address, in the map `favourites`; see
@@ -617,7 +617,7 @@ pub struct SweepCursor {
 pub const TIMER_BYTES: usize = 16;
 
 const _: () = {
-    assert!(size_of::<Settings>() == 128);
+    assert!(size_of::<Settings>() == 192);
     assert!(size_of::<Connections4>() == 128);
     assert!(size_of::<Connections6>() == 128);
     assert!(size_of::<Endpoints4>() == 64);

@@ -8,7 +8,7 @@ use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::ip::{Flow, Ip, Packet};
 use crate::reason::Reason;
 use crate::schedulers::{self, Ring, takes_connections};
-use crate::state::{self, Seen, State};
+use crate::state::{self, Seen};
 use crate::tables::{Tables, bump};
 
 /// What a function on the way to a connection returns, in one word as BPF wants it: a destination's
@@ -40,14 +40,14 @@ pub enum Opening {
 impl<'a, T: Tables> Context<'a, T> {
     /// Opens a connection for a packet that may start one.
     #[inline(always)]
-    pub fn open<A: Ip, F: Frame>(
+    pub fn open<A: Ip, F: Frame, const PORTS: bool>(
         &self,
         frame: &mut F,
         packet: &Packet<A>,
         service: u32,
     ) -> Opening {
         let result = match self.admit(frame, packet, service) {
-            DONE => self.open_locked(packet, service),
+            DONE => self.open_locked::<A, PORTS>(packet, service),
             reason => reason,
         };
         match result {
@@ -74,10 +74,11 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     #[inline(always)]
-    fn open_locked<A: Ip>(&self, packet: &Packet<A>, id: u32) -> u32 {
+    fn open_locked<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, id: u32) -> u32 {
         let key = Key::new(self.settings, &packet.request(), id);
         let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
-        let result = if self.find(&key).is_some() { THERE } else { self.schedule(packet, &key) };
+        let result =
+            if self.find(&key).is_some() { THERE } else { self.schedule::<A, PORTS>(packet, &key) };
         self.unlock(lock);
         result
     }
@@ -85,14 +86,14 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Gives the connection to the destination that the scheduler chooses. If that cannot take it,
     /// another is searched for.
     #[inline(always)]
-    fn schedule<A: Ip>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
+    fn schedule<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
         let id = self.choose(packet, key);
         match id {
             schedulers::NOBODY => return self.why_nobody(),
             schedulers::SEARCH => return SEARCHING,
             _ => {}
         }
-        match self.connect(packet, key, id) {
+        match self.connect::<A, PORTS>(packet, key, id) {
             next if next & (NEXT | OPENED) == NEXT => {
                 let again = self.note_failure(key, id, next & !NEXT);
                 if again { SEARCHING } else { next & !NEXT }
@@ -103,7 +104,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Makes the entries of a connection to one destination and counts it.
     #[inline(always)]
-    fn connect<A: Ip>(&self, packet: &Packet<A>, key: &Key<A>, id: u32) -> u32 {
+    fn connect<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, key: &Key<A>, id: u32) -> u32 {
         let Some(destination) = self.tables.destination(id) else {
             return Reason::Inconsistent as u32;
         };
@@ -112,7 +113,7 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
-        let state = state::next(State::NONE, seen, packet.protocol, packet.flags);
+        let state = state::first::<PORTS>(seen, packet.protocol, packet.flags);
         let value = Value::new(self.now, state, id, key.owner, paired);
         if paired {
             let peer = A::from_octets(&destination.address);

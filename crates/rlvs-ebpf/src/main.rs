@@ -96,6 +96,8 @@ programs! {
     rlvs_xdp_begin6, rlvs_tc_begin6: process::odd_open::<V6, _, _>;
     rlvs_xdp_peers4, rlvs_tc_peers4: process::peers::<V4, _, _>;
     rlvs_xdp_peers6, rlvs_tc_peers6: process::peers::<V6, _, _>;
+    rlvs_xdp_associate4, rlvs_tc_associate4: process::associate::<V4, _, _>;
+    rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
     rlvs_xdp_search, rlvs_tc_search: |_, maps| schedulers::search(maps);
 }
 

@@ -10,11 +10,11 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
-    AllCounts, CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
-    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, Errand, FAVOURITES,
-    FRAGMENT_BUCKETS, Favourites, Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit,
-    OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, RING_LINES, ROUTES, RingLine, Route,
-    Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, Word,
+    AllCounts, CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6,
+    Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, Errand,
+    FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS,
+    Limit, OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, RING_LINES, ROUTES, RingLine,
+    Route, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, Word,
 };
 use rlvs_datapath::process::Stage;
 use rlvs_datapath::tables::{SPINS, Step, Tables};

@@ -8,6 +8,7 @@
     reason = "a step that fails panics; what it shows is not always looked at"
 )]
 
+mod associations;
 mod errors;
 mod expiry;
 mod golden;

@@ -79,6 +79,17 @@ impl Ring {
 /// An element of a ring has thresholds.
 const LIMITED: u64 = 1 << 63;
 
+/// Returns whether a scheduler looks at many destinations, its own thresholds aside: whether its
+/// services need the stage [`Search`](crate::process::Stage::Search).
+#[inline(always)]
+pub const fn searches(scheduler: u32, flags: u32) -> bool {
+    match scheduler {
+        scheduler::RR | scheduler::WRR | scheduler::DH | scheduler::P2C => false,
+        scheduler::SH | scheduler::MH => flags & scheduler_flag::FALLBACK != 0,
+        _ => true,
+    }
+}
+
 /// Returns an element of a ring: destination id (32 bits), weight (31), whether it has thresholds.
 #[inline(always)]
 pub const fn element(id: u32, weight: u32, limited: bool) -> u64 {
@@ -188,8 +199,10 @@ impl<T: Tables> Context<'_, T> {
                 tables.write(&errand.flow, 0);
                 return answer;
             }
+        } else {
+            tables.write(&errand.tried, 0);
         }
-        tables.write(&errand.tried, 0);
+        tables.write(&errand.flow, 0);
         let Some(schedule) = tables.schedule(key.owner) else { return NOBODY };
         let ring = Ring(tables.read(&schedule.ring));
         let client = client_of(packet, ring.flags());
@@ -200,6 +213,7 @@ impl<T: Tables> Context<'_, T> {
             tables.write(&errand.service, service);
             tables.write(&errand.target, favourites::key(self.settings, packet.target, service));
             tables.write(&errand.answer, 0);
+            tables.write(&errand.search, 1);
         }
         picked
     }
@@ -308,18 +322,24 @@ impl<T: Tables> Context<'_, T> {
         full
     }
 
-    /// Notes that a destination could not take a connection, so that another is searched for. Returns
-    /// whether there is to be another attempt.
+    /// Notes that a destination could not take a connection, so that another is chosen. Returns whether
+    /// there is to be another attempt.
     #[inline(never)]
     pub(crate) fn note_failure<A: Ip>(&self, key: &Key<A>, id: u32, reason: u32) -> bool {
         let Some(errand) = self.tables.errand(self.tables.cpu()) else { return false };
         let tries = (self.tables.read(&errand.tried) >> 32 & 0xff) + 1;
         let tried = u64::from(reason & 0xff) << 40 | tries << 32 | u64::from(id);
         self.tables.write(&errand.tried, tried);
+        if tries >= ATTEMPTS {
+            return false;
+        }
+        let schedule = self.tables.schedule(key.owner);
+        let ring = Ring(schedule.map_or(0, |schedule| self.tables.read(&schedule.ring)));
+        self.tables.write(&errand.search, searches(ring.scheduler(), ring.flags()).into());
         self.tables.write(&errand.flow, key.flow());
         self.tables.write(&errand.service, key.owner.into());
         self.tables.write(&errand.answer, 0);
-        tries < ATTEMPTS
+        true
     }
 
     /// Returns why nobody takes the connection.

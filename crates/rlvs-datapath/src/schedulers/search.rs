@@ -36,13 +36,15 @@ pub fn search<T: Tables>(tables: &T) -> Verdict {
 }
 
 impl<T: Tables> Context<'_, T> {
-    /// Has the errand answered, and the packet come back to this stage.
+    /// Has the errand answered, if it must be, and the packet come back to this stage.
     #[inline(always)]
     pub(crate) fn search_for(&self, back: Stage) -> Verdict {
-        if let Some(errand) = self.tables.errand(self.tables.cpu()) {
-            self.tables.write(&errand.back, back as u64);
-        }
-        Verdict::Next(Stage::Search)
+        let Some(errand) = self.tables.errand(self.tables.cpu()) else {
+            return Verdict::Drop(Reason::Inconsistent);
+        };
+        self.tables.write(&errand.back, back as u64);
+        let must = self.tables.read(&errand.search) != 0;
+        Verdict::Next(if must { Stage::Search } else { back })
     }
 
     /// Answers the errand and returns who asked.

@@ -26,7 +26,7 @@ use rlvs_datapath::abi::{
     Destination, IDS, RING_LINE, RING_LINES, Row, Schedule, Service, destination_flag,
     endpoint_kind, method, service_flag,
 };
-use rlvs_datapath::schedulers::{Ring, is_overloaded_after};
+use rlvs_datapath::schedulers::{Ring, is_overloaded_after, searches};
 
 use super::connections;
 use super::endpoints::{self, Endpoint};
@@ -36,9 +36,10 @@ use super::maps::Maps;
 use super::neighbours;
 use super::pins::{self, Folder};
 use super::records::{
-    self, address, counters, family, is_available, method_number, method_of, octets,
+    self, address, associates, counters, family, is_available, method_number, method_of, octets,
     scheduler_name, scheduler_number, service_id, set_deltas, traffic,
 };
+use super::stages::Group;
 
 /// The size that `ipvsadm -L` shows: the kernel's default, for which scripts may look.
 const SHOWN_SIZE: u32 = 4096;
@@ -254,6 +255,10 @@ impl BpfTable {
         let state = kind.map(|kind| state(&scheduler::members(&list), kind));
         let position = self.maps.schedules.read(id).map_or(0, |schedule| schedule.position.get());
         let layout = scheduler::lay_out(record.scheduler, &list, state, position);
+        let limited = list.iter().any(|one| one.limited);
+        if limited || searches(record.scheduler, record.scheduler_flags) && record.scheduler != 0 {
+            load::ensure_group(Group::Search)?;
+        }
         let length = layout.elements.len() as u32;
         let line = self.allocate(length.div_ceil(RING_LINE))?;
         let padding =
@@ -353,6 +358,9 @@ impl BpfTable {
         let serves_own = list
             .iter()
             .all(|(_, to)| to.method == method::MASQUERADE || is(to, destination_flag::LOCAL));
+        if peered {
+            load::ensure_group(Group::Peers)?;
+        }
         for (id, before) in list {
             let mut record = before;
             record.flags &= !destination_flag::PEER;
@@ -652,9 +660,6 @@ fn carried_out(service: &WantedService) -> Result<(), Error> {
     let not_yet = |what: &str| Err(Error::NotYet(what.to_owned()));
     match service.id {
         ServiceId::Mark { .. } => return not_yet("a firewall-mark service (-f)"),
-        ServiceId::Address { protocol: rlvs_control::model::Protocol::Sctp, .. } => {
-            return not_yet("SCTP");
-        }
         ServiceId::Address { .. } => {}
     }
     if service.persistence.is_some() || service.persistence_engine.is_some() {
@@ -692,6 +697,9 @@ impl Table for BpfTable {
             scheduler_flags: service.scheduler_flags.into(),
             ..Service::default()
         };
+        if associates(&record) {
+            load::ensure_group(Group::Associations)?;
+        }
         self.unsettled(id);
         self.maps.services.update(id, &record)?;
         self.services.insert(service.id, id);
