@@ -87,7 +87,7 @@ impl<'a, T: Tables> Context<'a, T> {
     /// another is searched for.
     #[inline(always)]
     fn schedule<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
-        let id = self.choose(packet, key);
+        let id = self.tables.forget(self.choose(packet, key).into()) as u32;
         match id {
             schedulers::NOBODY => return self.why_nobody(),
             schedulers::SEARCH => return SEARCHING,
