@@ -5,7 +5,7 @@ use core::num::NonZeroU64;
 use super::{
     LIMITED, NOBODY, Ring, active, hashing, is_eligible, is_overloaded, overhead, weight_of,
 };
-use crate::abi::{RingLine, scheduler, scheduler_flag};
+use crate::abi::{scheduler, scheduler_flag};
 use crate::connection::Context;
 use crate::frame::Verdict;
 use crate::hash;
@@ -206,10 +206,9 @@ impl<const BY: u8> Step for Least<BY> {
     fn step<T: Tables>(&mut self, tables: &T, index: u32) -> bool {
         let Some(line) = tables.ring_line(self.line + index) else { return true };
         let Some(counts) = tables.all_counts() else { return true };
-        let RingLine { elements } = line;
-        let (mut id, mut load, mut weight) = (self.id, self.load, self.weight);
-        let (avoid, mut done) = (self.avoid, false);
-        for &element in elements {
+        let (mut best, mut load, mut weight) = (self.id, self.load, self.weight);
+        let mut done = false;
+        for &element in &line.elements {
             let Some(of) = of_destination(counts, element as u32) else { return true };
             let connections = tables.read(&of.connections);
             let cost = match BY {
@@ -217,22 +216,23 @@ impl<const BY: u8> Step for Least<BY> {
                 _ => active(connections) + 1,
             };
             let share = weight_of(element);
-            let better = match BY {
-                // An idle one beats all, and nobody comes after it.
-                IDLE if cost == 1 => share != 0,
-                _ => load.wrapping_mul(share) > cost.wrapping_mul(weight),
-            };
-            if better
-                && element as u32 != avoid
-                && !(element & LIMITED != 0 && is_overloaded(tables, element as u32))
+            let idle = BY == IDLE && cost == 1 && share != 0;
+            if !idle && load.wrapping_mul(share) <= cost.wrapping_mul(weight) {
+                continue;
+            }
+            if element as u32 == self.avoid
+                || element & LIMITED != 0 && is_overloaded(tables, element as u32)
             {
-                (id, load, weight) = (element & 0xffff_ffff, cost, share);
-                if BY == IDLE && cost == 1 {
-                    done = true;
-                    break;
-                }
+                continue;
+            }
+            (best, load, weight) = (element, cost, share);
+            // Nobody comes after an idle one.
+            if idle {
+                done = true;
+                break;
             }
         }
+        let id = best & 0xffff_ffff;
         self.id = tables.forget(id);
         self.load = tables.forget(load);
         self.weight = tables.forget(weight);
