@@ -22,7 +22,7 @@ pub(crate) fn table(list: &[Candidate]) -> Vec<&Candidate> {
     let shift = (u32::BITS - largest.leading_zeros()).saturating_sub(WEIGHT_BITS);
     let turns = |one: &Candidate| match one.last_weight {
         0 => 0,
-        weight => (weight / divisor >> shift).max(1),
+        weight => ((weight / divisor) >> shift).max(1),
     };
     let mut walks: Vec<Walk<'_>> = list
         .iter()

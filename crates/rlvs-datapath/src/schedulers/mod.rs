@@ -280,7 +280,7 @@ impl<T: Tables> Context<'_, T> {
         let random = self.random(schedule, service);
         let length = ring.length();
         let below =
-            |random: u64, limit: u32| ((random & 0xffff_ffff) * u64::from(limit) >> 32) as u32;
+            |random: u64, limit: u32| (((random & 0xffff_ffff) * u64::from(limit)) >> 32) as u32;
         let one = below(random, length);
         let two = one + 1 + below(random >> 32, length.wrapping_sub(1));
         (one, if two >= length { two - length } else { two })

@@ -261,9 +261,9 @@ impl BpfTable {
         }
         let length = layout.elements.len() as u32;
         let line = self.allocate(length.div_ceil(RING_LINE))?;
-        let padding =
-            std::iter::repeat(&0).take((length.next_multiple_of(RING_LINE) - length) as usize);
-        for (index, &element) in (line * RING_LINE..).zip(layout.elements.iter().chain(padding)) {
+        let mut elements = layout.elements;
+        elements.resize(length.next_multiple_of(RING_LINE) as usize, 0);
+        for (index, element) in (line * RING_LINE..).zip(elements) {
             self.maps.rings.write(index, element);
         }
         self.store(id, |record| &record.base, layout.stored.base);
