@@ -74,6 +74,8 @@ pub struct Description {
     pub buckets: u32,
     /// Bits of [`Settings::flags`].
     pub flags: u32,
+    /// [`Settings::mss`].
+    pub mss: u32,
     /// CPUs.
     pub cpus: u32,
     /// [`Settings::clock_offset`].
@@ -98,10 +100,12 @@ impl Description {
             clock_shift: FROZEN_SHIFT,
             clock_offset: self.clock,
             flags: self.flags,
+            mss: self.mss,
             second: SECOND,
             timeouts,
             services: self.services.len() as u32 + 1,
             destinations: destinations as u32 + 1,
+            ..Settings::default()
         }
     }
 

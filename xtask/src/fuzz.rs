@@ -1,4 +1,4 @@
-//! The fuzzer of the forwarding function.
+//! The fuzzers of the forwarding function and of VRRP.
 
 use std::fs;
 
@@ -12,6 +12,18 @@ pub(crate) struct Arguments {
     /// How long to look for new inputs
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
+    /// What to fuzz
+    #[arg(long, value_enum, default_value_t = What::Forwarding)]
+    what: What,
+}
+
+/// What there is a fuzzer of.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// The forwarding function
+    Forwarding,
+    /// The virtual routers
+    Vrrp,
 }
 
 /// Coverage for libFuzzer, as `rustc` gives it without flags of its own for it.
@@ -26,12 +38,16 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Bytes of an input.
 const LENGTH_MAX: &str = "-max_len=1024";
 
-/// Builds and runs the fuzzer, beginning with what is kept in `fuzz/corpus`, and adds to it whatever
+/// Builds and runs a fuzzer, beginning with what is kept in `fuzz/corpus` or `fuzz/corpus-vrrp`, and adds to it whatever
 /// reaches code that nothing kept there does.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let folder = run::workspace()?.join("fuzz");
     let target = run::target()?.join("fuzz");
-    let (found, kept) = (target.join("found"), folder.join("corpus"));
+    let (program, found, kept) = match arguments.what {
+        What::Forwarding => ("rlvs-fuzz", "found", "corpus"),
+        What::Vrrp => ("rlvs-fuzz-vrrp", "found-vrrp", "corpus-vrrp"),
+    };
+    let (found, kept) = (target.join(found), folder.join(kept));
     for folder in [&found, &kept] {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
@@ -41,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         build.arg(folder.join("Cargo.toml")).arg("--target-dir").arg(&target);
         run::run(build.env("RUSTFLAGS", FLAGS))
     })?;
-    let program = target.join(TARGET).join("release/rlvs-fuzz");
+    let program = target.join(TARGET).join("release").join(program);
     let fuzzer = || {
         let mut command = std::process::Command::new(&program);
         // What breaks a promise is written here.

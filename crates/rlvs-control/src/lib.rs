@@ -3,8 +3,8 @@
 //! [`model`] holds the words of LVS as types, [`table`] the one interface through which every
 //! front end reads and edits a virtual-server table, [`check`] what every table refuses,
 //! [`memory`] the plain table that tests use, [`scheduler`] what each scheduler has laid out for the
-//! data plane, [`ring`] the order in which rr and wrr take destinations. Nothing here opens a socket
-//! or a file.
+//! data plane, [`ring`] the order in which rr and wrr take destinations, [`vrrp`] the virtual routers
+//! that move addresses. Nothing here opens a socket or a file.
 #![forbid(unsafe_code)]
 
 pub mod check;
@@ -14,3 +14,4 @@ pub mod model;
 pub mod ring;
 pub mod scheduler;
 pub mod table;
+pub mod vrrp;

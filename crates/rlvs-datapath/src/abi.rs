@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -85,6 +85,11 @@ pub struct Settings {
     pub services: u32,
     /// Destination ids below this have been in use.
     pub destinations: u32,
+    /// The largest segment that ends of connections may announce, in bytes; 0 if they announce what
+    /// they like.
+    pub mss: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// Bits of [`Settings::flags`].
@@ -617,7 +622,7 @@ pub struct SweepCursor {
 pub const TIMER_BYTES: usize = 16;
 
 const _: () = {
-    assert!(size_of::<Settings>() == 192);
+    assert!(size_of::<Settings>() == 200);
     assert!(size_of::<Connections4>() == 128);
     assert!(size_of::<Connections6>() == 128);
     assert!(size_of::<Endpoints4>() == 64);

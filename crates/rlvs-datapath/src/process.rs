@@ -26,6 +26,7 @@ use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, IP, Ip, Packet, Substitute, V4, V6};
 use crate::local::{self, Sender};
+use crate::mss;
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
@@ -71,13 +72,17 @@ pub enum Stage {
     Associate4 = 14,
     /// The same over IPv6.
     Associate6 = 15,
+    /// The largest segment that an IPv4 packet announces is to be lowered.
+    Clamp4 = 16,
+    /// The same over IPv6.
+    Clamp6 = 17,
     /// The destination of a new connection is to be searched for among many.
-    Search = 16,
+    Search = 18,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -94,6 +99,8 @@ impl Stage {
         Self::Peers6,
         Self::Associate4,
         Self::Associate6,
+        Self::Clamp4,
+        Self::Clamp6,
         Self::Search,
     ];
 
@@ -126,6 +133,8 @@ impl Stage {
             Self::Peers6 => "peers6",
             Self::Associate4 => "associate4",
             Self::Associate6 => "associate6",
+            Self::Clamp4 => "clamp4",
+            Self::Clamp6 => "clamp6",
             Self::Search => "search",
         }
     }
@@ -150,6 +159,8 @@ impl Stage {
             13 => Self::Peers6,
             14 => Self::Associate4,
             15 => Self::Associate6,
+            16 => Self::Clamp4,
+            17 => Self::Clamp6,
             _ => Self::Search,
         }
     }
@@ -157,6 +168,11 @@ impl Stage {
     #[inline(always)]
     const fn open<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Open4 } else { Self::Open6 }
+    }
+
+    #[inline(always)]
+    const fn clamp<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Clamp4 } else { Self::Clamp6 }
     }
 
     #[inline(always)]
@@ -277,6 +293,12 @@ pub fn associate<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdi
     settle(frame, tables, |context, frame, _| association::first::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::Clamp4`] and [`Stage::Clamp6`].
+#[inline(always)]
+pub fn clamp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| mss::clamp::<A, F, T>(context, frame))
+}
+
 /// Carries out a stage, for bodies that call it like any function.
 pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
     match stage {
@@ -296,6 +318,8 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Peers6 => peers::<V6, F, T>(frame, tables),
         Stage::Associate4 => associate::<V4, F, T>(frame, tables),
         Stage::Associate6 => associate::<V6, F, T>(frame, tables),
+        Stage::Clamp4 => clamp::<V4, F, T>(frame, tables),
+        Stage::Clamp6 => clamp::<V6, F, T>(frame, tables),
         Stage::Search => schedulers::search(tables),
     }
 }
@@ -352,15 +376,31 @@ fn established<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut
     };
     let Some(half) = context.half(&packet) else { return Verdict::Pass(Reason::NoService) };
     let Some(found) = context.glance(&half.key) else {
-        let may_open = !half.is_reply && state::starts::<true>(packet.protocol, packet.flags);
-        return Verdict::Next(if may_open { Stage::open::<A>() } else { Stage::rest::<A>() });
+        return Verdict::Next(clamped::<A, T>(context, &packet, !half.is_reply));
     };
     let done = if half.is_reply {
         steady_answer(context, frame, &packet, &found)
     } else {
         steady_request(context, frame, &packet, &found)
     };
-    done.unwrap_or(Verdict::Next(Stage::rest::<A>()))
+    done.unwrap_or_else(|| Verdict::Next(clamped::<A, T>(context, &packet, false)))
+}
+
+/// Returns the stage for a packet that is not simply forwarded.
+#[inline(always)]
+fn clamped<A: Ip, T: Tables>(context: &Context<'_, T>, packet: &Packet<A>, is_new: bool) -> Stage {
+    if context.settings.mss != 0 && packet.flags & tcp::SYN != 0 {
+        return Stage::clamp::<A>();
+    }
+    behind::<A>(packet, is_new)
+}
+
+/// Returns the stage for a packet whose segments are short enough; `is_new` tells a request that no
+/// connection is found for.
+#[inline(always)]
+pub fn behind<A: Ip>(packet: &Packet<A>, is_new: bool) -> Stage {
+    let may_open = is_new && state::starts::<true>(packet.protocol, packet.flags);
+    if may_open { Stage::open::<A>() } else { Stage::rest::<A>() }
 }
 
 /// Forwards a request, if nothing about it needs thought.

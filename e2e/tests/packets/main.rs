@@ -15,6 +15,7 @@ mod golden;
 mod length;
 mod local;
 mod malformed;
+mod mss;
 mod paths;
 mod reasons;
 mod schedulers;
