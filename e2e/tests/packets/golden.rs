@@ -78,6 +78,7 @@ impl Replay {
             flags: settings_flag::ANY,
             cpus: 1,
             clock: 1000,
+            mss: 0,
         };
         let mut tables = description.build();
         let director = Director::new(number, flags, &mut tables);
