@@ -14,15 +14,16 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
-    self, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
-    Endpoints4, Endpoints6, Estimate, FRAGMENT_BUCKETS, Fragments, INTERFACE_BUCKETS, Interfaces,
-    LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service,
+    self, AllCounts, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS,
+    ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS,
+    Favourites, Fragments, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS,
+    OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row, Schedule, Service,
     Settings, Tunnel, Word,
 };
 
 use rlvs_linux::dataplane::stages::{self, Group};
 
-use crate::host::{HostTables, IDS, RING_ELEMENTS, SEGMENT};
+use crate::host::{HostTables, IDS, RING_LINES, SEGMENT};
 
 /// A type of the maps' layout.
 ///
@@ -47,6 +48,12 @@ unsafe impl Plain for Destination {}
 unsafe impl Plain for Tunnel {}
 // SAFETY: as above.
 unsafe impl Plain for Counts {}
+// SAFETY: as above.
+unsafe impl Plain for RingLine {}
+// SAFETY: as above.
+unsafe impl Plain for Errand {}
+// SAFETY: as above.
+unsafe impl Plain for Favourites {}
 // SAFETY: as above.
 unsafe impl Plain for Row {}
 // SAFETY: as above.
@@ -214,10 +221,13 @@ impl Bpf {
             ("presence", PRESENCE_WORDS, size_of::<Word>()),
             ("services", IDS, size_of::<Service>()),
             ("schedules", IDS, size_of::<Schedule>()),
-            ("rings", RING_ELEMENTS, 8),
+            ("rings", RING_LINES, size_of::<RingLine>()),
             ("destinations", IDS, size_of::<Destination>()),
             ("tunnels", IDS, size_of::<Tunnel>()),
-            ("counts", IDS, size_of::<Counts>()),
+            ("counts", 1, size_of::<AllCounts>()),
+            ("overloads", OVERLOAD_WORDS, size_of::<Word>()),
+            ("errands", settings.cpus, size_of::<Errand>()),
+            ("favourites", FAVOURITES, size_of::<Favourites>()),
             ("rows", IDS * settings.cpus, size_of::<Row>()),
             ("routes", ROUTES * settings.cpus, size_of::<Route>()),
             ("interfaces", INTERFACE_BUCKETS, size_of::<Interfaces>()),
@@ -292,6 +302,10 @@ impl Bpf {
         tables.connections6 = read(self, "connections6");
         tables.schedules = read(self, "schedules");
         tables.counts = read(self, "counts");
+        tables.counts.truncate(IDS as usize);
+        tables.overloads = read(self, "overloads");
+        tables.errands = read(self, "errands");
+        tables.favourites = read(self, "favourites");
         tables.rows = read(self, "rows");
         tables.routes = read(self, "routes");
         tables.fragments = read(self, "fragments");
@@ -322,6 +336,9 @@ impl Bpf {
             ("connections6", 128, 0, bytes_of(&tables.connections6)),
             ("schedules", 64, 0, bytes_of(&tables.schedules)),
             ("counts", 16, 0, bytes_of(&tables.counts)),
+            ("overloads", 8, 0, bytes_of(&tables.overloads)),
+            ("errands", 64, 0, bytes_of(&tables.errands)),
+            ("favourites", 256, 0, bytes_of(&tables.favourites)),
             ("rows", 64, 0, bytes_of(&tables.rows)),
             ("reasons", 8, 0, bytes_of(&tables.reasons)),
             ("limits", 64, 0, bytes_of(&tables.limits)),
@@ -484,7 +501,6 @@ fn run_summed(
 
 /// Returns the maps but the endpoints as bytes.
 fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
-    let rings: Vec<u64> = tables.rings.iter().map(|&id| id.into()).collect();
     vec![
         ("settings", bytes_of(std::slice::from_ref(&tables.settings)).to_vec()),
         ("connections4", bytes_of(&tables.connections4).to_vec()),
@@ -492,10 +508,13 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("presence", bytes_of(&tables.presence).to_vec()),
         ("services", bytes_of(&tables.services).to_vec()),
         ("schedules", bytes_of(&tables.schedules).to_vec()),
-        ("rings", bytes_of(&rings).to_vec()),
+        ("rings", bytes_of(&tables.rings).to_vec()),
         ("destinations", bytes_of(&tables.destinations).to_vec()),
         ("tunnels", bytes_of(&tables.tunnels).to_vec()),
         ("counts", bytes_of(&tables.counts).to_vec()),
+        ("overloads", bytes_of(&tables.overloads).to_vec()),
+        ("errands", bytes_of(&tables.errands).to_vec()),
+        ("favourites", bytes_of(&tables.favourites).to_vec()),
         ("rows", bytes_of(&tables.rows).to_vec()),
         ("routes", bytes_of(&tables.routes).to_vec()),
         ("interfaces", bytes_of(&tables.interfaces).to_vec()),

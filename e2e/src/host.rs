@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
-    self, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
-    FRAGMENT_BUCKETS, Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS,
-    PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Tunnel, Word,
+    self, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand,
+    Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, Hop, INTERFACE_BUCKETS,
+    Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, ROUTES,
+    RingLine, Route, Row, Schedule, Service, Settings, Tunnel, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
 use rlvs_datapath::process::{go_on, process};
@@ -20,8 +21,8 @@ use rlvs_datapath::tunnel::{self, Brief};
 pub const IDS: u32 = 128;
 /// Bytes of payload in each segment of a frame that the kernel will cut.
 pub const SEGMENT: u32 = 1000;
-/// Ring elements of a test's table.
-pub const RING_ELEMENTS: u32 = 1024;
+/// Ring lines of a test's table.
+pub const RING_LINES: u32 = 1024;
 
 /// Where the routing table leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,13 +203,19 @@ pub struct HostTables {
     /// Map `schedules`.
     pub schedules: Vec<Schedule>,
     /// Map `rings`.
-    pub rings: Vec<u32>,
+    pub rings: Vec<RingLine>,
     /// Map `destinations`.
     pub destinations: Vec<Destination>,
     /// Map `tunnels`.
     pub tunnels: Vec<Tunnel>,
     /// Map `counts`.
     pub counts: Vec<Counts>,
+    /// Map `overloads`.
+    pub overloads: Vec<Word>,
+    /// Map `errands`.
+    pub errands: Vec<Errand>,
+    /// Map `favourites`.
+    pub favourites: Vec<Favourites>,
     /// Map `rows`.
     pub rows: Vec<Row>,
     /// Map `routes`.
@@ -248,10 +255,13 @@ impl HostTables {
             presence: many(PRESENCE_WORDS),
             services: many(IDS),
             schedules: many(IDS),
-            rings: many(RING_ELEMENTS),
+            rings: many(RING_LINES),
             destinations: many(IDS),
             tunnels: many(IDS),
             counts: many(IDS),
+            overloads: many(OVERLOAD_WORDS),
+            errands: many(settings.cpus),
+            favourites: many(FAVOURITES),
             rows: many(IDS * settings.cpus),
             routes: many(ROUTES * settings.cpus),
             interfaces: many(INTERFACE_BUCKETS),
@@ -299,8 +309,8 @@ impl Tables for HostTables {
     fn schedule(&self, id: u32) -> Option<&Schedule> {
         self.schedules.get(id as usize)
     }
-    fn ring(&self, index: u32) -> Option<u32> {
-        self.rings.get(index as usize).copied()
+    fn ring_line(&self, index: u32) -> Option<&RingLine> {
+        self.rings.get(index as usize)
     }
     fn destination(&self, id: u32) -> Option<&Destination> {
         self.destinations.get(id as usize)
@@ -308,8 +318,17 @@ impl Tables for HostTables {
     fn tunnel(&self, id: u32) -> Option<&Tunnel> {
         self.tunnels.get(id as usize)
     }
-    fn counts(&self, id: u32) -> Option<&Counts> {
-        self.counts.get(id as usize)
+    fn all_counts(&self) -> Option<&[Counts]> {
+        Some(&self.counts)
+    }
+    fn overload(&self, index: u32) -> Option<&Word> {
+        self.overloads.get(index as usize)
+    }
+    fn errand(&self, cpu: u32) -> Option<&Errand> {
+        self.errands.get(cpu as usize)
+    }
+    fn favourites(&self, index: u32) -> Option<&Favourites> {
+        self.favourites.get(index as usize)
     }
     fn row(&self, index: u32) -> Option<&Row> {
         self.rows.get(index as usize)

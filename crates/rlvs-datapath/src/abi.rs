@@ -15,8 +15,19 @@ pub const LAYOUT: u32 = 7;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
-/// Elements of the ring map, each a destination id in 64 bits, as the kernel stores array elements.
-pub const RING_ELEMENTS: u32 = 1 << 20;
+/// Elements of the ring map, each an [`element`](crate::schedulers::element).
+pub const RING_ELEMENTS: u32 = RING_LINES * RING_LINE;
+/// Elements that are looked up together. Every ring begins a line of its own; what is left of its
+/// last line is 0.
+pub const RING_LINE: u32 = 16;
+/// Lines of the ring map.
+pub const RING_LINES: u32 = 1 << 17;
+/// Entries of the map `favourites`.
+pub const FAVOURITES: u32 = 1 << 10;
+/// Destinations that one of them has room for.
+pub const FAVOURITE_MEMBERS: usize = 28;
+/// Words of the map `overloads`: a bit for each destination.
+pub const OVERLOAD_WORDS: u32 = IDS / 64;
 /// Buckets of the IPv4 endpoint map; with two choices of four slots each it holds [`IDS`] services
 /// and as many reply endpoints at half its fill.
 pub const ENDPOINT4_BUCKETS: u32 = 1 << 16;
@@ -188,8 +199,10 @@ pub struct Service {
     pub scheduler: u32,
     /// First destination of the list, newest first; 0 for none.
     pub head: u32,
-    /// Kept for persistence, marks and scheduler flags.
-    pub reserved: [u32; 8],
+    /// Kept for persistence and marks.
+    pub reserved: [u32; 7],
+    /// Flags of the scheduler: flags 1 to 3 are bits 0 to 2.
+    pub scheduler_flags: u32,
 }
 
 /// Bits of [`Service::flags`].
@@ -209,6 +222,40 @@ pub mod scheduler {
     pub const RR: u32 = 1;
     /// Weighted round robin.
     pub const WRR: u32 = 2;
+    /// Least connections.
+    pub const LC: u32 = 3;
+    /// Weighted least connections.
+    pub const WLC: u32 = 4;
+    /// Shortest expected delay.
+    pub const SED: u32 = 5;
+    /// Never queue.
+    pub const NQ: u32 = 6;
+    /// Locality-based least connections.
+    pub const LBLC: u32 = 7;
+    /// The same with replication.
+    pub const LBLCR: u32 = 8;
+    /// Destination hashing.
+    pub const DH: u32 = 9;
+    /// Source hashing.
+    pub const SH: u32 = 10;
+    /// Maglev hashing.
+    pub const MH: u32 = 11;
+    /// Weighted failover.
+    pub const FO: u32 = 12;
+    /// Weighted overflow.
+    pub const OVF: u32 = 13;
+    /// Weighted random twos choice.
+    pub const TWOS: u32 = 14;
+    /// Two choices of the data plane's own: see [`schedulers`](crate::schedulers).
+    pub const P2C: u32 = 15;
+}
+
+/// Bits of a service's scheduler flags.
+pub mod scheduler_flag {
+    /// sh and mh: where the server is not available another takes its place (flag-1).
+    pub const FALLBACK: u32 = 1;
+    /// sh and mh: the client's port counts too (flag-2).
+    pub const PORT: u32 = 2;
 }
 
 /// What programs change while a service schedules, and what the control plane needs to go on where
@@ -220,10 +267,10 @@ pub mod scheduler {
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub struct Schedule {
-    /// Ring in force: first element in the upper half, number of elements in the lower; the control
-    /// plane replaces it in one store.
+    /// Ring in force, as [`Ring`](crate::schedulers::Ring) reads it; the control plane replaces it in
+    /// one store.
     pub ring: Word,
-    /// Picks made; the next is `ring[position % length]`.
+    /// Picks made; the next of rr and wrr is `ring[position % length]`.
     pub position: Word,
     /// Whether the VIP is local: coarse time of the look-up in the upper half, 1 or 0 in the lower.
     pub local: Word,
@@ -274,8 +321,10 @@ pub struct Destination {
     pub family: u8,
     /// Makes the words below aligned.
     pub padding: u8,
-    /// Kept for what is to come, and for the control plane.
-    pub reserved: [u32; 2],
+    /// The last weight above 0 that it had, which mh goes by; control plane only.
+    pub last_weight: u32,
+    /// Second at which it was retired; control plane only.
+    pub retired_at: u32,
 }
 
 /// What the outer headers of all packets in one tunnel have in common. By destination id; control
@@ -360,6 +409,63 @@ pub struct Counts {
     pub connections: Word,
     /// Persistence templates.
     pub persistent: Word,
+}
+
+/// The one element of the map `counts`: those of all destinations, so that a scheduler that looks at
+/// many asks for them once.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub struct AllCounts {
+    /// By destination id.
+    pub of: [Counts; IDS as usize],
+}
+
+/// One line of the ring map.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingLine {
+    /// The elements.
+    pub elements: [u64; RING_LINE as usize],
+}
+
+/// What a stage that opens connections and the stage that searches for a destination tell each other,
+/// in the map `errands`. Row `cpu`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Errand {
+    /// The flow that it is for; 0 for none.
+    pub flow: Word,
+    /// The service.
+    pub service: Word,
+    /// Destination that did not take the connection (32 bits), how many did not (8), and why (8).
+    pub tried: Word,
+    /// What sh and mh hash of the client.
+    pub source: Word,
+    /// The hash under which lblc and lblcr know the virtual address.
+    pub target: Word,
+    /// Destination found; 0 while there is no answer, and 32 ones if there is none.
+    pub answer: Word,
+    /// Number of the stage to go back to.
+    pub back: Word,
+    /// 1 if a destination must be searched for, 0 if another may be picked.
+    pub search: Word,
+}
+
+/// Destinations that lblc and lblcr have chosen for an address, in the map `favourites`; see
+/// [`favourites`](crate::schedulers::favourites).
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default)]
+pub struct Favourites {
+    /// Hash of service and address; 0 while the entry is free.
+    pub key: Word,
+    /// Service in the upper half, coarse time of the last use in the lower.
+    pub used: Word,
+    /// Coarse time of the last change.
+    pub changed: Word,
+    /// Lock of the bucket whose first entry this is.
+    pub lock: Word,
+    /// Destination ids, the last added first; 0 behind the last.
+    pub members: [Word; FAVOURITE_MEMBERS],
 }
 
 /// Where frames for an address go: interface, and the Ethernet addresses as they stand in a frame.
@@ -564,6 +670,9 @@ const _: () = {
     assert!(size_of::<Destination>() == 64);
     assert!(size_of::<Tunnel>() == 64);
     assert!(size_of::<Counts>() == 16);
+    assert!(size_of::<RingLine>() == 128);
+    assert!(size_of::<Errand>() == 64);
+    assert!(size_of::<Favourites>() == 256);
     assert!(size_of::<Hop>() == 24);
     assert!(size_of::<Row>() == 64);
     assert!(size_of::<Route>() == 64);

@@ -168,6 +168,7 @@ fn open<A: Ip, F: Frame, T: Tables>(
             deliver::<A, _, T, true>(context, frame, packet, id, || {}, too_big, opened)
         }
         Opening::There => Verdict::Next(Stage::odd::<A>()),
+        Opening::Search => context.search_for(Stage::odd_open::<A>()),
         Opening::Refused(reason) => left_to_the_stack(reason),
     })
 }

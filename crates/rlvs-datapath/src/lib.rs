@@ -30,6 +30,7 @@ pub mod reason;
 pub mod refuse;
 pub mod relay;
 pub mod schedule;
+pub mod schedulers;
 pub mod state;
 pub mod sweep;
 pub mod tables;

@@ -31,6 +31,7 @@ use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::relay::{self, Relayed};
 use crate::schedule::{Opening, quiet};
+use crate::schedulers;
 use crate::state::{self, Seen};
 use crate::tables::{Tables, Time, bump};
 use crate::tunnel;
@@ -80,11 +81,13 @@ pub enum Stage {
     Relay4 = 18,
     /// The same over IPv6.
     Relay6 = 19,
+    /// The destination of a new connection is to be searched for among many.
+    Search = 20,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -105,6 +108,7 @@ impl Stage {
         Self::Clamp6,
         Self::Relay4,
         Self::Relay6,
+        Self::Search,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has
@@ -114,6 +118,7 @@ impl Stage {
         number >= Self::Odd4 as u32
             && number != Self::Peers4 as u32
             && number != Self::Peers6 as u32
+            && number != Self::Search as u32
     }
 
     /// Returns the end of the names of the programs that carry it out.
@@ -139,6 +144,7 @@ impl Stage {
             Self::Clamp6 => "clamp6",
             Self::Relay4 => "relay4",
             Self::Relay6 => "relay6",
+            Self::Search => "search",
         }
     }
 
@@ -165,7 +171,8 @@ impl Stage {
             16 => Self::Clamp4,
             17 => Self::Clamp6,
             18 => Self::Relay4,
-            _ => Self::Relay6,
+            19 => Self::Relay6,
+            _ => Self::Search,
         }
     }
 
@@ -342,6 +349,7 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Clamp6 => clamp::<V6, F, T>(frame, tables),
         Stage::Relay4 => relay::<V4, F, T>(frame, tables),
         Stage::Relay6 => relay::<V6, F, T>(frame, tables),
+        Stage::Search => schedulers::search(tables),
     }
 }
 
@@ -499,6 +507,9 @@ pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         }
         // There is no room: it goes astray.
         Opening::There | Opening::Refused(Reason::Stateless) => Verdict::Next(rest),
+        Opening::Search => {
+            context.search_for(if PORTS { Stage::open::<A>() } else { Stage::associate::<A>() })
+        }
         Opening::Refused(reason) => refuse_start(context, frame, packet, reason),
     }
 }

@@ -2,16 +2,14 @@
 
 use core::cell::Cell;
 
-use crate::abi::{Destination, destination_flag, method, service_flag, settings_flag};
+use crate::abi::{RING_LINE, method, scheduler, service_flag, settings_flag};
 use crate::connection::{Context, Found, Key, Value};
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::ip::{Flow, Ip, Packet};
 use crate::reason::Reason;
+use crate::schedulers::{self, Ring, takes_connections};
 use crate::state::{self, Seen};
 use crate::tables::{Tables, bump};
-
-/// How many destinations are tried for one connection before it is refused.
-const ATTEMPTS: u32 = 3;
 
 /// What a function on the way to a connection returns, in one word as BPF wants it: a destination's
 /// id with this bit, or the number of a reason.
@@ -20,6 +18,8 @@ const OPENED: u32 = 1 << 31;
 const NEXT: u32 = 1 << 30;
 /// The connection is there already.
 const THERE: u32 = 1 << 29;
+/// A destination must be searched for.
+const SEARCHING: u32 = 1 << 28;
 /// Nothing stands against it.
 const DONE: u32 = u32::MAX;
 
@@ -31,6 +31,8 @@ pub enum Opening {
     To(u32),
     /// Another CPU has opened it since the packet did not find it.
     There,
+    /// A destination must be searched for: [`Context::search_for`] does and comes back.
+    Search,
     /// It did not, for this reason.
     Refused(Reason),
 }
@@ -50,6 +52,7 @@ impl<'a, T: Tables> Context<'a, T> {
         };
         match result {
             THERE => Opening::There,
+            SEARCHING => Opening::Search,
             id if id & OPENED != 0 => Opening::To(id & !OPENED),
             reason => Opening::Refused(Reason::from_number(reason)),
         }
@@ -80,31 +83,23 @@ impl<'a, T: Tables> Context<'a, T> {
         result
     }
 
-    /// Tries destinations in the scheduler's order until one takes the connection.
+    /// Gives the connection to the destination that the scheduler chooses. If that cannot take it,
+    /// another is searched for.
     #[inline(always)]
     fn schedule<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
-        let mut reason = Reason::NoDestination as u32;
-        for _ in 0..ATTEMPTS {
-            let Some(id) = self.pick(key.owner) else { break };
-            match self.connect::<A, PORTS>(packet, key, id) {
-                next if next & (NEXT | OPENED) == NEXT => reason = next & !NEXT,
-                result => return result,
+        let id = self.tables.forget(self.choose(packet, key).into()) as u32;
+        match id {
+            schedulers::NOBODY => return self.why_nobody(),
+            schedulers::SEARCH => return SEARCHING,
+            _ => {}
+        }
+        match self.connect::<A, PORTS>(packet, key, id) {
+            next if next & (NEXT | OPENED) == NEXT => {
+                let again = self.note_failure(key, id, next & !NEXT);
+                if again { SEARCHING } else { next & !NEXT }
             }
+            result => result,
         }
-        reason
-    }
-
-    /// Picks the next destination of a service's ring, as every ring scheduler does.
-    #[inline(always)]
-    fn pick(&self, service: u32) -> Option<u32> {
-        let schedule = self.tables.schedule(service)?;
-        let ring = self.tables.read(&schedule.ring);
-        let length = ring & 0xffff_ffff;
-        if length == 0 {
-            return None;
-        }
-        let position = self.tables.add(&schedule.position, 1);
-        self.tables.ring(((ring >> 32) + position.checked_rem(length)?) as u32)
     }
 
     /// Makes the entries of a connection to one destination and counts it.
@@ -135,7 +130,10 @@ impl<'a, T: Tables> Context<'a, T> {
             return Reason::Stateless as u32;
         }
         if let Some(counts) = self.tables.counts(id) {
-            self.tables.add(&counts.connections, state.one());
+            let before = self.tables.add(&counts.connections, state.one());
+            if destination.upper != 0 {
+                self.note_connection(id, before);
+            }
         }
         if let Some(row) = self.tables.row(self.row_index(id)) {
             bump(&row.connections, 1);
@@ -184,13 +182,16 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Picks a destination by the flow's hash alone, for when the table has no room: the same for
-    /// every packet of the flow while the ring stays.
+    /// every packet of the flow while the ring stays. Of fo and ovf it is the first.
     #[inline(always)]
     pub fn pick_stateless<A: Ip>(&self, key: &Key<A>) -> Option<u32> {
         let schedule = self.tables.schedule(key.owner)?;
-        let ring = self.tables.read(&schedule.ring);
-        let index = key.flow().checked_rem(ring & 0xffff_ffff)?;
-        let id = self.tables.ring(((ring >> 32) + index) as u32)?;
+        let ring = Ring(self.tables.read(&schedule.ring));
+        let index = match ring.scheduler() {
+            scheduler::FO | scheduler::OVF => 0,
+            _ => key.flow().checked_rem(ring.length().into())? as u32,
+        };
+        let id = self.tables.ring(ring.line() * RING_LINE + index)? as u32;
         let destination = self.tables.destination(id)?;
         if takes_connections(destination) { Some(id) } else { None }
     }
@@ -220,12 +221,6 @@ impl<'a, T: Tables> Context<'a, T> {
     pub fn row_index(&self, destination: u32) -> u32 {
         destination * self.settings.cpus + self.tables.cpu()
     }
-}
-
-/// Returns whether a destination takes new connections.
-#[inline(always)]
-fn takes_connections(destination: &Destination) -> bool {
-    destination.flags & destination_flag::AVAILABLE != 0 && destination.weight > 0
 }
 
 /// Returns the verdict for a packet that no destination takes and that is not answered.

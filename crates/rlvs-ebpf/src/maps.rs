@@ -10,14 +10,10 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
-    Base, CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
-    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6, Estimate,
-    FRAGMENT_BUCKETS, Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS,
-    PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Service, Settings,
-    SweepCursor, TIMER_BYTES, Totals, Tunnel, Word,
+    Base, CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6, Estimate, FRAGMENT_BUCKETS, Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, Word, AllCounts, Errand, FAVOURITES, Favourites, OVERLOAD_WORDS, RING_LINES, RingLine,
 };
 use rlvs_datapath::process::Stage;
-use rlvs_datapath::tables::{SPINS, Tables};
+use rlvs_datapath::tables::{SPINS, Step, Tables};
 
 /// BPF_F_MMAPABLE: commands read and write through memory.
 const MAPPED: usize = 1 << 10;
@@ -51,13 +47,19 @@ static SCHEDULES: Array<Schedule, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "totals")]
 static TOTALS: Array<Totals, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "rings")]
-static RINGS: Array<u64, { RING_ELEMENTS as usize }, MAPPED> = Array::new();
+static RINGS: Array<RingLine, { RING_LINES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "destinations")]
 static DESTINATIONS: Array<Destination, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "tunnels")]
 static TUNNELS: Array<Tunnel, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "counts")]
-static COUNTS: Array<Counts, { IDS as usize }, MAPPED> = Array::new();
+static COUNTS: Array<AllCounts, 1, MAPPED> = Array::new();
+#[btf_map(name = "overloads")]
+static OVERLOADS: Array<Word, { OVERLOAD_WORDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "errands")]
+static ERRANDS: Array<Errand, { CPUS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "favourites")]
+static FAVOURITE_ENTRIES: Array<Favourites, { FAVOURITES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "rows")]
 static ROWS: Array<Row, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "routes")]
@@ -115,6 +117,12 @@ extern "C" fn try_swap(_index: u64, wait: *mut Wait<'_>) -> i64 {
     wait.done as i64
 }
 
+extern "C" fn take_step<S: Step>(index: u64, state: *mut S) -> i64 {
+    // SAFETY: bpf_loop hands on the state that `repeat` was given.
+    let state = unsafe { &mut *state };
+    i64::from(state.step(&Maps, index as u32))
+}
+
 impl Tables for Maps {
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
@@ -159,8 +167,8 @@ impl Tables for Maps {
         SCHEDULES.get(id)
     }
     #[inline(always)]
-    fn ring(&self, index: u32) -> Option<u32> {
-        RINGS.get(index).map(|id| *id as u32)
+    fn ring_line(&self, index: u32) -> Option<&RingLine> {
+        RINGS.get(index)
     }
     #[inline(always)]
     fn destination(&self, id: u32) -> Option<&Destination> {
@@ -171,8 +179,20 @@ impl Tables for Maps {
         TUNNELS.get(id)
     }
     #[inline(always)]
-    fn counts(&self, id: u32) -> Option<&Counts> {
-        COUNTS.get(id)
+    fn all_counts(&self) -> Option<&[Counts]> {
+        Some(&COUNTS.get(0)?.of)
+    }
+    #[inline(always)]
+    fn overload(&self, index: u32) -> Option<&Word> {
+        OVERLOADS.get(index)
+    }
+    #[inline(always)]
+    fn errand(&self, cpu: u32) -> Option<&Errand> {
+        ERRANDS.get(cpu)
+    }
+    #[inline(always)]
+    fn favourites(&self, index: u32) -> Option<&Favourites> {
+        FAVOURITE_ENTRIES.get(index)
     }
     #[inline(always)]
     fn row(&self, index: u32) -> Option<&Row> {
@@ -250,6 +270,12 @@ impl Tables for Maps {
         // often it runs.
         unsafe { bpf_loop(SPINS, try_swap as *mut c_void, (&raw mut wait).cast(), 0) };
         wait.done != 0
+    }
+    #[inline(always)]
+    fn repeat<S: Step>(&self, times: u32, state: &mut S) {
+        let step: extern "C" fn(u64, *mut S) -> i64 = take_step::<S>;
+        // SAFETY: the callback takes an index and a state.
+        unsafe { bpf_loop(times, step as *mut c_void, (&raw mut *state).cast(), 0) };
     }
     #[inline(always)]
     fn is_set(&self, mut word: u64) -> u64 {

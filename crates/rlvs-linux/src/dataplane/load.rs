@@ -74,6 +74,7 @@ pub(super) fn load(unfinished: &Unfinished, sizes: Sizes, bodies: &[Body]) -> Re
         .map_max_entries("routes", ROUTES * cpus)
         .map_max_entries("reasons", REASONS * cpus)
         .map_max_entries("limits", cpus)
+        .map_max_entries("errands", cpus)
         .load(&bytes)
         .map_err(|error| load_error("the maps", &error))?;
     for (name, map) in bpf.maps() {

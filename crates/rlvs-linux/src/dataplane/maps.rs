@@ -7,15 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
     Base, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
-    Interfaces, LAYOUT, REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES,
-    Totals, Tunnel,
+    Favourites, Interfaces, LAYOUT, REASONS, Row, Schedule, Service, Settings, SweepCursor,
+    TIMER_BYTES, Totals, Tunnel,
 };
 
 use super::error::Error;
 use super::pins::{self, Folder};
 use super::sys::{self, Element, Memory};
 
-/// One pinned array map.
+/// One pinned array map. Where an element of the kernel's holds several of ours, they are elements
+/// here, and are not to be [updated](Self::update).
 #[derive(Debug)]
 pub(super) struct Mapped<T> {
     map: MapData,
@@ -29,11 +30,12 @@ impl<T: Element> Mapped<T> {
         let failed = |reason: String| Error::Load { what: pins::shown(folder, name), reason };
         let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
         let info = MapInfo::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
-        if info.value_size() as usize != size_of::<T>() {
-            let (found, known) = (info.value_size(), size_of::<T>());
+        let (found, known) = (info.value_size() as usize, size_of::<T>());
+        if found == 0 || !found.is_multiple_of(known) {
             return Err(failed(format!("its elements have {found} bytes instead of {known}")));
         }
-        let memory = Memory::map(map.fd().as_fd(), info.max_entries() as usize)
+        let elements = info.max_entries() as usize * (found / known);
+        let memory = Memory::map(map.fd().as_fd(), elements)
             .map_err(Error::io(format!("mapping {}", pins::shown(folder, name))))?;
         Ok(Self { map, memory, name, updates: Cell::new(0) })
     }
@@ -92,6 +94,8 @@ pub struct Maps {
     pub(super) destinations: Mapped<Destination>,
     pub(super) tunnels: Mapped<Tunnel>,
     pub(super) counts: Mapped<Counts>,
+    pub(super) overloads: Mapped<Cell<u64>>,
+    pub(super) favourites: Mapped<Favourites>,
     pub(super) rows: Mapped<Row>,
     pub(super) endpoints4: Mapped<Endpoints4>,
     pub(super) endpoints6: Mapped<Endpoints6>,
@@ -129,6 +133,8 @@ impl Maps {
             destinations: Mapped::open(folder, "destinations")?,
             tunnels: Mapped::open(folder, "tunnels")?,
             counts: Mapped::open(folder, "counts")?,
+            overloads: Mapped::open(folder, "overloads")?,
+            favourites: Mapped::open(folder, "favourites")?,
             rows: Mapped::open(folder, "rows")?,
             endpoints4: Mapped::open(folder, "endpoints4")?,
             endpoints6: Mapped::open(folder, "endpoints6")?,

@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use rlvs_control::check::NO_SCHEDULER;
 use rlvs_control::model::{ForwardingMethod, Protocol, ServiceId, Tunnel, TunnelChecksum};
+use rlvs_control::scheduler;
 use rlvs_control::table::Error;
 use rlvs_datapath::abi::{
-    self, Destination, Service, destination_flag, method, scheduler, tunnel_checksum, tunnel_form,
+    self, Destination, Service, destination_flag, method, tunnel_checksum, tunnel_form,
 };
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_wire::{checksum, ipsec, sctp, udp};
@@ -82,20 +84,14 @@ pub(super) fn service_id(record: &Service) -> ServiceId {
 }
 
 pub(super) fn scheduler_name(number: u32) -> &'static str {
-    match number {
-        scheduler::RR => "rr",
-        scheduler::WRR => "wrr",
-        _ => "none",
-    }
+    scheduler::name(number).unwrap_or(NO_SCHEDULER)
 }
 
 /// Returns the number of a scheduler that the data plane carries out.
 pub(super) fn scheduler_number(name: &str) -> Result<u32, Error> {
     match name {
-        "rr" => Ok(scheduler::RR),
-        "wrr" => Ok(scheduler::WRR),
-        "none" => Ok(0),
-        other => Err(Error::NotYet(format!("scheduler {other}"))),
+        NO_SCHEDULER => Ok(0),
+        name => scheduler::number(name).ok_or_else(|| Error::UnknownScheduler(name.to_owned())),
     }
 }
 

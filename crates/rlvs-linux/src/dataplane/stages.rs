@@ -65,12 +65,20 @@ pub enum Group {
     Clamps,
     /// By destinations at the end of a tunnel.
     Tunnels,
+    /// By services whose scheduler looks at many destinations, or with thresholds.
+    Search,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 5] =
-        [Self::Ordinary, Self::Associations, Self::Peers, Self::Clamps, Self::Tunnels];
+    pub const ALL: [Self; 6] = [
+        Self::Ordinary,
+        Self::Associations,
+        Self::Peers,
+        Self::Clamps,
+        Self::Tunnels,
+        Self::Search,
+    ];
 
     const fn of(stage: Stage) -> Self {
         match stage {
@@ -80,6 +88,7 @@ impl Group {
             Stage::Peers4 | Stage::Peers6 => Self::Peers,
             Stage::Clamp4 | Stage::Clamp6 => Self::Clamps,
             Stage::Relay4 | Stage::Relay6 => Self::Tunnels,
+            Stage::Search => Self::Search,
             _ => Self::Ordinary,
         }
     }

@@ -50,6 +50,8 @@ unsafe impl Element for abi::Destination {}
 unsafe impl Element for abi::Tunnel {}
 // SAFETY: as above.
 unsafe impl Element for abi::Counts {}
+// SAFETY: as above.
+unsafe impl Element for abi::Favourites {}
 // SAFETY: as above; the cell holds a `Hop`, which is all integers.
 unsafe impl Element for abi::Row {}
 // SAFETY: as above.

@@ -23,11 +23,13 @@ use rlvs_control::model::{
     Service as WantedService, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::{self, Kind, Member, State, Stored};
+use rlvs_control::scheduler::{self, Candidate};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
-    Destination, IDS, Schedule, Service, destination_flag, endpoint_kind, method, scheduler,
+    Destination, IDS, RING_LINE, Schedule, Service, destination_flag, endpoint_kind, method,
     service_flag,
 };
+use rlvs_datapath::schedulers::{Ring, is_overloaded_after, searches};
 
 use super::connections;
 use super::endpoints::{self, Endpoint};
@@ -62,7 +64,7 @@ pub struct BpfTable {
     destinations: BTreeMap<(u32, DestinationId), u32>,
     /// Reply endpoints in use, with the number of destinations that use each.
     replies: BTreeMap<Endpoint, (u32, u32)>,
-    /// First ring element that the next ring may use: the allocator walks round, so that what a
+    /// First line that the next ring may use: the allocator walks round, so that what a
     /// program may still be reading is not written over.
     ring_cursor: u32,
     /// Offset and length of the rings that are or were in force; `None` before they are looked up.
@@ -242,14 +244,29 @@ impl BpfTable {
         ids
     }
 
-    fn members(&self, service: u32) -> Vec<Member> {
-        let member = |id| Member { id, weight: self.destination_record(id).weight };
-        self.list(service).into_iter().map(member).collect()
+    /// Returns the destinations of a service as its scheduler sees them.
+    fn candidates(&self, service: u32) -> Vec<Candidate> {
+        let candidate = |id| {
+            let record = self.destination_record(id);
+            Candidate {
+                id,
+                weight: record.weight,
+                last_weight: record.last_weight,
+                limited: record.upper != 0,
+                address: address(record.family, record.address),
+                port: u16::from_be_bytes(record.port),
+            }
+        };
+        self.list(service).into_iter().map(candidate).collect()
     }
 
-    /// Returns where a service's scheduler stands; `None` if it has no ring.
+    fn members(&self, service: u32) -> Vec<Member> {
+        scheduler::members(&self.candidates(service))
+    }
+
+    /// Returns where a service's scheduler stands; `None` if it does not stand anywhere.
     fn state(&self, id: u32, members: &[Member]) -> Option<State> {
-        let kind = ring_kind(self.service_record(id).scheduler)?;
+        let kind = scheduler::kind(self.service_record(id).scheduler)?;
         let schedule = self.maps.schedules.read(id)?;
         let stored = Stored {
             base: schedule.base.get(),
@@ -259,36 +276,74 @@ impl BpfTable {
         Some(ring::resume(kind, members, stored, schedule.position.get()))
     }
 
-    /// Builds a service's ring and puts it in force.
+    /// Lays out what a service's scheduler goes by and puts it in force.
     fn publish(
         &mut self,
         id: u32,
         state: impl FnOnce(&[Member], Kind) -> State,
     ) -> Result<(), super::Error> {
         self.published += 1;
-        let members = self.members(id);
-        let Some(kind) = ring_kind(self.service_record(id).scheduler) else {
-            self.store(id, |record| &record.ring, 0);
-            return Ok(());
-        };
-        let state = state(&members, kind);
+        let list = self.candidates(id);
+        let record = self.service_record(id);
+        let kind = scheduler::kind(record.scheduler);
+        let state = kind.map(|kind| state(&scheduler::members(&list), kind));
         let position = self.maps.schedules.read(id).map_or(0, |schedule| schedule.position.get());
-        let ring = ring::build(&members, state, position);
-        let offset = self.allocate(ring.elements.len() as u32)?;
-        for (index, element) in (offset..).zip(&ring.elements) {
-            self.maps.rings.write(index, u64::from(*element));
+        let layout = scheduler::lay_out(record.scheduler, &list, state, position);
+        let limited = list.iter().any(|one| one.limited);
+        if limited || searches(record.scheduler, record.scheduler_flags) && record.scheduler != 0 {
+            load::ensure_group(Group::Search)?;
         }
-        self.store(id, |record| &record.base, ring.stored.base);
-        self.store(id, |record| &record.last, ring.stored.last.into());
-        self.store(id, |record| &record.level, ring.stored.level.into());
-        let word = u64::from(offset) << 32 | ring.elements.len() as u64;
-        self.store(id, |record| &record.ring, word);
+        let length = layout.elements.len() as u32;
+        let line = self.allocate(length.div_ceil(RING_LINE))?;
+        let mut elements = layout.elements;
+        elements.resize(length.next_multiple_of(RING_LINE) as usize, 0);
+        for (index, element) in (line * RING_LINE..).zip(elements) {
+            self.maps.rings.write(index, element);
+        }
+        self.store(id, |record| &record.base, layout.stored.base);
+        self.store(id, |record| &record.last, layout.stored.last.into());
+        self.store(id, |record| &record.level, layout.stored.level.into());
+        let ring = Ring::new(record.scheduler, record.scheduler_flags, line, length);
+        self.store(id, |record| &record.ring, ring.0);
         Ok(())
     }
 
     fn store(&self, id: u32, field: fn(&Schedule) -> &rlvs_datapath::abi::Word, value: u64) {
         if let Some(word) = self.maps.schedules.word(id, field) {
             word.store(value, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes the thresholds of a destination hold for the connections that it has.
+    fn settle_overload(&self, id: u32, before: &Destination) {
+        let Some(word) = self.maps.overloads.word(id / 64, |word| word) else { return };
+        let bit = 1 << (id % 64);
+        let connections = self.maps.counts.read(id).map_or(0, |counts| counts.connections.get());
+        let after = self.destination_record(id);
+        let marked = word.load(Ordering::SeqCst) & bit != 0;
+        if is_overloaded_after(connections, marked, before, &after) {
+            word.fetch_or(bit, Ordering::SeqCst);
+        } else {
+            word.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes lblc and lblcr forget what they have chosen for a service, or only where that is one
+    /// destination.
+    fn forget_favourites(&self, service: u32, only: Option<u32>) {
+        use rlvs_datapath::abi::scheduler::{LBLC, LBLCR};
+        if ![LBLC, LBLCR].contains(&self.service_record(service).scheduler) {
+            return;
+        }
+        for index in 0..self.maps.favourites.len() {
+            let Some(entry) = self.maps.favourites.read(index) else { break };
+            let named = |id: u32| entry.members.iter().any(|member| member.get() == id.into());
+            if (entry.used.get() >> 32) as u32 == service
+                && only.is_none_or(named)
+                && let Some(key) = self.maps.favourites.word(index, |entry| &entry.key)
+            {
+                key.store(0, Ordering::SeqCst);
+            }
         }
     }
 
@@ -343,7 +398,7 @@ impl BpfTable {
         }
         record.flags &= !destination_flag::AVAILABLE;
         record.next = 0;
-        record.reserved[RETIRED_AT] = seconds();
+        record.retired_at = seconds();
         // It is out of the list, and leads its connections where it led.
         self.maps.destinations.write(id, record);
         Ok(())
@@ -353,6 +408,7 @@ impl BpfTable {
     fn retire_service(&self, id: u32) -> Result<(), super::Error> {
         let list = self.list(id);
         let mut record = self.service_record(id);
+        self.forget_favourites(id, None);
         record.flags &= !service_flag::LIVE;
         record.head = 0;
         self.maps.services.update(id, &record)?;
@@ -369,7 +425,7 @@ impl BpfTable {
         let now = seconds();
         let idle = |id: u32| {
             let record = self.destination_record(id);
-            let age = now.saturating_sub(record.reserved[RETIRED_AT]);
+            let age = now.saturating_sub(record.retired_at);
             let connections = self.maps.counts.read(id).map_or(0, |c| c.connections.get());
             !is_available(&record) && connections == 0 && (all || age > REMEMBERED_S)
         };
@@ -418,7 +474,9 @@ impl BpfTable {
                 }
             }
         }
+        self.forget_favourites(record.service, Some(id));
         self.maps.destinations.write(id, Destination::default());
+        self.settle_overload(id, &record);
         self.clear_counters(id);
         self.free_destination_from = self.free_destination_from.min(id);
     }
@@ -491,7 +549,7 @@ impl BpfTable {
             service: WantedService {
                 id: service_id(&record),
                 scheduler: scheduler_name(record.scheduler).to_owned(),
-                scheduler_flags: 0,
+                scheduler_flags: record.scheduler_flags as u8,
                 one_packet: false,
                 persistence: None,
                 persistence_engine: None,
@@ -529,20 +587,9 @@ impl BpfTable {
     }
 }
 
-/// Index into [`Destination::reserved`] of the second at which it was retired.
-const RETIRED_AT: usize = 1;
-
 /// Returns the seconds since boot.
 fn seconds() -> u32 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.tv_sec() as u32)
-}
-
-fn ring_kind(number: u32) -> Option<Kind> {
-    match number {
-        scheduler::RR => Some(Kind::Rr),
-        scheduler::WRR => Some(Kind::Wrr),
-        _ => None,
-    }
 }
 
 fn reply_endpoint(service: &Service, record: &Destination) -> Endpoint {
@@ -574,9 +621,6 @@ fn carried_out(service: &WantedService) -> Result<(), Error> {
     if service.one_packet {
         return not_yet("one-packet scheduling (-o)");
     }
-    if service.scheduler_flags != 0 {
-        return not_yet("scheduler flags (-b)");
-    }
     Ok(())
 }
 
@@ -605,6 +649,7 @@ impl Table for BpfTable {
             family: family(address),
             flags: service_flag::LIVE,
             scheduler,
+            scheduler_flags: service.scheduler_flags.into(),
             ..Service::default()
         };
         if associates(&record) {
@@ -635,13 +680,19 @@ impl Table for BpfTable {
         carried_out(service)?;
         let scheduler = scheduler_number(&service.scheduler)?;
         let mut record = self.service_record(id);
-        if record.scheduler == scheduler {
+        let before = (record.scheduler, record.scheduler_flags);
+        let after = (scheduler, u32::from(service.scheduler_flags));
+        if before == after {
             return Ok(());
         }
-        record.scheduler = scheduler;
+        let state = (before.0 == after.0).then(|| self.state(id, &self.members(id))).flatten();
+        if before.0 != after.0 {
+            self.forget_favourites(id, None);
+        }
+        (record.scheduler, record.scheduler_flags) = after;
         self.unsettled(id);
         self.maps.services.update(id, &record)?;
-        self.publish(id, |members, kind| State::new(kind, members))?;
+        self.publish(id, |members, kind| state.unwrap_or_else(|| State::new(kind, members)))?;
         self.settled();
         Ok(())
     }
@@ -662,7 +713,6 @@ impl Table for BpfTable {
         if self.listed(service_number, to.id).is_ok() {
             return Err(Error::DestinationExists);
         }
-        threshold_not_yet(to)?;
         self.forget(false)?;
         let place = self.ways.place(to.id.address);
         local::prepare(&self.maps, to, place)?;
@@ -683,6 +733,9 @@ impl Table for BpfTable {
             service: service_number,
             reply: if remembered.is_some() { old.reply } else { 0 },
             weight: to.weight,
+            last_weight: if to.weight != 0 { to.weight } else { old.last_weight },
+            upper: to.upper_threshold,
+            lower: to.lower_threshold,
             next,
             ..Destination::default()
         };
@@ -697,6 +750,7 @@ impl Table for BpfTable {
             // the lock forgets it.
             self.maps.destinations.write(id, record);
         }
+        self.settle_overload(id, &old);
         self.destinations.insert(key, id);
         self.end_addition(id, to.id.address)
     }
@@ -706,18 +760,24 @@ impl Table for BpfTable {
         let service_number = self.live(service)?;
         check::destination(service, to)?;
         let id = self.listed(service_number, to.id)?;
-        threshold_not_yet(to)?;
         let owner = self.service_record(service_number);
         let before = self.members(service_number);
         let state = self.state(service_number, &before);
-        let mut record = self.destination_record(id);
-        record.weight = to.weight;
+        let old = self.destination_record(id);
+        let mut record = Destination {
+            weight: to.weight,
+            last_weight: if to.weight != 0 { to.weight } else { old.last_weight },
+            upper: to.upper_threshold,
+            lower: to.lower_threshold,
+            ..old
+        };
         let place = self.ways.place(to.id.address);
         record.flags = destination_flag::AVAILABLE | place;
         local::prepare(&self.maps, to, place)?;
         self.unsettled(service_number);
         self.set_method(id, &owner, &mut record, to)?;
         self.maps.destinations.update(id, &record)?;
+        self.settle_overload(id, &old);
         self.mark_places(service_number)?;
         self.publish(service_number, |members, kind| match state {
             Some(state) => state.changed(members),
@@ -853,11 +913,4 @@ impl Table for BpfTable {
     fn connection_table_size(&mut self) -> Result<u32, Error> {
         Ok(SHOWN_SIZE)
     }
-}
-
-fn threshold_not_yet(to: &Wanted) -> Result<(), Error> {
-    if to.upper_threshold != 0 || to.lower_threshold != 0 {
-        return Err(Error::NotYet("connection thresholds (-x, -y)".to_owned()));
-    }
-    Ok(())
 }

@@ -50,6 +50,7 @@ pub(crate) fn load(bytes: &[u8], cpus: u32, pairs: Pairs) -> Result<Ebpf> {
         .map_max_entries("routes", ROUTES * cpus)
         .map_max_entries("reasons", REASONS * cpus)
         .map_max_entries("limits", cpus)
+        .map_max_entries("errands", cpus)
         .load(bytes)
         .context("making the maps of the object under test")
 }

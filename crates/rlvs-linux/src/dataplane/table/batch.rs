@@ -10,7 +10,8 @@ use std::net::IpAddr;
 
 use rlvs_control::ring::State;
 use rlvs_control::table::Error;
-use rlvs_datapath::abi::{IDS, RING_ELEMENTS};
+use rlvs_datapath::abi::{IDS, RING_LINE, RING_LINES};
+use rlvs_datapath::schedulers::Ring;
 
 use super::BpfTable;
 
@@ -132,7 +133,7 @@ impl BpfTable {
         Ok(id)
     }
 
-    /// Finds room for a ring: the next gap between the rings in force, walking round.
+    /// Finds room for a ring: the next gap between the rings in force, walking round. Counts in lines.
     pub(super) fn allocate(&mut self, length: u32) -> Result<u32, super::super::Error> {
         if length == 0 {
             return Ok(0);
@@ -153,7 +154,9 @@ impl BpfTable {
         }
         let offset = found.ok_or_else(|| super::super::Error::Load {
             what: "a scheduler's ring".to_owned(),
-            reason: format!("the rings of all services hold at most {RING_ELEMENTS} entries"),
+            reason: format!(
+                "the rings of all services hold at most {RING_LINES} times {RING_LINE} entries"
+            ),
         })?;
         used.insert(offset, length);
         self.rings = Some(used);
@@ -162,13 +165,13 @@ impl BpfTable {
         Ok(offset)
     }
 
-    /// Returns offset and length of every ring in force.
+    /// Returns the first line of every ring in force, and how many it has.
     fn rings_in_force(&self) -> BTreeMap<u32, u32> {
         self.services
             .values()
-            .filter_map(|&id| Some(self.maps.schedules.read(id)?.ring.get()))
-            .map(|ring| ((ring >> 32) as u32, ring as u32))
-            .filter(|&(_, length)| length > 0)
+            .filter_map(|&id| Some(Ring(self.maps.schedules.read(id)?.ring.get())))
+            .map(|ring| (ring.line(), ring.lines()))
+            .filter(|&(_, lines)| lines > 0)
             .collect()
     }
 }
@@ -180,7 +183,7 @@ impl Drop for BpfTable {
     }
 }
 
-/// Finds `length` elements from `from` on that no ring has.
+/// Finds `length` lines from `from` on that no ring has.
 fn gap(used: &BTreeMap<u32, u32>, from: u32, length: u32) -> Option<u32> {
     // The ring before may reach beyond `from`.
     let before = used.range(..from).next_back().map_or(0, |(&offset, &used)| offset + used);
@@ -191,7 +194,7 @@ fn gap(used: &BTreeMap<u32, u32>, from: u32, length: u32) -> Option<u32> {
         }
         start = start.max(offset + used);
     }
-    (start + length <= RING_ELEMENTS).then_some(start)
+    (start + length <= RING_LINES).then_some(start)
 }
 
 #[cfg(test)]
@@ -207,6 +210,6 @@ mod tests {
         assert_eq!(gap(&used, 12, 9), Some(30));
         assert_eq!(gap(&used, 12, 8), Some(12));
         assert_eq!(gap(&used, 22, 1), Some(30));
-        assert_eq!(gap(&BTreeMap::new(), 5, RING_ELEMENTS), None);
+        assert_eq!(gap(&BTreeMap::new(), 5, RING_LINES), None);
     }
 }
