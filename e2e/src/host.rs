@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
-    Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
-    REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Tunnel, Word,
+    Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
+    REASONS, ROUTES, Route, Row, Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
 use rlvs_datapath::process::{go_on, process};
@@ -191,6 +191,10 @@ pub struct HostTables {
     pub connections4: Vec<Connections4>,
     /// Map `connections6`.
     pub connections6: Vec<Connections6>,
+    /// Map `wide`.
+    pub wide: Vec<Wides>,
+    /// Map `scratch`.
+    pub scratch: Vec<Scratch>,
     /// Map `endpoints4`.
     pub endpoints4: BTreeMap<u32, Endpoints4>,
     /// Map `endpoints6`.
@@ -241,6 +245,8 @@ impl HostTables {
             cpu: Cell::new(0),
             connections4: many(settings.connections4_mask + 1),
             connections6: many(settings.connections6_mask + 1),
+            wide: many(settings.wide_mask + 1),
+            scratch: many(settings.cpus),
             endpoints4: BTreeMap::new(),
             endpoints6: BTreeMap::new(),
             presence: many(PRESENCE_WORDS),
@@ -254,8 +260,8 @@ impl HostTables {
             routes: many(ROUTES * settings.cpus),
             interfaces: many(INTERFACE_BUCKETS),
             fragments: many(FRAGMENT_BUCKETS),
-            occupancy: many(2 * OCCUPANCY_WORDS),
-            locks: many(2 * LOCKS),
+            occupancy: many(3 * OCCUPANCY_WORDS),
+            locks: many(LOCK_KINDS * LOCKS),
             reasons: many(REASONS * settings.cpus),
             limits: many(settings.cpus),
             empty4: Endpoints4::default(),
@@ -280,6 +286,12 @@ impl Tables for HostTables {
     }
     fn connections6(&self, index: u32) -> Option<&Connections6> {
         self.connections6.get(index as usize)
+    }
+    fn wide(&self, index: u32) -> Option<&Wides> {
+        self.wide.get(index as usize)
+    }
+    fn scratch(&self, cpu: u32) -> Option<&Scratch> {
+        self.scratch.get(cpu as usize)
     }
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {
         Some(self.endpoints4.get(&index).unwrap_or(&self.empty4))

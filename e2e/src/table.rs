@@ -94,6 +94,8 @@ impl Description {
             timeouts,
             services: self.services.len() as u32 + 1,
             destinations: destinations as u32 + 1,
+            wide_mask: self.buckets - 1,
+            reserved: 0,
         }
     }
 
@@ -119,8 +121,7 @@ impl Description {
                 family: if address.is_ipv4() { 4 } else { 6 },
                 flags: service_flag::LIVE,
                 scheduler: service.scheduler,
-                head: 0,
-                reserved: [0; 8],
+                ..Service::default()
             };
             let first = destination_id + 1;
             for server in &service.servers {

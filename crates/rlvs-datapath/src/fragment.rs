@@ -143,6 +143,9 @@ fn open<A: Ip, F: Frame, T: Tables>(
     _: u64,
 ) -> Result<Verdict, Reason> {
     let service = context.service_of(packet).ok_or(Reason::NoService)?;
+    if context.is_special(service) {
+        return Ok(context.leave(packet, service, Stage::odd::<A>()));
+    }
     Ok(match context.open::<A, _, true>(frame, packet, service) {
         Opening::To(id) => {
             let too_big = |frame: &mut Moved<'_, F>, _| leave_too_big::<A, _>(frame);

@@ -29,6 +29,7 @@ use crate::local::{self, Sender};
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
+use crate::special;
 use crate::state::{self, Seen};
 use crate::tables::{Tables, Time, bump};
 use crate::tunnel;
@@ -70,11 +71,19 @@ pub enum Stage {
     Associate4 = 14,
     /// The same over IPv6.
     Associate6 = 15,
+    /// A new IPv4 connection of a service that needs more than an entry.
+    Special4 = 16,
+    /// The same over IPv6.
+    Special6 = 17,
+    /// Its destination is chosen, and the entries are to be made.
+    Join4 = 18,
+    /// The same over IPv6.
+    Join6 = 19,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -91,6 +100,10 @@ impl Stage {
         Self::Peers6,
         Self::Associate4,
         Self::Associate6,
+        Self::Special4,
+        Self::Special6,
+        Self::Join4,
+        Self::Join6,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has
@@ -100,6 +113,7 @@ impl Stage {
         number >= Self::Odd4 as u32
             && number != Self::Peers4 as u32
             && number != Self::Peers6 as u32
+            && number < Self::Special4 as u32
     }
 
     /// Returns the end of the names of the programs that carry it out.
@@ -121,6 +135,10 @@ impl Stage {
             Self::Peers6 => "peers6",
             Self::Associate4 => "associate4",
             Self::Associate6 => "associate6",
+            Self::Special4 => "special4",
+            Self::Special6 => "special6",
+            Self::Join4 => "join4",
+            Self::Join6 => "join6",
         }
     }
 
@@ -143,7 +161,11 @@ impl Stage {
             12 => Self::Peers4,
             13 => Self::Peers6,
             14 => Self::Associate4,
-            _ => Self::Associate6,
+            15 => Self::Associate6,
+            16 => Self::Special4,
+            17 => Self::Special6,
+            18 => Self::Join4,
+            _ => Self::Join6,
         }
     }
 
@@ -158,7 +180,7 @@ impl Stage {
     }
 
     #[inline(always)]
-    const fn rest<A: Ip>() -> Self {
+    pub(crate) const fn rest<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Rest4 } else { Self::Rest6 }
     }
 
@@ -170,6 +192,18 @@ impl Stage {
     #[inline(always)]
     pub(crate) const fn odd<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Odd4 } else { Self::Odd6 }
+    }
+
+    /// Returns the stage of special services for an IP version.
+    #[inline(always)]
+    pub const fn special<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Special4 } else { Self::Special6 }
+    }
+
+    /// Returns the stage that makes their entries.
+    #[inline(always)]
+    pub const fn join<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Join4 } else { Self::Join6 }
     }
 
     /// Returns the stage of SCTP for an IP version.
@@ -270,6 +304,18 @@ pub fn associate<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdi
     settle(frame, tables, |context, frame, _| association::first::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::Special4`] and [`Stage::Special6`].
+#[inline(always)]
+pub fn special<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| special::choose::<A, F, T>(context, frame))
+}
+
+/// Carries out the stages [`Stage::Join4`] and [`Stage::Join6`].
+#[inline(always)]
+pub fn join<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| special::join::<A, F, T>(context, frame))
+}
+
 /// Carries out a stage, for bodies that call it like any function.
 pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
     match stage {
@@ -289,6 +335,10 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Peers6 => peers::<V6, F, T>(frame, tables),
         Stage::Associate4 => associate::<V4, F, T>(frame, tables),
         Stage::Associate6 => associate::<V6, F, T>(frame, tables),
+        Stage::Special4 => special::<V4, F, T>(frame, tables),
+        Stage::Special6 => special::<V6, F, T>(frame, tables),
+        Stage::Join4 => join::<V4, F, T>(frame, tables),
+        Stage::Join6 => join::<V6, F, T>(frame, tables),
     }
 }
 
@@ -422,6 +472,9 @@ pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         Sender::Here => return Verdict::Pass(Reason::Local),
         Sender::Unknown => return Verdict::Next(Stage::peers::<A>()),
     }
+    if context.is_special(service) {
+        return context.leave(packet, service, rest);
+    }
     match context.open::<A, F, PORTS>(frame, packet, service) {
         Opening::To(id) => {
             // The connection is there, and its packet is found to be too big once more.
@@ -436,7 +489,7 @@ pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
 
 /// Says what becomes of a packet that opens no connection.
 #[inline(always)]
-fn refuse_start<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn refuse_start<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -483,8 +536,8 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             answer::<A, F, T, PORTS>(context, frame, packet, &found, track)
         }
         Some(Found { slot, value }) if context.is_forsaken::<A, PORTS>(packet, value) => {
-            // Whoever has discarded it, it is gone.
-            context.discard(&key, slot, value);
+            // Whoever has discarded it, it is gone; or it is discarded by the stage that it needs.
+            context.discard::<A, false>(&key, slot, value);
             Verdict::Next(open)
         }
         Some(found) => request::<A, F, T, PORTS>(context, frame, packet, &found),
@@ -834,12 +887,17 @@ impl<'a, T: Tables> Context<'a, T> {
             && let Some(destination) = self.tables.destination(value.destination())
         {
             let gone = destination.flags & destination_flag::AVAILABLE == 0;
-            let quiet = destination.weight == 0 && state::starts::<PORTS>(protocol, flags);
+            // What a template has chosen it would choose again.
+            let quiet = destination.weight == 0
+                && !value.is_controlled()
+                && state::starts::<PORTS>(protocol, flags);
             if gone || quiet && protocol != udp::PROTOCOL {
                 return true;
             }
         }
-        state::begins_anew::<PORTS>(value.state(), seen(value), protocol, flags, settings)
+        // As `is_new_conn_expected()`.
+        !value.is_controlled()
+            && state::begins_anew::<PORTS>(value.state(), seen(value), protocol, flags, settings)
     }
 
     /// Returns the flags of the interface if `mac` is one of its addresses.

@@ -97,6 +97,10 @@ programs! {
     rlvs_xdp_peers4, rlvs_tc_peers4: process::peers::<V4, _, _>;
     rlvs_xdp_peers6, rlvs_tc_peers6: process::peers::<V6, _, _>;
     rlvs_xdp_associate4, rlvs_tc_associate4: process::associate::<V4, _, _>;
+    rlvs_xdp_special4, rlvs_tc_special4: process::special::<V4, _, _>;
+    rlvs_xdp_special6, rlvs_tc_special6: process::special::<V6, _, _>;
+    rlvs_xdp_join4, rlvs_tc_join4: process::join::<V4, _, _>;
+    rlvs_xdp_join6, rlvs_tc_join6: process::join::<V6, _, _>;
     rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
 }
 

@@ -12,9 +12,9 @@ use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
     Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
-    Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
-    REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Service, Settings, SweepCursor,
-    TIMER_BYTES, Totals, Tunnel, Word,
+    Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, OCCUPANCY_WORDS,
+    PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Scratch, Service,
+    Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT, Wides, Word,
 };
 use rlvs_datapath::process::Stage;
 use rlvs_datapath::tables::{SPINS, Tables};
@@ -38,6 +38,10 @@ static SETTINGS: Array<Settings, 1, MAPPED> = Array::new();
 static CONNECTIONS4: Array<Connections4, { CONNECTIONS4_DEFAULT as usize }, MAPPED> = Array::new();
 #[btf_map(name = "connections6")]
 static CONNECTIONS6: Array<Connections6, { CONNECTIONS6_DEFAULT as usize }, MAPPED> = Array::new();
+#[btf_map(name = "wide")]
+static WIDE: Array<Wides, { WIDE_DEFAULT as usize }, MAPPED> = Array::new();
+#[btf_map(name = "scratch")]
+static SCRATCH: Array<Scratch, { CPUS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "endpoints4")]
 static ENDPOINTS4: Array<Endpoints4, { ENDPOINT4_BUCKETS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "endpoints6")]
@@ -67,9 +71,9 @@ static INTERFACES: Array<Interfaces, { INTERFACE_BUCKETS as usize }, MAPPED> = A
 #[btf_map(name = "fragments")]
 static FRAGMENTS: Array<Fragments, { FRAGMENT_BUCKETS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "occupancy")]
-static OCCUPANCY: Array<Word, { 2 * OCCUPANCY_WORDS as usize }, MAPPED> = Array::new();
+static OCCUPANCY: Array<Word, { 3 * OCCUPANCY_WORDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "locks")]
-static LOCK_WORDS: Array<Word, { 2 * LOCKS as usize }, MAPPED> = Array::new();
+static LOCK_WORDS: Array<Word, { (LOCK_KINDS * LOCKS) as usize }, MAPPED> = Array::new();
 #[btf_map(name = "reasons")]
 static REASON_COUNTERS: Array<Word, { (CPUS * REASONS) as usize }, MAPPED> = Array::new();
 #[btf_map(name = "limits")]
@@ -133,6 +137,14 @@ impl Tables for Maps {
     #[inline(always)]
     fn connections6(&self, index: u32) -> Option<&Connections6> {
         CONNECTIONS6.get(index)
+    }
+    #[inline(always)]
+    fn wide(&self, index: u32) -> Option<&Wides> {
+        WIDE.get(index)
+    }
+    #[inline(always)]
+    fn scratch(&self, cpu: u32) -> Option<&Scratch> {
+        SCRATCH.get(cpu)
     }
     #[inline(always)]
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {

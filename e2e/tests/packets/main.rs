@@ -15,6 +15,7 @@ mod length;
 mod local;
 mod malformed;
 mod paths;
+mod persistence;
 mod reasons;
 mod schedulers;
 mod states;
