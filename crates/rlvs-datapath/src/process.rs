@@ -292,7 +292,7 @@ pub fn peers<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
             Err(reason) => return Verdict::Pass(reason),
         };
         if let Some(service) = context.service_of(&packet) {
-            context.ask_for_peers(frame, service);
+            context.ask_for_a_peer(frame, service);
         }
         Verdict::Next(open)
     })
