@@ -26,6 +26,7 @@ impl fmt::Display for Protocol {
             Self::Tcp => to.pad("TCP"),
             Self::Udp => to.pad("UDP"),
             Self::Sctp => to.pad("SCTP"),
+            Self::Other(0) => to.pad("IP"),
             Self::Other(number) => to.pad(&format!("IP_{number}")),
         }
     }

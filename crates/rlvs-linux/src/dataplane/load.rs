@@ -288,6 +288,17 @@ pub(super) fn clock() -> Result<(u32, u64), Error> {
     Ok((shift, tick_ns << shift))
 }
 
+/// Returns seconds in units of coarse time, rounded up.
+pub(super) fn units(seconds: u32) -> Result<u32, Error> {
+    let (_, unit_ns) = clock()?;
+    Ok((u64::from(seconds) * 1_000_000_000).div_ceil(unit_ns) as u32)
+}
+
+/// Returns whole seconds of units of coarse time.
+pub(super) fn seconds(units: u32) -> u32 {
+    clock().map_or(0, |(_, unit_ns)| (u64::from(units) * unit_ns / 1_000_000_000) as u32)
+}
+
 /// Draws the secrets of the hashes.
 fn keys() -> Result<[u64; 3], Error> {
     use std::io::Read;

@@ -20,7 +20,7 @@ pub struct Parameter {
 }
 
 /// Every setting, by name.
-pub const ALL: [Parameter; 2] = [
+pub const ALL: [Parameter; 3] = [
     Parameter {
         name: "conn_reuse_mode",
         max: 3,
@@ -36,6 +36,13 @@ pub const ALL: [Parameter; 2] = [
                 out, 1 are opened anew to another",
         get: |settings| u32::from(settings.flags & settings_flag::EXPIRE_REMOVED != 0),
         set: |settings, value| put(settings, settings_flag::EXPIRE_REMOVED, value != 0),
+    },
+    Parameter {
+        name: "expire_quiescent_template",
+        max: 1,
+        about: "a client whose persistent real server has weight 0: 0 stays with it, 1 gets another",
+        get: |settings| u32::from(settings.flags & settings_flag::EXPIRE_QUIESCENT != 0),
+        set: |settings, value| put(settings, settings_flag::EXPIRE_QUIESCENT, value != 0),
     },
 ];
 
@@ -95,12 +102,13 @@ mod tests {
     fn what_is_set_is_read_back() {
         let mut settings = Settings::default();
         let values = |settings: &Settings| ALL.map(|parameter| (parameter.get)(settings));
-        assert_eq!(values(&settings), [1, 0], "defaults are the kernel's");
+        assert_eq!(values(&settings), [1, 0, 0], "defaults are the kernel's");
         for (value, shown) in [(0, 0), (3, 3), (2, 3), (1, 1)] {
             set_reuse(&mut settings, value);
-            assert_eq!(values(&settings), [shown, 0]);
+            assert_eq!(values(&settings), [shown, 0, 0]);
         }
         (ALL[1].set)(&mut settings, 1);
-        assert_eq!(values(&settings), [1, 1]);
+        (ALL[2].set)(&mut settings, 1);
+        assert_eq!(values(&settings), [1, 1, 1]);
     }
 }

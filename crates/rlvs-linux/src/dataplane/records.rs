@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use rlvs_control::model::{ForwardingMethod, Protocol, ServiceId, Tunnel, TunnelChecksum};
+use rlvs_control::model::{ForwardingMethod, Netmask, Protocol, ServiceId, Tunnel, TunnelChecksum};
 use rlvs_control::table::Error;
 use rlvs_datapath::abi::{
     self, Destination, Service, destination_flag, method, scheduler, tunnel_checksum, tunnel_form,
@@ -96,6 +96,25 @@ pub(super) fn scheduler_number(name: &str) -> Result<u32, Error> {
         "wrr" => Ok(scheduler::WRR),
         "none" => Ok(0),
         other => Err(Error::NotYet(format!("scheduler {other}"))),
+    }
+}
+
+/// Returns a persistence mask as it is laid over addresses.
+pub(super) fn mask(netmask: Netmask) -> [u8; 16] {
+    match netmask {
+        Netmask::V4(bytes) => octets(IpAddr::from(bytes)),
+        Netmask::V6(length) => {
+            u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0).to_be_bytes()
+        }
+    }
+}
+
+/// Returns the persistence mask of a service.
+pub(super) fn netmask(record: &Service) -> Netmask {
+    let [a, b, c, d, ..] = record.mask;
+    match record.family {
+        4 => Netmask::V4([a, b, c, d]),
+        _ => Netmask::V6(u128::from_be_bytes(record.mask).leading_ones() as u8),
     }
 }
 

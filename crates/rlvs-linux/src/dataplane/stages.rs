@@ -61,11 +61,13 @@ pub enum Group {
     Associations,
     /// By services with this host among their direct destinations.
     Peers,
+    /// By persistent services, those without a port or an address, and those of single packets.
+    Special,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 3] = [Self::Ordinary, Self::Associations, Self::Peers];
+    pub const ALL: [Self; 4] = [Self::Ordinary, Self::Associations, Self::Peers, Self::Special];
 
     const fn of(stage: Stage) -> Self {
         match stage {
@@ -73,6 +75,7 @@ impl Group {
                 Self::Associations
             }
             Stage::Peers4 | Stage::Peers6 => Self::Peers,
+            Stage::Special4 | Stage::Special6 | Stage::Join4 | Stage::Join6 => Self::Special,
             _ => Self::Ordinary,
         }
     }
@@ -129,7 +132,7 @@ pub(super) fn ensure(
 /// Returns the groups that a body of a folder of pins has, and that which all need.
 pub(super) fn groups(folder: &Folder) -> Result<Vec<Group>, Error> {
     let mut groups = vec![Group::Ordinary];
-    for group in [Group::Associations, Group::Peers] {
+    for group in [Group::Associations, Group::Peers, Group::Special] {
         for (body, stage) in
             Body::ALL.into_iter().flat_map(|body| group.stages().map(move |stage| (body, stage)))
         {

@@ -16,13 +16,13 @@ use nix::fcntl::Flock;
 use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
-    Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod,
+    Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod, Persistence,
     Service as WantedService, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::{self, Kind, Member, State, Stored};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
-    Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag, endpoint_kind,
+    Counts, Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag, endpoint_kind,
     method, scheduler, service_flag,
 };
 
@@ -352,8 +352,9 @@ impl BpfTable {
         let idle = |id: u32| {
             let record = self.destination_record(id);
             let age = now.saturating_sub(record.reserved[RETIRED_AT]);
-            let connections = self.maps.counts.read(id).map_or(0, |c| c.connections.get());
-            !is_available(&record) && connections == 0 && (all || age > REMEMBERED_S)
+            let in_use = |counts: Counts| counts.connections.get() | counts.persistent.get() != 0;
+            let in_use = self.maps.counts.read(id).is_some_and(in_use);
+            !is_available(&record) && !in_use && (all || age > REMEMBERED_S)
         };
         let gone: Vec<_> = self
             .destinations
@@ -523,7 +524,7 @@ impl BpfTable {
                 scheduler: scheduler_name(record.scheduler).to_owned(),
                 scheduler_flags: 0,
                 one_packet: false,
-                persistence: None,
+                persistence: self.persistence(&record),
                 persistence_engine: None,
             },
             traffic: sum,
@@ -531,10 +532,17 @@ impl BpfTable {
         }
     }
 
+    fn persistence(&self, record: &Service) -> Option<Persistence> {
+        let timeout_s = load::seconds(record.persistence);
+        let netmask = records::netmask(record);
+        (record.persistence != 0).then_some(Persistence { timeout_s, netmask })
+    }
+
     fn destination_entry(&self, id: u32) -> DestinationEntry {
         let record = self.destination_record(id);
         let tunnel = self.maps.tunnels.read(record.tunnel).unwrap_or_default();
-        let connections = self.maps.counts.read(id).map_or(0, |counts| counts.connections.get());
+        let counts = self.maps.counts.read(id).unwrap_or_default();
+        let connections = counts.connections.get();
         DestinationEntry {
             destination: Wanted {
                 id: DestinationId {
@@ -548,7 +556,7 @@ impl BpfTable {
             },
             active: connections as u32,
             inactive: (connections >> 32) as u32,
-            persistent: 0,
+            persistent: counts.persistent.get() as u32,
             traffic: traffic(self.rows(id)),
         }
     }
@@ -606,6 +614,22 @@ fn gap(used: &[(u32, u32)], from: u32, length: u32) -> Option<u32> {
     (start + length <= RING_ELEMENTS).then_some(start)
 }
 
+/// Fills in what a service has beside its scheduler. Its stage stays with one that was special: its
+/// connections may have templates.
+fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Error> {
+    (record.mask, record.persistence) = match service.persistence {
+        Some(persistence) => (records::mask(persistence.netmask), load::units(persistence.timeout_s)?),
+        None => ([0; 16], 0),
+    };
+    if service.persistence.is_some() {
+        record.flags |= service_flag::SPECIAL;
+    }
+    if record.flags & service_flag::SPECIAL != 0 {
+        load::ensure_group(Group::Special)?;
+    }
+    Ok(())
+}
+
 /// Refuses what the model can say and the programs do not carry out.
 fn carried_out(service: &WantedService) -> Result<(), Error> {
     let not_yet = |what: &str| Err(Error::NotYet(what.to_owned()));
@@ -613,8 +637,8 @@ fn carried_out(service: &WantedService) -> Result<(), Error> {
         ServiceId::Mark { .. } => return not_yet("a firewall-mark service (-f)"),
         ServiceId::Address { .. } => {}
     }
-    if service.persistence.is_some() || service.persistence_engine.is_some() {
-        return not_yet("persistence (-p)");
+    if service.persistence_engine.is_some() {
+        return not_yet("a persistence engine (--pe)");
     }
     if service.one_packet {
         return not_yet("one-packet scheduling (-o)");
@@ -641,7 +665,7 @@ impl Table for BpfTable {
             Some(&remembered) => remembered,
             None => self.new_service_id()?,
         };
-        let record = Service {
+        let mut record = Service {
             address: octets(address),
             port: port.to_be_bytes(),
             protocol: protocol.number(),
@@ -668,13 +692,14 @@ impl Table for BpfTable {
         carried_out(service)?;
         let scheduler = scheduler_number(&service.scheduler)?;
         let mut record = self.service_record(id);
-        if record.scheduler == scheduler {
-            return Ok(());
-        }
+        let before = record.scheduler;
         record.scheduler = scheduler;
+        set_special(&mut record, service)?;
         self.unsettled(id);
         self.maps.services.update(id, &record)?;
-        self.publish(id, |members, kind| State::new(kind, members))?;
+        if scheduler != before {
+            self.publish(id, |members, kind| State::new(kind, members))?;
+        }
         self.settled();
         Ok(())
     }
