@@ -16,7 +16,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
     Endpoints4, Endpoints6, FRAGMENT_BUCKETS, Fragments, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS,
-    Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service,
+    Limit, MarkRules, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service,
     Settings, Tunnel, Wides, Word,
 };
 
@@ -37,6 +37,8 @@ unsafe impl Plain for Connections4 {}
 unsafe impl Plain for Connections6 {}
 // SAFETY: as above.
 unsafe impl Plain for Wides {}
+// SAFETY: as above.
+unsafe impl Plain for MarkRules {}
 // SAFETY: as above; the buckets of fragments have the same type. The endpoints of IPv6 have the layout of its connections.
 unsafe impl Plain for Endpoints4 {}
 // SAFETY: as above.
@@ -210,6 +212,7 @@ impl Bpf {
             ("connections4", connections4, size_of::<Connections4>()),
             ("connections6", connections6, size_of::<Connections6>()),
             ("wide", settings.wide_mask + 1, size_of::<Wides>()),
+            ("marks", 1, size_of::<MarkRules>()),
             ("endpoints4", ENDPOINT4_BUCKETS, size_of::<Endpoints4>()),
             ("endpoints6", ENDPOINT6_BUCKETS, size_of::<Endpoints6>()),
             ("presence", PRESENCE_WORDS, size_of::<Word>()),
@@ -489,6 +492,7 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("connections4", bytes_of(&tables.connections4).to_vec()),
         ("connections6", bytes_of(&tables.connections6).to_vec()),
         ("wide", bytes_of(&tables.wide).to_vec()),
+        ("marks", bytes_of(std::slice::from_ref(&tables.marks)).to_vec()),
         ("presence", bytes_of(&tables.presence).to_vec()),
         ("services", bytes_of(&tables.services).to_vec()),
         ("schedules", bytes_of(&tables.schedules).to_vec()),

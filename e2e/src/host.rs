@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
-    Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
+    Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules, OCCUPANCY_WORDS, PRESENCE_WORDS,
     REASONS, ROUTES, Route, Row, Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
@@ -193,6 +193,8 @@ pub struct HostTables {
     pub connections6: Vec<Connections6>,
     /// Map `wide`.
     pub wide: Vec<Wides>,
+    /// Map `marks`.
+    pub marks: MarkRules,
     /// Map `scratch`.
     pub scratch: Vec<Scratch>,
     /// Map `endpoints4`.
@@ -247,6 +249,7 @@ impl HostTables {
             connections6: many(settings.connections6_mask + 1),
             wide: many(settings.wide_mask + 1),
             scratch: many(settings.cpus),
+            marks: MarkRules::default(),
             endpoints4: BTreeMap::new(),
             endpoints6: BTreeMap::new(),
             presence: many(PRESENCE_WORDS),
@@ -289,6 +292,9 @@ impl Tables for HostTables {
     }
     fn wide(&self, index: u32) -> Option<&Wides> {
         self.wide.get(index as usize)
+    }
+    fn marks(&self) -> Option<&MarkRules> {
+        Some(&self.marks)
     }
     fn scratch(&self, cpu: u32) -> Option<&Scratch> {
         self.scratch.get(cpu as usize)

@@ -219,16 +219,62 @@ pub struct Scratch {
     pub brief: Word,
     /// The service that it goes to; 0 if that is to be found out.
     pub service: Word,
-    /// The destination that takes this one packet; 0 for none.
+    /// The destination that was chosen, as [`special`](crate::special) has it.
     pub chosen: Word,
     /// A connection that made way, of which its template has to be told.
     pub owed: Word,
     /// The same of one that did not come about.
     pub unborn: Word,
-    /// A destination as this packet sees it.
-    pub destination: Cell<Destination>,
-    /// A service as this packet sees it.
-    pub owner: Cell<Service>,
+    /// The destination of this datagram alone; 0 for none.
+    pub once: Word,
+    /// Why no entries were made, with bit 31; 0 if they were.
+    pub refused: Word,
+    /// Makes cache lines.
+    pub reserved: [Word; 4],
+}
+
+/// Rules that give marks.
+pub const MARK_RULES: u32 = 128;
+
+/// A rule that gives a mark to packets by where they go. Addresses are two words in host order, an
+/// IPv4 one in the second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkRule {
+    /// The address under the mask.
+    pub network: [u64; 2],
+    /// The mask.
+    pub mask: [u64; 2],
+    /// First and last port.
+    pub ports: [u16; 2],
+    /// IP protocol; 0 for any.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// Makes the mark aligned.
+    pub padding: [u8; 2],
+    /// The mark.
+    pub mark: u32,
+    /// Makes the next rule aligned.
+    pub reserved: u32,
+}
+
+/// The one element of the map `marks`: the rules, of which the first that fits decides.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkRules {
+    /// Number of rules.
+    pub length: u32,
+    /// Makes the rules aligned.
+    pub reserved: u32,
+    /// The rules.
+    pub rules: [MarkRule; MARK_RULES as usize],
+}
+
+impl Default for MarkRules {
+    fn default() -> Self {
+        Self { length: 0, reserved: 0, rules: [MarkRule::default(); MARK_RULES as usize] }
+    }
 }
 
 /// A virtual service, by service id. Service id 0 is never used.
@@ -593,7 +639,9 @@ const _: () = {
     assert!(size_of::<Settings>() == 200);
     assert!(size_of::<WideSlot>() == 64);
     assert!(size_of::<Wides>() == 256);
-    assert!(size_of::<Scratch>() == 208);
+    assert!(size_of::<Scratch>() == 128);
+    assert!(size_of::<MarkRule>() == 48);
+    assert!(size_of::<MarkRules>() == 8 + 48 * MARK_RULES as usize);
     assert!(size_of::<Connections4>() == 128);
     assert!(size_of::<Connections6>() == 128);
     assert!(size_of::<Endpoints4>() == 64);

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod apart;
 pub mod association;
 pub mod connection;
 pub mod endpoint;
@@ -22,6 +23,7 @@ pub mod hop;
 pub mod ip;
 pub mod layout;
 pub mod local;
+pub mod mark;
 pub mod moved;
 pub mod process;
 pub mod reason;

@@ -17,6 +17,7 @@ use crate::abi::{
     Destination, Hop, INTERFACE_BUCKETS, REASONS, Row, Service, destination_flag, endpoint_kind,
     interface_flag, method, settings_flag,
 };
+use crate::apart;
 use crate::association;
 use crate::connection::{Context, Found, Key, Value, seen};
 use crate::endpoint;
@@ -79,11 +80,19 @@ pub enum Stage {
     Join4 = 18,
     /// The same over IPv6.
     Join6 = 19,
+    /// An IPv4 packet that no endpoint names.
+    Apart4 = 20,
+    /// The same over IPv6.
+    Apart6 = 21,
+    /// One that is no request of a connection.
+    Back4 = 22,
+    /// The same over IPv6.
+    Back6 = 23,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -104,6 +113,10 @@ impl Stage {
         Self::Special6,
         Self::Join4,
         Self::Join6,
+        Self::Apart4,
+        Self::Apart6,
+        Self::Back4,
+        Self::Back6,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has
@@ -139,6 +152,10 @@ impl Stage {
             Self::Special6 => "special6",
             Self::Join4 => "join4",
             Self::Join6 => "join6",
+            Self::Apart4 => "apart4",
+            Self::Apart6 => "apart6",
+            Self::Back4 => "back4",
+            Self::Back6 => "back6",
         }
     }
 
@@ -165,7 +182,11 @@ impl Stage {
             16 => Self::Special4,
             17 => Self::Special6,
             18 => Self::Join4,
-            _ => Self::Join6,
+            19 => Self::Join6,
+            20 => Self::Apart4,
+            21 => Self::Apart6,
+            22 => Self::Back4,
+            _ => Self::Back6,
         }
     }
 
@@ -198,6 +219,18 @@ impl Stage {
     #[inline(always)]
     pub const fn special<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Special4 } else { Self::Special6 }
+    }
+
+    /// Returns the stage of packets that no endpoint names.
+    #[inline(always)]
+    pub const fn apart<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Apart4 } else { Self::Apart6 }
+    }
+
+    /// Returns the stage of those that are no requests of a connection.
+    #[inline(always)]
+    pub const fn back<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Back4 } else { Self::Back6 }
     }
 
     /// Returns the stage that makes their entries.
@@ -313,7 +346,19 @@ pub fn special<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict
 /// Carries out the stages [`Stage::Join4`] and [`Stage::Join6`].
 #[inline(always)]
 pub fn join<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
-    settle(frame, tables, |context, frame, _| special::join::<A, F, T>(context, frame))
+    settle(frame, tables, |context, _, _| special::join::<A, T>(context))
+}
+
+/// Carries out the stages [`Stage::Apart4`] and [`Stage::Apart6`].
+#[inline(always)]
+pub fn apart<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| apart::any::<A, F, T>(context, frame))
+}
+
+/// Carries out the stages [`Stage::Back4`] and [`Stage::Back6`].
+#[inline(always)]
+pub fn back<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| apart::back::<A, F, T>(context, frame))
 }
 
 /// Carries out a stage, for bodies that call it like any function.
@@ -339,6 +384,10 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Special6 => special::<V6, F, T>(frame, tables),
         Stage::Join4 => join::<V4, F, T>(frame, tables),
         Stage::Join6 => join::<V6, F, T>(frame, tables),
+        Stage::Apart4 => apart::<V4, F, T>(frame, tables),
+        Stage::Apart6 => apart::<V6, F, T>(frame, tables),
+        Stage::Back4 => back::<V4, F, T>(frame, tables),
+        Stage::Back6 => back::<V6, F, T>(frame, tables),
     }
 }
 
@@ -392,7 +441,9 @@ fn established<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut
         Ok(packet) => packet,
         Err(reason) => return unusual::<A, F>(frame, reason),
     };
-    let Some(half) = context.half(&packet) else { return Verdict::Pass(Reason::NoService) };
+    let Some(half) = context.half(&packet) else {
+        return context.unnamed::<A, true>(Reason::NoService);
+    };
     let Some(found) = context.glance(&half.key) else {
         let may_open = !half.is_reply && state::starts::<true>(packet.protocol, packet.flags);
         return Verdict::Next(if may_open { Stage::open::<A>() } else { Stage::rest::<A>() });
@@ -523,7 +574,9 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     known_as: &Packet<A>,
     open: Stage,
 ) -> Verdict {
-    let Some(half) = context.half(known_as) else { return Verdict::Pass(Reason::NoService) };
+    let Some(half) = context.half(known_as) else {
+        return context.unnamed::<A, PORTS>(Reason::NoService);
+    };
     let Half { key, is_reply } = half;
     match context.find_live(&key) {
         // The stack answers it, in the director's name.
@@ -541,7 +594,7 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             Verdict::Next(open)
         }
         Some(found) => request::<A, F, T, PORTS>(context, frame, packet, &found),
-        None if is_reply => Verdict::Pass(Reason::NoConnection),
+        None if is_reply => context.unnamed::<A, PORTS>(Reason::NoConnection),
         None if state::starts::<PORTS>(packet.protocol, packet.flags) && !context.is_full(&key) => {
             Verdict::Next(open)
         }
@@ -641,7 +694,7 @@ pub(crate) fn forward<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
 
 /// Counts a request and sends it.
 #[inline(always)]
-fn account<A: Ip, F: Frame>(
+pub(crate) fn account<A: Ip, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
     row: &Row,
@@ -753,7 +806,7 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
 
 /// Answers a packet with an ICMP error, in the name of whom it was sent to.
 #[inline(always)]
-fn complain<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn complain<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -774,7 +827,7 @@ fn complain<A: Ip, F: Frame, T: Tables>(
 /// Tells the sender of a packet how long it may be, unless he lets routers cut it into fragments,
 /// which we do not.
 #[inline(always)]
-fn complain_of_length<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn complain_of_length<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -859,6 +912,17 @@ impl<'a, T: Tables> Context<'a, T> {
         Some(Half { key: Key::new(self.settings, &packet.reply(), owner), is_reply: true })
     }
 
+    /// Returns what becomes of a packet that belongs to no connection and service by its ports and
+    /// addresses.
+    #[inline(always)]
+    fn unnamed<A: Ip, const PORTS: bool>(&self, reason: Reason) -> Verdict {
+        if PORTS && self.settings.flags & settings_flag::WIDE != 0 {
+            Verdict::Next(Stage::apart::<A>())
+        } else {
+            Verdict::Pass(reason)
+        }
+    }
+
     /// Returns whether a packet may live on, its destination is there, and the way is known and wide
     /// enough.
     #[inline(always)]
@@ -880,7 +944,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns whether a request leaves the connection that it finds behind and opens another.
     #[inline(always)]
-    fn is_forsaken<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, value: Value) -> bool {
+    pub(crate) fn is_forsaken<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, value: Value) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let settings = self.settings.flags;
         if settings & settings_flag::EXPIRE_REMOVED != 0

@@ -6,7 +6,7 @@
 //! carries packets of a connection that is there. So it is told of the packet and not of the frame, and
 //! any kind of packet may come here.
 
-use rlvs_wire::sctp;
+use rlvs_wire::{sctp, udp};
 
 use crate::abi::{
     Destination, Scratch, Service, Word, destination_flag, method, service_flag, settings_flag,
@@ -19,10 +19,11 @@ use crate::reason::Reason;
 use crate::schedule::{DONE, NEXT, OPENED, THERE, quiet};
 use crate::template::{CONTROLS, ID};
 use crate::state::{self, Seen, State};
-use crate::tables::Tables;
+use crate::tables::{Tables, bump};
+use crate::wide;
 
 /// What [`Context::make_way`] returns for a connection that stays.
-const IN_PLACE: u64 = 1;
+pub(crate) const IN_PLACE: u64 = 1;
 
 /// Chooses the destination of a new connection, by what the stage before has left.
 #[inline(always)]
@@ -31,7 +32,26 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
         return Verdict::Drop(Reason::Inconsistent);
     };
     let packet = recall::<A, T>(context, scratch);
-    let service = context.tables.read(&scratch.service) as u32;
+    let refused = context.tables.read(&scratch.refused) as u32;
+    if refused != 0 {
+        return refuse(context, frame, scratch, &packet, refused & !OPENED);
+    }
+    let service = match context.tables.read(&scratch.service) as u32 {
+        0 => context.service_apart(&packet),
+        service => service,
+    };
+    let service = context.tables.forget(service.into()) as u32;
+    let Some(record) = context.tables.service(service) else {
+        return Verdict::Drop(Reason::Inconsistent);
+    };
+    // Port 0 and marks are for any port, others persist for FTP's data.
+    let is_own = record.persistence != 0
+        || record.mark != 0
+        || u16::from_be_bytes(record.port) == packet.target_port;
+    if service == 0 || !is_own {
+        return Verdict::Pass(Reason::NoService);
+    }
+    context.tables.write(&scratch.service, service.into());
     let chosen = match context.admit(frame, &packet, service) {
         DONE => context.lead(&packet, service),
         reason => reason,
@@ -39,13 +59,16 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
     if chosen & OPENED == 0 {
         return refuse(context, frame, scratch, &packet, chosen);
     }
+    if record.flags & service_flag::ONE_PACKET != 0 && packet.protocol == udp::PROTOCOL {
+        return context.send_once(&packet, scratch, chosen);
+    }
     context.tables.write(&scratch.chosen, chosen.into());
     Verdict::Next(Stage::join::<A>())
 }
 
 /// Makes the entries of a new connection, by what the stages before have left.
 #[inline(always)]
-pub fn join<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+pub fn join<A: Ip, T: Tables>(context: &Context<'_, T>) -> Verdict {
     let Some(scratch) = context.tables.scratch(context.tables.cpu()) else {
         return Verdict::Drop(Reason::Inconsistent);
     };
@@ -62,7 +85,9 @@ pub fn join<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F)
     if result & OPENED != 0 || result == THERE || result == Reason::Stateless as u32 {
         return Verdict::Next(back(context, scratch));
     }
-    refuse(context, frame, scratch, &packet, result & !NEXT)
+    // There is room on the stack to say so.
+    context.tables.write(&scratch.refused, u64::from(OPENED | result & !NEXT));
+    Verdict::Next(Stage::special::<A>())
 }
 
 /// Returns the stage that carries the packet once its connection is there.
@@ -81,7 +106,8 @@ fn refuse<A: Ip, F: Frame, T: Tables>(
     result: u32,
 ) -> Verdict {
     let reason = Reason::from_number(result);
-    if back(context, scratch) as u32 == Stage::rest::<A>() as u32 {
+    let back = back(context, scratch) as u32;
+    if back == Stage::rest::<A>() as u32 || back == Stage::apart::<A>() as u32 {
         return refuse_start(context, frame, packet, reason);
     }
     match quiet(reason) {
@@ -146,12 +172,13 @@ impl<T: Tables> Context<'_, T> {
             | u64::from(flags) << 8
             | u64::from(protocol);
         let (source, target) = (packet.source.words(), packet.target.words());
-        let words = [source.0, source.1, target.0, target.1, ports, brief, service.into(), 0, 0, 0];
+        let words =
+            [source.0, source.1, target.0, target.1, ports, brief, service.into(), 0, 0, 0, 0];
         let [source_high, source_low] = &scratch.source;
         let [target_high, target_low] = &scratch.target;
-        let Scratch { ports, brief, service, chosen, owed, unborn, .. } = scratch;
+        let Scratch { ports, brief, service, chosen, owed, unborn, refused, .. } = scratch;
         let ends = [source_high, source_low, target_high, target_low];
-        let rest = [ports, brief, service, chosen, owed, unborn];
+        let rest = [ports, brief, service, chosen, owed, unborn, refused];
         let places = ends.into_iter().chain(rest);
         for (place, word) in places.zip(words) {
             self.tables.write(place, word);
@@ -190,6 +217,12 @@ impl<T: Tables> Context<'_, T> {
         let state = first(seen, packet.protocol, packet.flags);
         let value = Value::new(self.now, state, id, service, paired);
         let value = if chosen & CONTROLS != 0 { value.controlled() } else { value };
+        let Some(record) = self.tables.service(service) else {
+            return Reason::Inconsistent as u32;
+        };
+        if record.mark != 0 || u16::from_be_bytes(record.port) != packet.target_port {
+            return self.connect_wide(packet, service, destination, value, owed);
+        }
         let key = Key::new(self.settings, &packet.request(), service);
         let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
         let old = self.tables.forget(self.make_way(&key));
@@ -201,6 +234,44 @@ impl<T: Tables> Context<'_, T> {
         };
         self.unlock(lock);
         result
+    }
+
+    #[inline(always)]
+    fn connect_wide<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        service: u32,
+        destination: &Destination,
+        value: Value,
+        owed: &Word,
+    ) -> u32 {
+        let key = wide::Key::request(packet);
+        let Some(lock) = self.lock_wide(&key, 0) else { return Reason::Busy as u32 };
+        let old = self.tables.forget(self.make_way_wide(packet, &key));
+        let result = if old == IN_PLACE {
+            THERE
+        } else {
+            self.tables.write(owed, old);
+            self.join_wide(packet, service, destination, value)
+        };
+        self.unlock(lock);
+        result
+    }
+
+    /// Has a destination take one datagram, which leaves no entry and which a template controls only so
+    /// long.
+    #[inline(always)]
+    fn send_once<A: Ip>(&self, packet: &Packet<A>, scratch: &Scratch, chosen: u32) -> Verdict {
+        let id = chosen & ID;
+        if chosen & CONTROLS != 0 {
+            let (high, low) = packet.source.words();
+            self.release_template(high, low, Value::new(self.now, State::NONE, id, 0, false));
+        }
+        if let Some(row) = self.tables.row(self.row_index(id)) {
+            bump(&row.connections, 1);
+        }
+        self.tables.write(&scratch.once, id.into());
+        Verdict::Next(Stage::apart::<A>())
     }
 
     #[inline(never)]

@@ -4,7 +4,7 @@ use core::cell::Cell;
 
 use crate::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Fragments, Interfaces,
-    Limit, Route, Row, Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
+    Limit, MarkRules, Route, Row, Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
 };
 
 /// The maps of one network namespace, and the memory operations that a body has for them.
@@ -25,6 +25,8 @@ pub trait Tables {
     fn wide(&self, index: u32) -> Option<&Wides>;
     /// Returns what a CPU's stages leave for each other.
     fn scratch(&self, cpu: u32) -> Option<&Scratch>;
+    /// Returns the rules that give marks.
+    fn marks(&self) -> Option<&MarkRules>;
     /// Returns a bucket of IPv4 endpoints.
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4>;
     /// Returns a word of the map that tells which endpoints may be there.

@@ -5,13 +5,11 @@
 //! those of [`connection`](crate::connection). It is off the common path: look-ups are out of line, and
 //! both places of a key are searched.
 
-use rlvs_wire::sctp;
-
 use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, WIDE_SLOTS, WideSlot, Wides, Word};
 use crate::connection::{Context, Found, Lock, Value, seen};
 use crate::hash::{self, Places};
 use crate::ip::{Ip, Packet, Slot};
-use crate::state::{self, Seen, State};
+use crate::state::{self, Seen};
 use crate::tables::Tables;
 
 /// What an entry is.
@@ -211,16 +209,27 @@ impl<'a, T: Tables> Context<'a, T> {
         self.tables.forget(index)
     }
 
-    /// Finds an entry that has not expired; an expired one is removed.
+    /// Finds a half of a connection that has not expired; an expired one is left to the sweep, and to
+    /// the stage that may open it anew.
     #[inline(always)]
     pub fn find_wide_live(&self, key: &Key) -> Option<Found<'a, WideSlot>> {
         let mut value = Value(0);
         let slot = self.find_wide::<{ sought::EXACT }>(key, &mut value)?;
-        if self.is_young(value) || !self.retire_wide(slot, value) {
+        if self.is_young(value) || self.lives_by_twin(slot, value) {
             Some(Found { slot, value })
         } else {
             None
         }
+    }
+
+    /// Returns whether the other half of a connection has not expired.
+    #[inline(never)]
+    fn lives_by_twin(&self, slot: &WideSlot, value: Value) -> bool {
+        let mut other = Value(0);
+        let key = self.twin(slot, self.tables.read(&slot.key), value);
+        key.and_then(|key| self.find_wide::<{ sought::EXACT }>(&key, &mut other)).is_some()
+            && other.destination() == value.destination()
+            && self.is_young(other)
     }
 
     /// Puts an entry into a free slot. The caller holds the lock of the key and has not found it.
@@ -295,26 +304,25 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns the key of a half's other half.
     #[inline(always)]
-    fn twin(&self, slot: &WideSlot, word: u64, value: Value) -> Option<Key> {
+    pub(crate) fn twin(&self, slot: &WideSlot, word: u64, value: Value) -> Option<Key> {
         if !value.is_paired() {
             return None;
         }
         let client = slot.address(self.tables, word);
-        let (port, _, other_port) = ports_of(word);
-        let of = |kind: u64| {
-            kind << KIND_SHIFT
-                | word & 0x0fff_0000_0000_0000
-                | u64::from(port) << 32
-                | u64::from(other_port) << 16
-        };
         if value.is_reply() {
-            let [high, low] = &slot.other;
-            let peer = (self.tables.read(high), self.tables.read(low));
-            return Some(Key { word: of(kind::REQUEST), client, peer });
+            return Some(self.requests(slot, word));
         }
         let destination = self.tables.destination(value.destination())?;
         let peer = words_of(family_of(word), &destination.address);
-        Some(Key { word: of(kind::REPLY), client, peer })
+        Some(Key { word: turned(word, kind::REPLY), client, peer })
+    }
+
+    /// Returns the key of the request half that belongs to a reply half.
+    #[inline(always)]
+    fn requests(&self, slot: &WideSlot, word: u64) -> Key {
+        let [high, low] = &slot.other;
+        let peer = (self.tables.read(high), self.tables.read(low));
+        Key { word: turned(word, kind::REQUEST), client: slot.address(self.tables, word), peer }
     }
 
     /// Removes an entry that has run out, of a pair if both have. A template stays if another CPU has
@@ -365,58 +373,51 @@ impl<'a, T: Tables> Context<'a, T> {
         removed
     }
 
-    /// Notes a packet of a connection: its time, and what it does to the state. Returns whether the
-    /// connection is still there.
+    /// Notes a request: its time, and what it does to the state. Returns whether the connection is still
+    /// there.
     #[inline(never)]
     pub fn track_wide(&self, slot: &WideSlot, value: Value, protocol: u8, flags: u8) -> bool {
         let found = Found { slot, value };
-        let seen = if value.is_reply() { Seen::Reply } else { seen(value) };
-        let state = next(value.state(), seen, protocol, flags);
-        if value.state() == state {
+        let seen = seen(value);
+        if value.state() == state::next::<true>(value.state(), seen, protocol, flags) {
             self.touch(&found);
             return true;
         }
-        let word = self.tables.read(&slot.key);
-        let twin = self.twin(slot, word, value);
         let mut other = Value(0);
+        let twin = self.twin(slot, self.tables.read(&slot.key), value);
         let twin = twin.and_then(|key| self.find_wide::<{ sought::EXACT }>(&key, &mut other));
-        if !value.is_reply() {
-            let Some(state) = self.turn(&found, seen, protocol, flags, true) else { return false };
-            if let Some(slot) = twin {
-                self.tables.swap(&slot.value, other.0, other.with_state(state).0);
-            }
-            return true;
+        let state = self.advance::<WideSlot, true>(&found, seen, protocol, flags, true);
+        let Some(state) = state else { return false };
+        if let Some(slot) = twin {
+            self.tables.swap(&slot.value, other.0, other.with_state(state).0);
         }
-        let request = twin.map(|slot| Found { slot, value: other });
-        let agreed = request.and_then(|found| self.turn(&found, seen, protocol, flags, false));
-        let state = agreed.unwrap_or(state);
-        self.tables.swap(&slot.value, value.0, value.with(self.now, state).0)
+        true
     }
 
-    #[inline(always)]
-    fn turn(
-        &self,
-        found: &Found<'_, WideSlot>,
-        seen: Seen,
-        protocol: u8,
-        flags: u8,
-        touch: bool,
-    ) -> Option<State> {
-        if protocol == sctp::PROTOCOL {
-            self.advance::<WideSlot, false>(found, seen, protocol, flags, touch)
-        } else {
-            self.advance::<WideSlot, true>(found, seen, protocol, flags, touch)
+    /// Notes a reply. Returns whether the connection is still there.
+    #[inline(never)]
+    pub fn track_wide_reply(&self, slot: &WideSlot, protocol: u8, flags: u8) -> bool {
+        let value = Value(self.tables.read(&slot.value));
+        let state = state::next::<true>(value.state(), Seen::Reply, protocol, flags);
+        if value.state() == state {
+            self.touch(&Found { slot, value });
+            return true;
         }
+        let mut other = Value(0);
+        let key = self.requests(slot, self.tables.read(&slot.key));
+        if let Some(slot) = self.find_wide::<{ sought::EXACT }>(&key, &mut other) {
+            let request = Found { slot, value: other };
+            self.advance::<WideSlot, true>(&request, Seen::Reply, protocol, flags, false);
+        }
+        self.tables.swap(&slot.value, value.0, value.with(self.now, state).0)
     }
 }
 
+/// Returns the first word of the other half's key.
 #[inline(always)]
-fn next(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
-    if protocol == sctp::PROTOCOL {
-        state::next::<false>(state, seen, protocol, flags)
-    } else {
-        state::next::<true>(state, seen, protocol, flags)
-    }
+const fn turned(word: u64, kind: u64) -> u64 {
+    const SAME: u64 = 0x0fff_ffff_0000_0000;
+    kind << KIND_SHIFT | word & SAME | (word & OTHER_PORT) << 16
 }
 
 /// Returns an address of a record as two words.

@@ -12,7 +12,7 @@ use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
     Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
-    Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, OCCUPANCY_WORDS,
+    Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules, OCCUPANCY_WORDS,
     PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Scratch, Service,
     Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT, Wides, Word,
 };
@@ -40,6 +40,8 @@ static CONNECTIONS4: Array<Connections4, { CONNECTIONS4_DEFAULT as usize }, MAPP
 static CONNECTIONS6: Array<Connections6, { CONNECTIONS6_DEFAULT as usize }, MAPPED> = Array::new();
 #[btf_map(name = "wide")]
 static WIDE: Array<Wides, { WIDE_DEFAULT as usize }, MAPPED> = Array::new();
+#[btf_map(name = "marks")]
+static MARKS: Array<MarkRules, 1, MAPPED> = Array::new();
 #[btf_map(name = "scratch")]
 static SCRATCH: Array<Scratch, { CPUS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "endpoints4")]
@@ -145,6 +147,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn scratch(&self, cpu: u32) -> Option<&Scratch> {
         SCRATCH.get(cpu)
+    }
+    #[inline(always)]
+    fn marks(&self) -> Option<&MarkRules> {
+        MARKS.get(0)
     }
     #[inline(always)]
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, LAYOUT,
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, LAYOUT, MarkRules,
     REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, Wides,
 };
 
@@ -94,6 +94,7 @@ pub struct Maps {
     pub(super) connections4: Mapped<Connections4>,
     pub(super) connections6: Mapped<Connections6>,
     pub(super) wide: Mapped<Wides>,
+    pub(super) marks: Mapped<MarkRules>,
     pub(super) interfaces: Mapped<Interfaces>,
     reasons: Mapped<Cell<u64>>,
     sweep: MapData,
@@ -130,6 +131,7 @@ impl Maps {
             connections4: Mapped::open(folder, "connections4")?,
             connections6: Mapped::open(folder, "connections6")?,
             wide: Mapped::open(folder, "wide")?,
+            marks: Mapped::open(folder, "marks")?,
             interfaces: Mapped::open(folder, "interfaces")?,
             reasons: Mapped::open(folder, "reasons")?,
             sweep: MapData::from_pin(folder.path("sweep")).map_err(|error| Error::Load {

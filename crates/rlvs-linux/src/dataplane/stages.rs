@@ -75,7 +75,14 @@ impl Group {
                 Self::Associations
             }
             Stage::Peers4 | Stage::Peers6 => Self::Peers,
-            Stage::Special4 | Stage::Special6 | Stage::Join4 | Stage::Join6 => Self::Special,
+            Stage::Special4
+            | Stage::Special6
+            | Stage::Join4
+            | Stage::Join6
+            | Stage::Apart4
+            | Stage::Apart6
+            | Stage::Back4
+            | Stage::Back6 => Self::Special,
             _ => Self::Ordinary,
         }
     }

@@ -16,14 +16,14 @@ use nix::fcntl::Flock;
 use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
-    Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod, Persistence,
+    Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod, Persistence, Protocol,
     Service as WantedService, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::{self, Kind, Member, State, Stored};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
     Counts, Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag, endpoint_kind,
-    method, scheduler, service_flag,
+    method, scheduler, service_flag, settings_flag,
 };
 
 use super::connections;
@@ -281,13 +281,22 @@ impl BpfTable {
 
     /// Makes a service known to the programs.
     fn enter_service(&self, id: u32, record: &Service) -> Result<(), Error> {
-        let endpoint = Endpoint {
-            kind: endpoint_kind::SERVICE,
-            protocol: record.protocol,
-            address: address(record.family, record.address),
-            port: u16::from_be_bytes(record.port),
-        };
-        endpoints::insert(&self.maps, &endpoint, id)
+        endpoints::insert(&self.maps, &service_endpoint(record), id)
+    }
+
+    /// Has packets that no endpoint names looked at more closely, for a service that may have some: of
+    /// any port, of a mark, of FTP's data, of single packets.
+    fn announce_apart(&self, record: &Service) -> Result<(), super::Error> {
+        const FTP: u16 = 21;
+        let port = u16::from_be_bytes(record.port);
+        let is_apart = port == 0 || port == FTP && record.protocol == Protocol::Tcp.number();
+        if !is_apart && record.flags & service_flag::ONE_PACKET == 0 {
+            return Ok(());
+        }
+        let mut settings = self.maps.settings();
+        settings.flags |= settings_flag::WIDE;
+        self.maps.settings.update(0, &settings)?;
+        load::ensure_group(Group::Special)
     }
 
     /// Marks a service by where its destinations are, and its neighbours if one is this host: they may
@@ -400,19 +409,16 @@ impl BpfTable {
                 }
             }
         }
+        if service.flags & service_flag::ONE_PACKET != 0 {
+            endpoints::remove(&self.maps, &once_endpoint(&service, &record))?;
+        }
         self.maps.destinations.update(id, &Destination::default())?;
         self.clear_rows(id)
     }
 
     fn free_service(&self, id: u32) -> Result<(), super::Error> {
         let record = self.service_record(id);
-        let endpoint = Endpoint {
-            kind: endpoint_kind::SERVICE,
-            protocol: record.protocol,
-            address: address(record.family, record.address),
-            port: u16::from_be_bytes(record.port),
-        };
-        endpoints::remove(&self.maps, &endpoint)?;
+        endpoints::remove(&self.maps, &service_endpoint(&record))?;
         self.maps.services.update(id, &Service::default())?;
         self.maps.schedules.update(id, &Schedule::default())?;
         self.maps.totals.update(id, &rlvs_datapath::abi::Totals::default())
@@ -496,7 +502,11 @@ impl BpfTable {
         record.method = method_number(to.method);
         (record.tunnel, record.overhead) = (0, 0);
         match to.method {
-            ForwardingMethod::Masquerade if record.reply == 0 => {
+            ForwardingMethod::Masquerade if owner.flags & service_flag::ONE_PACKET != 0 => {
+                endpoints::insert(&self.maps, &once_endpoint(owner, record), id)?;
+            }
+            // Without a port the wide table has it.
+            ForwardingMethod::Masquerade if record.reply == 0 && to.id.port != 0 => {
                 record.reply = self.reply_id(owner, record)?;
             }
             ForwardingMethod::Tunnel(tunnel) => {
@@ -523,7 +533,7 @@ impl BpfTable {
                 id: service_id(&record),
                 scheduler: scheduler_name(record.scheduler).to_owned(),
                 scheduler_flags: 0,
-                one_packet: false,
+                one_packet: record.flags & service_flag::ONE_PACKET != 0,
                 persistence: self.persistence(&record),
                 persistence_engine: None,
             },
@@ -583,6 +593,27 @@ fn ring_kind(number: u32) -> Option<Kind> {
     }
 }
 
+fn service_endpoint(record: &Service) -> Endpoint {
+    if record.mark != 0 {
+        let mark = match record.family {
+            4 => std::net::Ipv4Addr::from_bits(record.mark).into(),
+            _ => std::net::Ipv6Addr::from_bits(record.mark.into()).into(),
+        };
+        return Endpoint { kind: endpoint_kind::MARK, protocol: 0, address: mark, port: 0 };
+    }
+    Endpoint {
+        kind: endpoint_kind::SERVICE,
+        protocol: record.protocol,
+        address: address(record.family, record.address),
+        port: u16::from_be_bytes(record.port),
+    }
+}
+
+/// The endpoint by which a datagram is known that answers one which left no entry.
+fn once_endpoint(service: &Service, record: &Destination) -> Endpoint {
+    Endpoint { kind: endpoint_kind::ONE_PACKET, ..reply_endpoint(service, record) }
+}
+
 fn reply_endpoint(service: &Service, record: &Destination) -> Endpoint {
     Endpoint {
         kind: endpoint_kind::REPLY,
@@ -621,7 +652,12 @@ fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Erro
         Some(persistence) => (records::mask(persistence.netmask), load::units(persistence.timeout_s)?),
         None => ([0; 16], 0),
     };
-    if service.persistence.is_some() {
+    record.flags &= !service_flag::ONE_PACKET;
+    if service.one_packet {
+        record.flags |= service_flag::ONE_PACKET;
+    }
+    let port = u16::from_be_bytes(record.port);
+    if service.persistence.is_some() || service.one_packet || port == 0 {
         record.flags |= service_flag::SPECIAL;
     }
     if record.flags & service_flag::SPECIAL != 0 {
@@ -634,14 +670,13 @@ fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Erro
 fn carried_out(service: &WantedService) -> Result<(), Error> {
     let not_yet = |what: &str| Err(Error::NotYet(what.to_owned()));
     match service.id {
-        ServiceId::Mark { .. } => return not_yet("a firewall-mark service (-f)"),
-        ServiceId::Address { .. } => {}
+        ServiceId::Address { protocol: Protocol::Sctp, port: 0, .. } => {
+            return not_yet("a service of SCTP without a port");
+        }
+        ServiceId::Mark { .. } | ServiceId::Address { .. } => {}
     }
     if service.persistence_engine.is_some() {
         return not_yet("a persistence engine (--pe)");
-    }
-    if service.one_packet {
-        return not_yet("one-packet scheduling (-o)");
     }
     if service.scheduler_flags != 0 {
         return not_yet("scheduler flags (-b)");
@@ -657,23 +692,14 @@ impl Table for BpfTable {
         }
         carried_out(service)?;
         let scheduler = scheduler_number(&service.scheduler)?;
-        let ServiceId::Address { protocol, address, port } = service.id else {
-            return Err(Error::NoService);
-        };
         self.forget(false)?;
         let id = match self.services.get(&service.id) {
             Some(&remembered) => remembered,
             None => self.new_service_id()?,
         };
-        let mut record = Service {
-            address: octets(address),
-            port: port.to_be_bytes(),
-            protocol: protocol.number(),
-            family: family(address),
-            flags: service_flag::LIVE,
-            scheduler,
-            ..Service::default()
-        };
+        let mut record = Service { scheduler, ..records::service(service.id) };
+        set_special(&mut record, service)?;
+        self.announce_apart(&record)?;
         if associates(&record) {
             load::ensure_group(Group::Associations)?;
         }
@@ -695,6 +721,7 @@ impl Table for BpfTable {
         let before = record.scheduler;
         record.scheduler = scheduler;
         set_special(&mut record, service)?;
+        self.announce_apart(&record)?;
         self.unsettled(id);
         self.maps.services.update(id, &record)?;
         if scheduler != before {
