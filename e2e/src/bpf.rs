@@ -15,9 +15,9 @@ use aya::{Ebpf, EbpfLoader};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
-    Endpoints4, Endpoints6, FRAGMENT_BUCKETS, Fragments, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS,
-    Limit, MarkRules, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service,
-    Settings, Tunnel, Wides, Word,
+    Endpoints4, Endpoints6, FRAGMENT_BUCKETS, Fragments, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS,
+    LOCKS, Limit, MarkRules, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row,
+    Schedule, Service, Settings, Tunnel, Wides, Word,
 };
 
 use rlvs_linux::dataplane::stages::{self, Group};

@@ -7,8 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
-    Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules, OCCUPANCY_WORDS, PRESENCE_WORDS,
-    REASONS, ROUTES, Route, Row, Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
+    Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules,
+    OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Scratch, Service,
+    Settings, Tunnel, Wides, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
 use rlvs_datapath::process::{go_on, process};

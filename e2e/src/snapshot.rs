@@ -157,11 +157,15 @@ pub fn wide_entries(tables: &HostTables) -> Snapshot {
         let (port, peer_port, _) = wide::ports_of(key);
         let (client, id) = (address(&slot.client), value.destination());
         let held = slot.other[0].get();
-        let template = |word| (format!("{client} {word} s{port}"), format!(" holds {}", held as u32));
+        let template =
+            |word| (format!("{client} {word} s{port}"), format!(" holds {}", held as u32));
         let protocol = wide::protocol_of(key);
-        let ends = [(client, port), (address(&slot.peer), peer_port)].map(|(a, p)| format!("{a}:{p}"));
+        let ends =
+            [(client, port), (address(&slot.peer), peer_port)].map(|(a, p)| format!("{a}:{p}"));
         let (name, more) = match wide::kind_of(key) {
-            wide::kind::REQUEST => (format!("{} to {} {protocol}", ends[0], ends[1]), String::new()),
+            wide::kind::REQUEST => {
+                (format!("{} to {} {protocol}", ends[0], ends[1]), String::new())
+            }
             wide::kind::REPLY => (format!("{} to {} {protocol}", ends[1], ends[0]), String::new()),
             wide::kind::TEMPLATE => template("template"),
             wide::kind::DEAD => template("dead template"),

@@ -181,7 +181,18 @@ fn ring(service: &Virtual, first: u32) -> Vec<u32> {
     (1..=highest).rev().flat_map(level).collect()
 }
 
-fn enter(tables: &mut HostTables, kind: u64, address: IpAddr, port: u16, protocol: u8, id: u32) {
+/// Enters an endpoint.
+///
+/// # Panics
+/// There is no room.
+pub fn enter(
+    tables: &mut HostTables,
+    kind: u64,
+    address: IpAddr,
+    port: u16,
+    protocol: u8,
+    id: u32,
+) {
     match address {
         IpAddr::V4(address) => {
             let address = V4(address.to_bits());

@@ -360,7 +360,12 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Removes a connection by its request half, which has this key, whatever its age. Returns whether this call did it.
     #[inline(never)]
-    pub fn discard<A: Ip, const ALL: bool>(&self, key: &Key<A>, slot: &A::Slot, value: Value) -> bool {
+    pub fn discard<A: Ip, const ALL: bool>(
+        &self,
+        key: &Key<A>,
+        slot: &A::Slot,
+        value: Value,
+    ) -> bool {
         let removed = self.remove_whole::<A::Slot, ALL>(&Found { slot, value });
         if removed
             && (ALL || !value.is_controlled())

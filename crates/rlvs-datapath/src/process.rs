@@ -944,7 +944,11 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns whether a request leaves the connection that it finds behind and opens another.
     #[inline(always)]
-    pub(crate) fn is_forsaken<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, value: Value) -> bool {
+    pub(crate) fn is_forsaken<A: Ip, const PORTS: bool>(
+        &self,
+        packet: &Packet<A>,
+        value: Value,
+    ) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let settings = self.settings.flags;
         if settings & settings_flag::EXPIRE_REMOVED != 0

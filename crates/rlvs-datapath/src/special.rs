@@ -17,9 +17,9 @@ use crate::ip::{Ip, Packet};
 use crate::process::{Stage, refuse_start};
 use crate::reason::Reason;
 use crate::schedule::{DONE, NEXT, OPENED, THERE, quiet};
-use crate::template::{CONTROLS, ID};
 use crate::state::{self, Seen, State};
 use crate::tables::{Tables, bump};
+use crate::template::{CONTROLS, ID};
 use crate::wide;
 
 /// What [`Context::make_way`] returns for a connection that stays.

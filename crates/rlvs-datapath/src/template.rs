@@ -158,7 +158,11 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Removes a template whose time has run out, or gives it another minute if it controls
     /// connections, as `ip_vs_conn_expire()`. Returns whether it is gone.
     #[inline(never)]
-    pub(crate) fn retire_template<const LOCKED: bool>(&self, slot: &WideSlot, value: Value) -> bool {
+    pub(crate) fn retire_template<const LOCKED: bool>(
+        &self,
+        slot: &WideSlot,
+        value: Value,
+    ) -> bool {
         let [held, _] = &slot.other;
         let word = self.tables.read(held);
         let (age, timeout) = (self.now.since(value.time()), (word >> 32) as u32);
@@ -186,7 +190,8 @@ impl<'a, T: Tables> Context<'a, T> {
         if word as u32 != 0 {
             let minute = self.settings.second.wrapping_mul(60);
             let since = age.wrapping_sub(timeout).checked_rem(minute).unwrap_or(0);
-            let then = crate::tables::Time(self.now.0.wrapping_sub(since) & crate::tables::TIME_MASK);
+            let then =
+                crate::tables::Time(self.now.0.wrapping_sub(since) & crate::tables::TIME_MASK);
             if self.tables.swap(&slot.value, value.0, value.with(then, value.state()).0) {
                 let change = u64::from(minute.wrapping_sub(timeout)) << 32;
                 self.tables.add(held, change);

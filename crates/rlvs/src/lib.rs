@@ -4,4 +4,5 @@
 pub mod face;
 pub mod ipvsadm;
 pub mod lab;
+pub mod mark;
 pub mod set;

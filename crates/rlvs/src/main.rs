@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{face, lab, set};
+use rlvs::{face, lab, mark, set};
 
 const IPVSADM: &str = "ipvsadm";
 /// Names the back end of `ipvsadm` for tests and scripts.
@@ -32,6 +32,8 @@ enum Command {
     Status,
     /// Shows or changes settings, by the names of net.ipv4.vs
     Set(set::Arguments),
+    /// Gives packets firewall marks, for services of `ipvsadm -f`
+    Mark(mark::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Detach => face::detach(),
         Command::Status => face::status(),
         Command::Set(arguments) => set::run(&arguments),
+        Command::Mark(arguments) => mark::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),

@@ -85,9 +85,8 @@ fn wide_entry(
     let [high, low] = &slot.client;
     let (port, peer_port, real_port) = wide::ports_of(key);
     let age = Time(now & TIME_MASK).since(value.time());
-    let left = |timeout: u32| {
-        (u64::from(timeout.saturating_sub(age)) * unit_ns / 1_000_000_000) as u32
-    };
+    let left =
+        |timeout: u32| (u64::from(timeout.saturating_sub(age)) * unit_ns / 1_000_000_000) as u32;
     let real = |port| SocketAddr::new(address(destination.family, destination.address), port);
     if kind == wide::kind::REQUEST {
         let [peer_high, peer_low] = &slot.peer;

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, LAYOUT, MarkRules,
-    REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, Wides,
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, LAYOUT,
+    MarkRules, REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel,
+    Wides,
 };
 
 use super::error::Error;

@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use rlvs_control::model::{Family, ForwardingMethod, Netmask, Protocol, ServiceId, Tunnel, TunnelChecksum};
+use rlvs_control::model::{
+    Family, ForwardingMethod, Netmask, Protocol, ServiceId, Tunnel, TunnelChecksum,
+};
 use rlvs_control::table::Error;
 use rlvs_datapath::abi::{
-    self, Destination, Service, destination_flag, method, scheduler, service_flag,
-    tunnel_checksum, tunnel_form,
+    self, Destination, Service, destination_flag, method, scheduler, service_flag, tunnel_checksum,
+    tunnel_form,
 };
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_wire::{checksum, ipsec, sctp, udp};

@@ -16,14 +16,14 @@ use nix::fcntl::Flock;
 use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
-    Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod, Persistence, Protocol,
-    Service as WantedService, ServiceEntry, ServiceId, Timeouts,
+    Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod,
+    Persistence, Protocol, Service as WantedService, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::{self, Kind, Member, State, Stored};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
-    Counts, Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag, endpoint_kind,
-    method, scheduler, service_flag, settings_flag,
+    Counts, Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag,
+    endpoint_kind, method, scheduler, service_flag, settings_flag,
 };
 
 use super::connections;
@@ -649,7 +649,9 @@ fn gap(used: &[(u32, u32)], from: u32, length: u32) -> Option<u32> {
 /// connections may have templates.
 fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Error> {
     (record.mask, record.persistence) = match service.persistence {
-        Some(persistence) => (records::mask(persistence.netmask), load::units(persistence.timeout_s)?),
+        Some(persistence) => {
+            (records::mask(persistence.netmask), load::units(persistence.timeout_s)?)
+        }
         None => ([0; 16], 0),
     };
     record.flags &= !service_flag::ONE_PACKET;
