@@ -45,11 +45,17 @@ pub(super) fn list(maps: &Maps) -> Result<Vec<Connection>, Error> {
             connections.extend(shown(maps, &settings, now, unit_ns, slot, (6, words)));
         }
     }
-    let seen = established(&connections);
-    for index in 0..maps.wide.len() {
-        let Some(bucket) = maps.wide.read(index) else { break };
-        let entry = |slot| wide_entry(maps, &settings, now, unit_ns, slot, &seen);
-        connections.extend(bucket.slots.iter().filter_map(entry));
+    // Templates come last: what they control says whether they are assured.
+    for templates in [false, true] {
+        let seen = established(&connections);
+        for index in 0..maps.wide.len() {
+            let Some(bucket) = maps.wide.read(index) else { break };
+            let is_wanted = |slot: &&WideSlot| {
+                (wide::kind_of(slot.key.get()) >= wide::kind::TEMPLATE) == templates
+            };
+            let entry = |slot| wide_entry(maps, &settings, now, unit_ns, slot, &seen);
+            connections.extend(bucket.slots.iter().filter(is_wanted).filter_map(entry));
+        }
     }
     Ok(connections.into_iter().map(|(connection, ..)| connection).collect())
 }
