@@ -54,6 +54,12 @@ impl Packet {
     /// Returns the frame.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
+        self.with_options(&[])
+    }
+
+    /// Returns the frame with options of TCP, a multiple of four bytes.
+    #[must_use]
+    pub fn with_options(&self, options: &[u8]) -> Vec<u8> {
         let ethernet = PacketBuilder::ethernet2(self.from, self.to);
         let step: PacketBuilderStep<IpHeaders> = match (self.source.ip(), self.target.ip()) {
             (IpAddr::V4(source), IpAddr::V4(target)) => {
@@ -73,6 +79,7 @@ impl Packet {
                 let set = |flag| flags & flag != 0;
                 (header.fin, header.syn, header.rst, header.psh, header.ack) =
                     (set(1), set(2), set(4), set(8), set(16));
+                header.set_options_raw(options).expect("options that fit");
                 step.tcp_header(header).write(&mut bytes, &self.payload)
             }
             Kind::Udp => step.udp(source, target).write(&mut bytes, &self.payload),

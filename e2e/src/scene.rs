@@ -57,6 +57,7 @@ pub fn description(network: &Network, services: Vec<Virtual>) -> Description {
         interfaces: vec![network.inside.interface(0), network.outside.interface(0)],
         buckets: 64,
         flags: 0,
+        mss: 0,
         cpus: network.cpus,
         clock: 1000,
     }

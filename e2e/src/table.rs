@@ -66,6 +66,8 @@ pub struct Description {
     pub buckets: u32,
     /// Bits of [`Settings::flags`].
     pub flags: u32,
+    /// [`Settings::mss`].
+    pub mss: u32,
     /// CPUs.
     pub cpus: u32,
     /// [`Settings::clock_offset`].
@@ -90,12 +92,13 @@ impl Description {
             clock_shift: FROZEN_SHIFT,
             clock_offset: self.clock,
             flags: self.flags,
+            mss: self.mss,
             second: SECOND,
             timeouts,
             services: self.services.len() as u32 + 1,
             destinations: destinations as u32 + 1,
             wide_mask: self.buckets - 1,
-            reserved: 0,
+            ..Settings::default()
         }
     }
 

@@ -12,7 +12,9 @@ use e2e::lab::{
     Method, Random, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool, udp_client,
     udp_server, wait_for, wait_until,
 };
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, getsockopt, socket, sockopt,
+};
 use rlvs::lab::topology::{CLIENT, DIRECTOR, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 use rlvs_linux::route::Rtnetlink;
@@ -474,4 +476,28 @@ fn associations_open_talk_and_close_through_tc() {
 #[test]
 fn associations_open_talk_and_close_through_native_xdp() {
     associations(Wiring::Tuned);
+}
+
+/// What the kernels at both ends make of the segments that they are told of, with 12 bytes of
+/// timestamps in each.
+#[test]
+fn segments_are_as_short_as_asked() {
+    const LIMIT: u32 = 1000;
+    for wiring in [Wiring::Plain, Wiring::Tuned] {
+        let stage = Stage::attached(wiring, PROGRAM);
+        for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+            tcp_server(namespace, ECHO_PORT, Some(server.title));
+        }
+        for family in FAMILIES {
+            let nat = vip(Method::Nat, family, ECHO_PORT);
+            let target = stage.serve("-t", nat, Method::Nat, ECHO_PORT);
+            for limit in [0, LIMIT] {
+                stage.rlvs(&["set", "tcp_mss", &limit.to_string()]).ok();
+                let held = stage.as_client(|| connect(target)).unwrap();
+                let segment = getsockopt(&held.stream, sockopt::TcpMaxSeg).unwrap();
+                let expected = LIMIT - 12;
+                assert_eq!(segment == expected, limit == LIMIT, "{wiring:?} {family:?} {segment}");
+            }
+        }
+    }
 }

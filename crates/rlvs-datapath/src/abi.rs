@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 7;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -81,8 +81,9 @@ pub struct Settings {
     pub destinations: u32,
     /// Buckets of the wide table minus one.
     pub wide_mask: u32,
-    /// Makes the next element aligned.
-    pub reserved: u32,
+    /// The largest segment that ends of connections may announce, in bytes; 0 if they announce what
+    /// they like.
+    pub mss: u32,
 }
 
 /// Bits of [`Settings::flags`].

@@ -25,6 +25,7 @@ pub mod layout;
 pub mod local;
 pub mod mark;
 pub mod moved;
+pub mod mss;
 pub mod process;
 pub mod reason;
 pub mod refuse;

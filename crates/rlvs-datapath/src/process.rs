@@ -27,6 +27,7 @@ use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, IP, Ip, Packet, Substitute, V4, V6};
 use crate::local::{self, Sender};
+use crate::mss;
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
@@ -72,27 +73,31 @@ pub enum Stage {
     Associate4 = 14,
     /// The same over IPv6.
     Associate6 = 15,
+    /// The largest segment that an IPv4 packet announces is to be lowered.
+    Clamp4 = 16,
+    /// The same over IPv6.
+    Clamp6 = 17,
     /// A new IPv4 connection of a service that needs more than an entry.
-    Special4 = 16,
+    Special4 = 18,
     /// The same over IPv6.
-    Special6 = 17,
+    Special6 = 19,
     /// Its destination is chosen, and the entries are to be made.
-    Join4 = 18,
+    Join4 = 20,
     /// The same over IPv6.
-    Join6 = 19,
+    Join6 = 21,
     /// An IPv4 packet that no endpoint names.
-    Apart4 = 20,
+    Apart4 = 22,
     /// The same over IPv6.
-    Apart6 = 21,
+    Apart6 = 23,
     /// One that is no request of a connection.
-    Back4 = 22,
+    Back4 = 24,
     /// The same over IPv6.
-    Back6 = 23,
+    Back6 = 25,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -109,6 +114,8 @@ impl Stage {
         Self::Peers6,
         Self::Associate4,
         Self::Associate6,
+        Self::Clamp4,
+        Self::Clamp6,
         Self::Special4,
         Self::Special6,
         Self::Join4,
@@ -148,6 +155,8 @@ impl Stage {
             Self::Peers6 => "peers6",
             Self::Associate4 => "associate4",
             Self::Associate6 => "associate6",
+            Self::Clamp4 => "clamp4",
+            Self::Clamp6 => "clamp6",
             Self::Special4 => "special4",
             Self::Special6 => "special6",
             Self::Join4 => "join4",
@@ -179,13 +188,15 @@ impl Stage {
             13 => Self::Peers6,
             14 => Self::Associate4,
             15 => Self::Associate6,
-            16 => Self::Special4,
-            17 => Self::Special6,
-            18 => Self::Join4,
-            19 => Self::Join6,
-            20 => Self::Apart4,
-            21 => Self::Apart6,
-            22 => Self::Back4,
+            16 => Self::Clamp4,
+            17 => Self::Clamp6,
+            18 => Self::Special4,
+            19 => Self::Special6,
+            20 => Self::Join4,
+            21 => Self::Join6,
+            22 => Self::Apart4,
+            23 => Self::Apart6,
+            24 => Self::Back4,
             _ => Self::Back6,
         }
     }
@@ -193,6 +204,11 @@ impl Stage {
     #[inline(always)]
     const fn open<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Open4 } else { Self::Open6 }
+    }
+
+    #[inline(always)]
+    const fn clamp<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Clamp4 } else { Self::Clamp6 }
     }
 
     #[inline(always)]
@@ -337,6 +353,12 @@ pub fn associate<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdi
     settle(frame, tables, |context, frame, _| association::first::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::Clamp4`] and [`Stage::Clamp6`].
+#[inline(always)]
+pub fn clamp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| mss::clamp::<A, F, T>(context, frame))
+}
+
 /// Carries out the stages [`Stage::Special4`] and [`Stage::Special6`].
 #[inline(always)]
 pub fn special<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
@@ -380,6 +402,8 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Peers6 => peers::<V6, F, T>(frame, tables),
         Stage::Associate4 => associate::<V4, F, T>(frame, tables),
         Stage::Associate6 => associate::<V6, F, T>(frame, tables),
+        Stage::Clamp4 => clamp::<V4, F, T>(frame, tables),
+        Stage::Clamp6 => clamp::<V6, F, T>(frame, tables),
         Stage::Special4 => special::<V4, F, T>(frame, tables),
         Stage::Special6 => special::<V6, F, T>(frame, tables),
         Stage::Join4 => join::<V4, F, T>(frame, tables),
@@ -445,15 +469,31 @@ fn established<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut
         return context.unnamed::<A, true>(Reason::NoService);
     };
     let Some(found) = context.glance(&half.key) else {
-        let may_open = !half.is_reply && state::starts::<true>(packet.protocol, packet.flags);
-        return Verdict::Next(if may_open { Stage::open::<A>() } else { Stage::rest::<A>() });
+        return Verdict::Next(clamped::<A, T>(context, &packet, !half.is_reply));
     };
     let done = if half.is_reply {
         steady_answer(context, frame, &packet, &found)
     } else {
         steady_request(context, frame, &packet, &found)
     };
-    done.unwrap_or(Verdict::Next(Stage::rest::<A>()))
+    done.unwrap_or_else(|| Verdict::Next(clamped::<A, T>(context, &packet, false)))
+}
+
+/// Returns the stage for a packet that is not simply forwarded.
+#[inline(always)]
+fn clamped<A: Ip, T: Tables>(context: &Context<'_, T>, packet: &Packet<A>, is_new: bool) -> Stage {
+    if context.settings.mss != 0 && packet.flags & tcp::SYN != 0 {
+        return Stage::clamp::<A>();
+    }
+    behind::<A>(packet, is_new)
+}
+
+/// Returns the stage for a packet whose segments are short enough; `is_new` tells a request that no
+/// connection is found for.
+#[inline(always)]
+pub fn behind<A: Ip>(packet: &Packet<A>, is_new: bool) -> Stage {
+    let may_open = is_new && state::starts::<true>(packet.protocol, packet.flags);
+    if may_open { Stage::open::<A>() } else { Stage::rest::<A>() }
 }
 
 /// Forwards a request, if nothing about it needs thought.

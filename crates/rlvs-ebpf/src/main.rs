@@ -106,6 +106,8 @@ programs! {
     rlvs_xdp_back4, rlvs_tc_back4: process::back::<V4, _, _>;
     rlvs_xdp_back6, rlvs_tc_back6: process::back::<V6, _, _>;
     rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
+    rlvs_xdp_clamp4, rlvs_tc_clamp4: process::clamp::<V4, _, _>;
+    rlvs_xdp_clamp6, rlvs_tc_clamp6: process::clamp::<V6, _, _>;
 }
 
 /// Hangs where frames leave, if there are real servers on this host.

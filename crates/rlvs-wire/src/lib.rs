@@ -115,6 +115,18 @@ pub mod tcp {
     pub const RST: u8 = 0x04;
     /// ACK.
     pub const ACK: u8 = 0x10;
+
+    /// Kinds of options.
+    pub mod option {
+        /// There are no more.
+        pub const END: u8 = 0;
+        /// A byte of nothing.
+        pub const NOP: u8 = 1;
+        /// The largest segment taken, in two bytes.
+        pub const MSS: u8 = 2;
+        /// Length of that.
+        pub const MSS_LENGTH: u32 = 4;
+    }
 }
 
 /// UDP header (RFC 768), offsets from its first byte.

@@ -14,6 +14,7 @@ mod expiry;
 mod length;
 mod local;
 mod malformed;
+mod mss;
 mod paths;
 mod persistence;
 mod reasons;

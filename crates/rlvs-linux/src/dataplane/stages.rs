@@ -61,13 +61,16 @@ pub enum Group {
     Associations,
     /// By services with this host among their direct destinations.
     Peers,
+    /// Where the largest segment that ends announce is limited.
+    Clamps,
     /// By persistent services, those without a port or an address, and those of single packets.
     Special,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 4] = [Self::Ordinary, Self::Associations, Self::Peers, Self::Special];
+    pub const ALL: [Self; 5] =
+        [Self::Ordinary, Self::Associations, Self::Peers, Self::Clamps, Self::Special];
 
     const fn of(stage: Stage) -> Self {
         match stage {
@@ -75,6 +78,7 @@ impl Group {
                 Self::Associations
             }
             Stage::Peers4 | Stage::Peers6 => Self::Peers,
+            Stage::Clamp4 | Stage::Clamp6 => Self::Clamps,
             Stage::Special4
             | Stage::Special6
             | Stage::Join4
@@ -139,7 +143,7 @@ pub(super) fn ensure(
 /// Returns the groups that a body of a folder of pins has, and that which all need.
 pub(super) fn groups(folder: &Folder) -> Result<Vec<Group>, Error> {
     let mut groups = vec![Group::Ordinary];
-    for group in [Group::Associations, Group::Peers, Group::Special] {
+    for group in Group::ALL {
         for (body, stage) in
             Body::ALL.into_iter().flat_map(|body| group.stages().map(move |stage| (body, stage)))
         {
