@@ -35,11 +35,12 @@ fn difference<A: Ip>(rule: &MarkRule, packet: &Packet<A>) -> u64 {
     let [first, last] = rule.ports;
     let port = u64::from(packet.target_port);
     // A borrow sets the upper half.
-    let ports = port.wrapping_sub(first.into()) >> 32 | u64::from(last).wrapping_sub(port) >> 32;
+    let ports =
+        (port.wrapping_sub(first.into()) >> 32) | (u64::from(last).wrapping_sub(port) >> 32);
     let any = u64::from(rule.protocol != 0);
-    (address.0 & mask_high ^ high)
-        | (address.1 & mask_low ^ low)
+    ((address.0 & mask_high) ^ high)
+        | ((address.1 & mask_low) ^ low)
         | u64::from(rule.family ^ A::FAMILY)
-        | u64::from(rule.protocol ^ packet.protocol) * any
+        | (u64::from(rule.protocol ^ packet.protocol) * any)
         | ports
 }
