@@ -98,7 +98,6 @@ impl Description {
             services: self.services.len() as u32 + 1,
             destinations: destinations as u32 + 1,
             wide_mask: self.buckets - 1,
-            ..Settings::default()
         }
     }
 
