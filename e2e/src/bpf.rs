@@ -16,9 +16,9 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
     self, AllCounts, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS,
     ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS,
-    Favourites, Fragments, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS,
-    OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row, Schedule, Service,
-    Settings, Tunnel, Word,
+    Favourites, Fragments, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules,
+    OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row,
+    Schedule, Service, Settings, Tunnel, Wides, Word,
 };
 
 use rlvs_linux::dataplane::stages::{self, Group};
@@ -36,6 +36,10 @@ unsafe impl Plain for Settings {}
 unsafe impl Plain for Connections4 {}
 // SAFETY: as above.
 unsafe impl Plain for Connections6 {}
+// SAFETY: as above.
+unsafe impl Plain for Wides {}
+// SAFETY: as above.
+unsafe impl Plain for MarkRules {}
 // SAFETY: as above; the buckets of fragments have the same type. The endpoints of IPv6 have the layout of its connections.
 unsafe impl Plain for Endpoints4 {}
 // SAFETY: as above.
@@ -216,6 +220,8 @@ impl Bpf {
             ("settings", 1, size_of::<Settings>()),
             ("connections4", connections4, size_of::<Connections4>()),
             ("connections6", connections6, size_of::<Connections6>()),
+            ("wide", settings.wide_mask + 1, size_of::<Wides>()),
+            ("marks", 1, size_of::<MarkRules>()),
             ("endpoints4", ENDPOINT4_BUCKETS, size_of::<Endpoints4>()),
             ("endpoints6", ENDPOINT6_BUCKETS, size_of::<Endpoints6>()),
             ("presence", PRESENCE_WORDS, size_of::<Word>()),
@@ -232,8 +238,8 @@ impl Bpf {
             ("routes", ROUTES * settings.cpus, size_of::<Route>()),
             ("interfaces", INTERFACE_BUCKETS, size_of::<Interfaces>()),
             ("fragments", FRAGMENT_BUCKETS, size_of::<Fragments>()),
-            ("occupancy", 2 * OCCUPANCY_WORDS, size_of::<Word>()),
-            ("locks", 2 * LOCKS, size_of::<Word>()),
+            ("occupancy", 3 * OCCUPANCY_WORDS, size_of::<Word>()),
+            ("locks", LOCK_KINDS * LOCKS, size_of::<Word>()),
             ("reasons", REASONS * settings.cpus, size_of::<Word>()),
             ("limits", settings.cpus, size_of::<Limit>()),
             ("estimates", abi::ESTIMATES, size_of::<Estimate>()),
@@ -300,6 +306,7 @@ impl Bpf {
         }
         tables.connections4 = read(self, "connections4");
         tables.connections6 = read(self, "connections6");
+        tables.wide = read(self, "wide");
         tables.schedules = read(self, "schedules");
         tables.counts = read(self, "counts");
         tables.counts.truncate(IDS as usize);
@@ -334,6 +341,7 @@ impl Bpf {
         let mut pairs: Vec<(&str, usize, usize, &[u8])> = vec![
             ("connections4", 128, 0, bytes_of(&tables.connections4)),
             ("connections6", 128, 0, bytes_of(&tables.connections6)),
+            ("wide", 64, 0, bytes_of(&tables.wide)),
             ("schedules", 64, 0, bytes_of(&tables.schedules)),
             ("counts", 16, 0, bytes_of(&tables.counts)),
             ("overloads", 8, 0, bytes_of(&tables.overloads)),
@@ -345,6 +353,12 @@ impl Bpf {
             ("fragments", 64, 0, bytes_of(&tables.fragments)),
             ("occupancy", 8, 0, bytes_of(occupied(0))),
             ("occupancy", 8, 8 * OCCUPANCY_WORDS as usize, bytes_of(occupied(OCCUPANCY_WORDS))),
+            (
+                "occupancy",
+                8,
+                16 * OCCUPANCY_WORDS as usize,
+                bytes_of(occupied(2 * OCCUPANCY_WORDS)),
+            ),
         ];
         if all {
             pairs.push(("routes", 64, 0, bytes_of(&tables.routes)));
@@ -505,6 +519,8 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("settings", bytes_of(std::slice::from_ref(&tables.settings)).to_vec()),
         ("connections4", bytes_of(&tables.connections4).to_vec()),
         ("connections6", bytes_of(&tables.connections6).to_vec()),
+        ("wide", bytes_of(&tables.wide).to_vec()),
+        ("marks", bytes_of(std::slice::from_ref(&tables.marks)).to_vec()),
         ("presence", bytes_of(&tables.presence).to_vec()),
         ("services", bytes_of(&tables.services).to_vec()),
         ("schedules", bytes_of(&tables.schedules).to_vec()),

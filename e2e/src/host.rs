@@ -8,8 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use rlvs_datapath::abi::{
     self, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand,
     Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, Hop, INTERFACE_BUCKETS,
-    Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, ROUTES,
-    RingLine, Route, Row, Schedule, Service, Settings, Tunnel, Word,
+    Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
+    PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row, Schedule, Scratch, Service, Settings,
+    Tunnel, Wides, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
 use rlvs_datapath::process::{go_on, process};
@@ -192,6 +193,12 @@ pub struct HostTables {
     pub connections4: Vec<Connections4>,
     /// Map `connections6`.
     pub connections6: Vec<Connections6>,
+    /// Map `wide`.
+    pub wide: Vec<Wides>,
+    /// Map `marks`.
+    pub marks: MarkRules,
+    /// Map `scratch`.
+    pub scratch: Vec<Scratch>,
     /// Map `endpoints4`.
     pub endpoints4: BTreeMap<u32, Endpoints4>,
     /// Map `endpoints6`.
@@ -250,6 +257,9 @@ impl HostTables {
             cpu: Cell::new(0),
             connections4: many(settings.connections4_mask + 1),
             connections6: many(settings.connections6_mask + 1),
+            wide: many(settings.wide_mask + 1),
+            scratch: many(settings.cpus),
+            marks: MarkRules::default(),
             endpoints4: BTreeMap::new(),
             endpoints6: BTreeMap::new(),
             presence: many(PRESENCE_WORDS),
@@ -266,8 +276,8 @@ impl HostTables {
             routes: many(ROUTES * settings.cpus),
             interfaces: many(INTERFACE_BUCKETS),
             fragments: many(FRAGMENT_BUCKETS),
-            occupancy: many(2 * OCCUPANCY_WORDS),
-            locks: many(2 * LOCKS),
+            occupancy: many(3 * OCCUPANCY_WORDS),
+            locks: many(LOCK_KINDS * LOCKS),
             reasons: many(REASONS * settings.cpus),
             limits: many(settings.cpus),
             estimates: many(2 * IDS),
@@ -293,6 +303,15 @@ impl Tables for HostTables {
     }
     fn connections6(&self, index: u32) -> Option<&Connections6> {
         self.connections6.get(index as usize)
+    }
+    fn wide(&self, index: u32) -> Option<&Wides> {
+        self.wide.get(index as usize)
+    }
+    fn marks(&self) -> Option<&MarkRules> {
+        Some(&self.marks)
+    }
+    fn scratch(&self, cpu: u32) -> Option<&Scratch> {
+        self.scratch.get(cpu as usize)
     }
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {
         Some(self.endpoints4.get(&index).unwrap_or(&self.empty4))

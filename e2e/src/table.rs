@@ -105,7 +105,7 @@ impl Description {
             timeouts,
             services: self.services.len() as u32 + 1,
             destinations: destinations as u32 + 1,
-            ..Settings::default()
+            wide_mask: self.buckets - 1,
         }
     }
 
@@ -190,7 +190,18 @@ fn candidate((id, server): (u32, &Server)) -> Candidate {
     Candidate { id, weight, last_weight: weight, limited: upper != 0, address, port }
 }
 
-fn enter(tables: &mut HostTables, kind: u64, address: IpAddr, port: u16, protocol: u8, id: u32) {
+/// Enters an endpoint.
+///
+/// # Panics
+/// There is no room.
+pub fn enter(
+    tables: &mut HostTables,
+    kind: u64,
+    address: IpAddr,
+    port: u16,
+    protocol: u8,
+    id: u32,
+) {
     match address {
         IpAddr::V4(address) => {
             let address = V4(address.to_bits());

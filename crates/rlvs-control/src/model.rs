@@ -23,9 +23,10 @@ pub enum Protocol {
 impl fmt::Display for Protocol {
     /// Writes the name that IPVS has for the protocol in `/proc/net/ip_vs_conn`.
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.name() {
-            Some(name) => to.pad(name),
-            None => to.pad(&format!("IP_{}", self.number())),
+        match self {
+            Self::Other(0) => to.pad("IP"),
+            Self::Other(number) => to.pad(&format!("IP_{number}")),
+            _ => to.pad(self.name().unwrap_or_default()),
         }
     }
 }

@@ -41,11 +41,14 @@ pub const ROUTES: u32 = 1 << 12;
 pub const INTERFACE_BUCKETS: u32 = 1 << 8;
 /// Locks of one kind.
 pub const LOCKS: u32 = 1 << 12;
+/// Kinds of locks: request halves, reply halves, templates.
+pub const LOCK_KINDS: u32 = 3;
 /// Largest number of CPUs.
 pub const CPUS: u32 = 1 << 10;
 /// Pairs of connection buckets that one bit of the occupancy map stands for.
 pub const GROUP: u32 = 64;
-/// Words of the occupancy map for one connection table: a bit for each group of 2^26 pairs.
+/// Words of the occupancy map for one table: a bit for each group of 2^26 places. The tables are
+/// IPv4, IPv6, wide.
 pub const OCCUPANCY_WORDS: u32 = (1 << 26) / GROUP / 64;
 /// Buckets of the fragment map.
 pub const FRAGMENT_BUCKETS: u32 = 1 << 11;
@@ -53,6 +56,8 @@ pub const FRAGMENT_BUCKETS: u32 = 1 << 11;
 pub const CONNECTIONS4_DEFAULT: u32 = 1 << 18;
 /// Default number of bucket pairs of the IPv6 connection table (4 connections fit in one).
 pub const CONNECTIONS6_DEFAULT: u32 = 1 << 17;
+/// Default number of buckets of the wide table (4 entries fit in one).
+pub const WIDE_DEFAULT: u32 = 1 << 16;
 
 /// A 64-bit word that several CPUs change.
 pub type Word = Cell<u64>;
@@ -85,11 +90,11 @@ pub struct Settings {
     pub services: u32,
     /// Destination ids below this have been in use.
     pub destinations: u32,
+    /// Buckets of the wide table minus one.
+    pub wide_mask: u32,
     /// The largest segment that ends of connections may announce, in bytes; 0 if they announce what
     /// they like.
     pub mss: u32,
-    /// 0.
-    pub reserved: u32,
 }
 
 /// Bits of [`Settings::flags`].
@@ -115,6 +120,11 @@ pub mod settings_flag {
     pub const LOCAL_CLIENTS: u32 = 256;
     /// Rates are not estimated, as with `run_estimation` 0.
     pub const NO_ESTIMATION: u32 = 1 << 16;
+    /// There is, or was, a service whose packets no endpoint names: what belongs to nothing may belong
+    /// to it.
+    pub const WIDE: u32 = 1 << 17;
+    /// A template does not lead to a destination of weight 0, as with `expire_quiescent_template`.
+    pub const EXPIRE_QUIESCENT: u32 = 1 << 18;
 }
 
 /// What an endpoint is looked up for.
@@ -123,6 +133,10 @@ pub mod endpoint_kind {
     pub const SERVICE: u64 = 1;
     /// The address and port of a NAT destination: replies.
     pub const REPLY: u64 = 2;
+    /// A firewall mark in place of the address: requests.
+    pub const MARK: u64 = 3;
+    /// The address and port of a NAT destination whose requests leave no entry: replies.
+    pub const ONE_PACKET: u64 = 4;
 }
 
 /// A slot that is found by a key and holds a value: an IPv4 connection or endpoint.
@@ -181,6 +195,102 @@ pub type Endpoints6 = Bucket<Slot6, SLOTS6>;
 /// [`fragment`](crate::fragment).
 pub type Fragments = Bucket<Slot4, SLOTS6>;
 
+/// A slot of the wide table, a cache line: a connection with all that names it, or a persistence
+/// template; see [`wide`](crate::wide).
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default)]
+pub struct WideSlot {
+    /// What it is, with protocol and ports; 0 while nothing is published here.
+    pub key: Word,
+    /// As in the slots of the other tables; 0 while the slot is free.
+    pub value: Word,
+    /// Client address, upper and lower half.
+    pub client: [Word; 2],
+    /// The other end's address: the virtual one in requests, the real server's in replies. Of a
+    /// template, its destination id in the lower half.
+    pub peer: [Word; 2],
+    /// Of a reply half, the virtual address. Of a template, its time-out and what it controls in the
+    /// first word.
+    pub other: [Word; 2],
+}
+
+/// Slots in a bucket of the wide table.
+pub const WIDE_SLOTS: usize = 4;
+/// Four cache lines of the wide table.
+pub type Wides = Bucket<WideSlot, WIDE_SLOTS>;
+
+/// What a stage leaves for the next on the same CPU, in the map `scratch`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    /// Source address of the packet.
+    pub source: [Word; 2],
+    /// Destination address of the packet.
+    pub target: [Word; 2],
+    /// Its ports (32 bits), length (32).
+    pub ports: Word,
+    /// Its protocol, flags and time to live (8 bits each); the stage that carries it on (8).
+    pub brief: Word,
+    /// The service that it goes to; 0 if that is to be found out.
+    pub service: Word,
+    /// The destination that was chosen, as [`special`](crate::special) has it.
+    pub chosen: Word,
+    /// A connection that made way, of which its template has to be told.
+    pub owed: Word,
+    /// The same of one that did not come about.
+    pub unborn: Word,
+    /// The destination of this datagram alone; 0 for none.
+    pub once: Word,
+    /// Why no entries were made, with bit 31; 0 if they were.
+    pub refused: Word,
+    /// Makes cache lines.
+    pub reserved: [Word; 4],
+}
+
+/// Rules that give marks.
+pub const MARK_RULES: u32 = 128;
+
+/// A rule that gives a mark to packets by where they go. Addresses are two words in host order, an
+/// IPv4 one in the second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkRule {
+    /// The address under the mask.
+    pub network: [u64; 2],
+    /// The mask.
+    pub mask: [u64; 2],
+    /// First and last port.
+    pub ports: [u16; 2],
+    /// IP protocol; 0 for any.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// Makes the mark aligned.
+    pub padding: [u8; 2],
+    /// The mark.
+    pub mark: u32,
+    /// Makes the next rule aligned.
+    pub reserved: u32,
+}
+
+/// The one element of the map `marks`: the rules, of which the first that fits decides.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkRules {
+    /// Number of rules.
+    pub length: u32,
+    /// Makes the rules aligned.
+    pub reserved: u32,
+    /// The rules.
+    pub rules: [MarkRule; MARK_RULES as usize],
+}
+
+impl Default for MarkRules {
+    fn default() -> Self {
+        Self { length: 0, reserved: 0, rules: [MarkRule::default(); MARK_RULES as usize] }
+    }
+}
+
 /// A virtual service, by service id. Service id 0 is never used.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,8 +309,14 @@ pub struct Service {
     pub scheduler: u32,
     /// First destination of the list, newest first; 0 for none.
     pub head: u32,
-    /// Kept for persistence and marks.
-    pub reserved: [u32; 7],
+    /// Persistence: the mask of client addresses, an IPv4 one in the first four bytes.
+    pub mask: [u8; 16],
+    /// Persistence: coarse units that a template lives; 0 without persistence.
+    pub persistence: u32,
+    /// Firewall mark; 0 for a service with an address.
+    pub mark: u32,
+    /// 0.
+    pub reserved: u32,
     /// Flags of the scheduler: flags 1 to 3 are bits 0 to 2.
     pub scheduler_flags: u32,
 }
@@ -214,6 +330,11 @@ pub mod service_flag {
     pub const PEERED: u32 = 2;
     /// Clients on this host are served: every destination is reached by NAT or is this host.
     pub const LOCAL_CLIENTS: u32 = 4;
+    /// New connections need more than a destination and an entry: see
+    /// [`special`](crate::special).
+    pub const SPECIAL: u32 = 1 << 8;
+    /// Each datagram is scheduled by itself.
+    pub const ONE_PACKET: u32 = 1 << 9;
 }
 
 /// Numbers of the schedulers.
@@ -660,6 +781,11 @@ pub const TIMER_BYTES: usize = 16;
 
 const _: () = {
     assert!(size_of::<Settings>() == 200);
+    assert!(size_of::<WideSlot>() == 64);
+    assert!(size_of::<Wides>() == 256);
+    assert!(size_of::<Scratch>() == 128);
+    assert!(size_of::<MarkRule>() == 48);
+    assert!(size_of::<MarkRules>() == 8 + 48 * MARK_RULES as usize);
     assert!(size_of::<Connections4>() == 128);
     assert!(size_of::<Connections6>() == 128);
     assert!(size_of::<Endpoints4>() == 64);

@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use crate::abi::{RING_LINE, method, scheduler, service_flag, settings_flag};
+use crate::abi::{Destination, RING_LINE, method, scheduler, service_flag, settings_flag};
 use crate::connection::{Context, Found, Key, Value};
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::ip::{Flow, Ip, Packet};
@@ -13,15 +13,15 @@ use crate::tables::{Tables, bump};
 
 /// What a function on the way to a connection returns, in one word as BPF wants it: a destination's
 /// id with this bit, or the number of a reason.
-const OPENED: u32 = 1 << 31;
+pub(crate) const OPENED: u32 = 1 << 31;
 /// Set in a reason's number when another destination may do better.
-const NEXT: u32 = 1 << 30;
+pub(crate) const NEXT: u32 = 1 << 30;
 /// The connection is there already.
-const THERE: u32 = 1 << 29;
+pub(crate) const THERE: u32 = 1 << 29;
 /// A destination must be searched for.
-const SEARCHING: u32 = 1 << 28;
+pub(crate) const SEARCHING: u32 = 1 << 28;
 /// Nothing stands against it.
-const DONE: u32 = u32::MAX;
+pub(crate) const DONE: u32 = u32::MAX;
 
 /// What became of a packet that may open a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns whether the service takes connections here at all.
     #[inline(never)]
-    fn admit<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
+    pub(crate) fn admit<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
         let Some(service) = self.tables.service(id) else {
             return Reason::Inconsistent as u32;
         };
@@ -115,7 +115,21 @@ impl<'a, T: Tables> Context<'a, T> {
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
         let state = state::first::<PORTS>(seen, packet.protocol, packet.flags);
         let value = Value::new(self.now, state, id, key.owner, paired);
-        if paired {
+        self.join(packet, key, destination, value)
+    }
+
+    /// Makes the entries of a connection as its value says, and counts it. The caller holds the lock
+    /// of the key and has not found it.
+    #[inline(always)]
+    pub(crate) fn join<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        key: &Key<A>,
+        destination: &Destination,
+        value: Value,
+    ) -> u32 {
+        let id = value.destination();
+        if value.is_paired() {
             let peer = A::from_octets(&destination.address);
             let peer_port = u16::from_be_bytes(destination.port);
             let back = Flow { peer, peer_port, ..packet.request() };
@@ -130,7 +144,7 @@ impl<'a, T: Tables> Context<'a, T> {
             return Reason::Stateless as u32;
         }
         if let Some(counts) = self.tables.counts(id) {
-            let before = self.tables.add(&counts.connections, state.one());
+            let before = self.tables.add(&counts.connections, value.state().one());
             if destination.upper != 0 {
                 self.note_connection(id, before);
             }
@@ -175,7 +189,9 @@ impl<'a, T: Tables> Context<'a, T> {
         match self.find(&Key::new(self.settings, &flow, owner)) {
             Some(request) if request.value.destination() == id => {
                 let over = !self.is_young(reply.value) && !self.is_young(request.value);
-                over && self.remove_counted(&request) && self.remove(reply)
+                // What else is to be done for one that a template controls the sweep does.
+                let plain = !request.value.is_controlled();
+                over && plain && self.remove_uncontrolled(&request) && self.remove(reply)
             }
             _ => self.remove(reply),
         }

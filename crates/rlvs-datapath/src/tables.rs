@@ -4,8 +4,8 @@ use core::cell::Cell;
 
 use crate::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand, Estimate,
-    Favourites, Fragments, IDS, Interfaces, Limit, RING_LINE, RingLine, Route, Row, Schedule,
-    Service, Settings, Tunnel, Word,
+    Favourites, Fragments, IDS, Interfaces, Limit, MarkRules, RING_LINE, RingLine, Route, Row,
+    Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
 };
 
 /// The maps of one network namespace, and the memory operations that a body has for them.
@@ -22,6 +22,12 @@ pub trait Tables {
     fn connections4(&self, index: u32) -> Option<&Connections4>;
     /// Returns a pair of IPv6 connection buckets.
     fn connections6(&self, index: u32) -> Option<&Connections6>;
+    /// Returns a bucket of the wide table.
+    fn wide(&self, index: u32) -> Option<&Wides>;
+    /// Returns what a CPU's stages leave for each other.
+    fn scratch(&self, cpu: u32) -> Option<&Scratch>;
+    /// Returns the rules that give marks.
+    fn marks(&self) -> Option<&MarkRules>;
     /// Returns a bucket of IPv4 endpoints.
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4>;
     /// Returns a word of the map that tells which endpoints may be there.

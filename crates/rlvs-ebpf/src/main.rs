@@ -97,6 +97,14 @@ programs! {
     rlvs_xdp_peers4, rlvs_tc_peers4: process::peers::<V4, _, _>;
     rlvs_xdp_peers6, rlvs_tc_peers6: process::peers::<V6, _, _>;
     rlvs_xdp_associate4, rlvs_tc_associate4: process::associate::<V4, _, _>;
+    rlvs_xdp_special4, rlvs_tc_special4: process::special::<V4, _, _>;
+    rlvs_xdp_special6, rlvs_tc_special6: process::special::<V6, _, _>;
+    rlvs_xdp_join4, rlvs_tc_join4: process::join::<V4, _, _>;
+    rlvs_xdp_join6, rlvs_tc_join6: process::join::<V6, _, _>;
+    rlvs_xdp_apart4, rlvs_tc_apart4: process::apart::<V4, _, _>;
+    rlvs_xdp_apart6, rlvs_tc_apart6: process::apart::<V6, _, _>;
+    rlvs_xdp_back4, rlvs_tc_back4: process::back::<V4, _, _>;
+    rlvs_xdp_back6, rlvs_tc_back6: process::back::<V6, _, _>;
     rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
     rlvs_xdp_clamp4, rlvs_tc_clamp4: process::clamp::<V4, _, _>;
     rlvs_xdp_clamp6, rlvs_tc_clamp6: process::clamp::<V6, _, _>;

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
-    Base, CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6, Estimate, FRAGMENT_BUCKETS, Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, Word, AllCounts, Errand, FAVOURITES, Favourites, OVERLOAD_WORDS, RING_LINES, RingLine,
+    Base, CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6, Estimate, FRAGMENT_BUCKETS, Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, Word, AllCounts, Errand, FAVOURITES, Favourites, OVERLOAD_WORDS, RING_LINES, RingLine, LOCK_KINDS, MarkRules, Scratch, WIDE_DEFAULT, Wides,
 };
 use rlvs_datapath::process::Stage;
 use rlvs_datapath::tables::{SPINS, Step, Tables};
@@ -34,6 +34,12 @@ static SETTINGS: Array<Settings, 1, MAPPED> = Array::new();
 static CONNECTIONS4: Array<Connections4, { CONNECTIONS4_DEFAULT as usize }, MAPPED> = Array::new();
 #[btf_map(name = "connections6")]
 static CONNECTIONS6: Array<Connections6, { CONNECTIONS6_DEFAULT as usize }, MAPPED> = Array::new();
+#[btf_map(name = "wide")]
+static WIDE: Array<Wides, { WIDE_DEFAULT as usize }, MAPPED> = Array::new();
+#[btf_map(name = "marks")]
+static MARKS: Array<MarkRules, 1, MAPPED> = Array::new();
+#[btf_map(name = "scratch")]
+static SCRATCH: Array<Scratch, { CPUS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "endpoints4")]
 static ENDPOINTS4: Array<Endpoints4, { ENDPOINT4_BUCKETS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "endpoints6")]
@@ -69,9 +75,9 @@ static INTERFACES: Array<Interfaces, { INTERFACE_BUCKETS as usize }, MAPPED> = A
 #[btf_map(name = "fragments")]
 static FRAGMENTS: Array<Fragments, { FRAGMENT_BUCKETS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "occupancy")]
-static OCCUPANCY: Array<Word, { 2 * OCCUPANCY_WORDS as usize }, MAPPED> = Array::new();
+static OCCUPANCY: Array<Word, { 3 * OCCUPANCY_WORDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "locks")]
-static LOCK_WORDS: Array<Word, { 2 * LOCKS as usize }, MAPPED> = Array::new();
+static LOCK_WORDS: Array<Word, { (LOCK_KINDS * LOCKS) as usize }, MAPPED> = Array::new();
 #[btf_map(name = "reasons")]
 static REASON_COUNTERS: Array<Word, { (CPUS * REASONS) as usize }, MAPPED> = Array::new();
 #[btf_map(name = "limits")]
@@ -145,6 +151,18 @@ impl Tables for Maps {
     #[inline(always)]
     fn connections6(&self, index: u32) -> Option<&Connections6> {
         CONNECTIONS6.get(index)
+    }
+    #[inline(always)]
+    fn wide(&self, index: u32) -> Option<&Wides> {
+        WIDE.get(index)
+    }
+    #[inline(always)]
+    fn scratch(&self, cpu: u32) -> Option<&Scratch> {
+        SCRATCH.get(cpu)
+    }
+    #[inline(always)]
+    fn marks(&self) -> Option<&MarkRules> {
+        MARKS.get(0)
     }
     #[inline(always)]
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {

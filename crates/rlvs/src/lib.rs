@@ -7,5 +7,6 @@ pub mod ipvsadm;
 pub mod keepalived;
 pub mod lab;
 pub mod man;
+pub mod mark;
 pub mod proc;
 pub mod set;

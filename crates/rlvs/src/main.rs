@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{check, face, keepalived, lab, man, proc, set};
+use rlvs::{check, face, keepalived, lab, man, mark, proc, set};
 
 const KEEPALIVED: &str = "keepalived";
 /// Names the back end of `ipvsadm` for tests and scripts.
@@ -38,6 +38,8 @@ enum Command {
     Man(man::Arguments),
     /// Reads a keepalived.conf, and tells what is wrong with it or what it means
     Check(check::Arguments),
+    /// Gives packets firewall marks, for services of `ipvsadm -f`
+    Mark(mark::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Proc(arguments) => proc::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Mark(arguments) => mark::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),

@@ -17,6 +17,7 @@ mod local;
 mod malformed;
 mod mss;
 mod paths;
+mod persistence;
 mod reasons;
 mod schedulers;
 mod states;

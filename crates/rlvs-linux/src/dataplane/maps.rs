@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
     Base, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
-    Favourites, Interfaces, LAYOUT, REASONS, Row, Schedule, Service, Settings, SweepCursor,
-    TIMER_BYTES, Totals, Tunnel,
+    Favourites, Interfaces, LAYOUT, MarkRules, REASONS, Row, Schedule, Service, Settings,
+    SweepCursor, TIMER_BYTES, Totals, Tunnel, Wides,
 };
 
 use super::error::Error;
@@ -102,6 +102,8 @@ pub struct Maps {
     pub(super) presence: Mapped<Cell<u64>>,
     pub(super) connections4: Mapped<Connections4>,
     pub(super) connections6: Mapped<Connections6>,
+    pub(super) wide: Mapped<Wides>,
+    pub(super) marks: Mapped<MarkRules>,
     pub(super) interfaces: Mapped<Interfaces>,
     reasons: Mapped<Cell<u64>>,
     sweep: MapData,
@@ -141,6 +143,8 @@ impl Maps {
             presence: Mapped::open(folder, "presence")?,
             connections4: Mapped::open(folder, "connections4")?,
             connections6: Mapped::open(folder, "connections6")?,
+            wide: Mapped::open(folder, "wide")?,
+            marks: Mapped::open(folder, "marks")?,
             interfaces: Mapped::open(folder, "interfaces")?,
             reasons: Mapped::open(folder, "reasons")?,
             sweep: MapData::from_pin(folder.path("sweep")).map_err(|error| Error::Load {

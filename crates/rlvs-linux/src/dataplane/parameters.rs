@@ -74,7 +74,16 @@ pub const ALL: [Parameter; 24] = [
             set: |settings, value| put(settings, settings_flag::EXPIRE_REMOVED, value != 0),
         },
     },
-    not_yet("expire_quiescent_template", 1, 0, "1: persistence ends when a weight becomes 0"),
+    Parameter {
+        name: "expire_quiescent_template",
+        max: 1,
+        default: 0,
+        about: "a client whose persistent real server has weight 0: 0 stays with it, 1 gets another",
+        state: State::Carried {
+            get: |settings| u32::from(settings.flags & settings_flag::EXPIRE_QUIESCENT != 0),
+            set: |settings, value| put(settings, settings_flag::EXPIRE_QUIESCENT, value != 0),
+        },
+    },
     meaningless(
         "ignore_tunneled",
         1,

@@ -67,17 +67,20 @@ pub enum Group {
     Tunnels,
     /// By services whose scheduler looks at many destinations, or with thresholds.
     Search,
+    /// By persistent services, those without a port or an address, and those of single packets.
+    Special,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Ordinary,
         Self::Associations,
         Self::Peers,
         Self::Clamps,
         Self::Tunnels,
         Self::Search,
+        Self::Special,
     ];
 
     const fn of(stage: Stage) -> Self {
@@ -89,6 +92,14 @@ impl Group {
             Stage::Clamp4 | Stage::Clamp6 => Self::Clamps,
             Stage::Relay4 | Stage::Relay6 => Self::Tunnels,
             Stage::Search => Self::Search,
+            Stage::Special4
+            | Stage::Special6
+            | Stage::Join4
+            | Stage::Join6
+            | Stage::Apart4
+            | Stage::Apart6
+            | Stage::Back4
+            | Stage::Back6 => Self::Special,
             _ => Self::Ordinary,
         }
     }

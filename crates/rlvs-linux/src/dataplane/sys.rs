@@ -62,6 +62,10 @@ unsafe impl Element for abi::Endpoints4 {}
 unsafe impl Element for abi::Endpoints6 {}
 // SAFETY: as above.
 unsafe impl Element for abi::Connections4 {}
+// SAFETY: as above.
+unsafe impl Element for abi::Wides {}
+// SAFETY: as above.
+unsafe impl Element for abi::MarkRules {}
 // SAFETY: an integer.
 unsafe impl Element for u64 {}
 // SAFETY: a cell of an integer.

@@ -20,14 +20,14 @@ use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
     Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod,
-    Service as WantedService, ServiceEntry, ServiceId, Timeouts,
+    Persistence, Protocol, Service as WantedService, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::{self, Kind, Member, State, Stored};
 use rlvs_control::scheduler::{self, Candidate};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
-    Destination, IDS, RING_LINE, Schedule, Service, destination_flag, endpoint_kind, method,
-    service_flag,
+    Counts, Destination, IDS, RING_LINE, Schedule, Service, destination_flag, endpoint_kind,
+    method, service_flag, settings_flag,
 };
 use rlvs_datapath::schedulers::{Ring, is_overloaded_after, searches};
 
@@ -349,13 +349,22 @@ impl BpfTable {
 
     /// Makes a service known to the programs.
     fn enter_service(&self, id: u32, record: &Service) -> Result<(), Error> {
-        let endpoint = Endpoint {
-            kind: endpoint_kind::SERVICE,
-            protocol: record.protocol,
-            address: address(record.family, record.address),
-            port: u16::from_be_bytes(record.port),
-        };
-        endpoints::insert(&self.maps, &endpoint, id)
+        endpoints::insert(&self.maps, &service_endpoint(record), id)
+    }
+
+    /// Has packets that no endpoint names looked at more closely, for a service that may have some: of
+    /// any port, of a mark, of FTP's data, of single packets.
+    fn announce_apart(&self, record: &Service) -> Result<(), super::Error> {
+        const FTP: u16 = 21;
+        let port = u16::from_be_bytes(record.port);
+        let is_apart = port == 0 || port == FTP && record.protocol == Protocol::Tcp.number();
+        if !is_apart && record.flags & service_flag::ONE_PACKET == 0 {
+            return Ok(());
+        }
+        let mut settings = self.maps.settings();
+        settings.flags |= settings_flag::WIDE;
+        self.maps.settings.update(0, &settings)?;
+        load::ensure_group(Group::Special)
     }
 
     /// Marks a service by where its destinations are, and its neighbours if one is this host: they may
@@ -426,8 +435,9 @@ impl BpfTable {
         let idle = |id: u32| {
             let record = self.destination_record(id);
             let age = now.saturating_sub(record.retired_at);
-            let connections = self.maps.counts.read(id).map_or(0, |c| c.connections.get());
-            !is_available(&record) && connections == 0 && (all || age > REMEMBERED_S)
+            let in_use = |counts: Counts| counts.connections.get() | counts.persistent.get() != 0;
+            let in_use = self.maps.counts.read(id).is_some_and(in_use);
+            !is_available(&record) && !in_use && (all || age > REMEMBERED_S)
         };
         let gone: Vec<_> = self
             .destinations
@@ -474,6 +484,9 @@ impl BpfTable {
                 }
             }
         }
+        if service.flags & service_flag::ONE_PACKET != 0 {
+            endpoints::remove(&self.maps, &once_endpoint(&service, &record));
+        }
         self.forget_favourites(record.service, Some(id));
         self.maps.destinations.write(id, Destination::default());
         self.settle_overload(id, &record);
@@ -483,13 +496,7 @@ impl BpfTable {
 
     fn free_service(&mut self, id: u32) {
         let record = self.service_record(id);
-        let endpoint = Endpoint {
-            kind: endpoint_kind::SERVICE,
-            protocol: record.protocol,
-            address: address(record.family, record.address),
-            port: u16::from_be_bytes(record.port),
-        };
-        endpoints::remove(&self.maps, &endpoint);
+        endpoints::remove(&self.maps, &service_endpoint(&record));
         // No packet leads to it any more.
         self.retire_counters(id);
         self.maps.services.write(id, Service::default());
@@ -527,7 +534,11 @@ impl BpfTable {
         record.method = method_number(to.method);
         (record.tunnel, record.overhead) = (0, 0);
         match to.method {
-            ForwardingMethod::Masquerade if record.reply == 0 => {
+            ForwardingMethod::Masquerade if owner.flags & service_flag::ONE_PACKET != 0 => {
+                endpoints::insert(&self.maps, &once_endpoint(owner, record), id)?;
+            }
+            // Without a port the wide table has it.
+            ForwardingMethod::Masquerade if record.reply == 0 && to.id.port != 0 => {
                 record.reply = self.reply_id(owner, record)?;
             }
             ForwardingMethod::Tunnel(tunnel) => {
@@ -550,8 +561,8 @@ impl BpfTable {
                 id: service_id(&record),
                 scheduler: scheduler_name(record.scheduler).to_owned(),
                 scheduler_flags: record.scheduler_flags as u8,
-                one_packet: false,
-                persistence: None,
+                one_packet: record.flags & service_flag::ONE_PACKET != 0,
+                persistence: self.persistence(&record),
                 persistence_engine: None,
             },
             traffic: self.service_traffic(id),
@@ -559,10 +570,17 @@ impl BpfTable {
         }
     }
 
+    fn persistence(&self, record: &Service) -> Option<Persistence> {
+        let timeout_s = load::seconds(record.persistence);
+        let netmask = records::netmask(record);
+        (record.persistence != 0).then_some(Persistence { timeout_s, netmask })
+    }
+
     fn destination_entry(&self, id: u32) -> DestinationEntry {
         let record = self.destination_record(id);
         let tunnel = self.maps.tunnels.read(record.tunnel).unwrap_or_default();
-        let connections = self.maps.counts.read(id).map_or(0, |counts| counts.connections.get());
+        let counts = self.maps.counts.read(id).unwrap_or_default();
+        let connections = counts.connections.get();
         DestinationEntry {
             destination: Wanted {
                 id: DestinationId {
@@ -576,7 +594,7 @@ impl BpfTable {
             },
             active: connections as u32,
             inactive: (connections >> 32) as u32,
-            persistent: 0,
+            persistent: counts.persistent.get() as u32,
             traffic: self.destination_traffic(id),
         }
     }
@@ -590,6 +608,27 @@ impl BpfTable {
 /// Returns the seconds since boot.
 fn seconds() -> u32 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.tv_sec() as u32)
+}
+
+fn service_endpoint(record: &Service) -> Endpoint {
+    if record.mark != 0 {
+        let mark = match record.family {
+            4 => std::net::Ipv4Addr::from_bits(record.mark).into(),
+            _ => std::net::Ipv6Addr::from_bits(record.mark.into()).into(),
+        };
+        return Endpoint { kind: endpoint_kind::MARK, protocol: 0, address: mark, port: 0 };
+    }
+    Endpoint {
+        kind: endpoint_kind::SERVICE,
+        protocol: record.protocol,
+        address: address(record.family, record.address),
+        port: u16::from_be_bytes(record.port),
+    }
+}
+
+/// The endpoint by which a datagram is known that answers one which left no entry.
+fn once_endpoint(service: &Service, record: &Destination) -> Endpoint {
+    Endpoint { kind: endpoint_kind::ONE_PACKET, ..reply_endpoint(service, record) }
 }
 
 fn reply_endpoint(service: &Service, record: &Destination) -> Endpoint {
@@ -608,18 +647,40 @@ fn service_range(id: u32) -> std::ops::Range<(u32, DestinationId)> {
     (id, first)..(id + 1, first)
 }
 
+/// Fills in what a service has beside its scheduler. Its stage stays with one that was special: its
+/// connections may have templates.
+fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Error> {
+    (record.mask, record.persistence) = match service.persistence {
+        Some(persistence) => {
+            (records::mask(persistence.netmask), load::units(persistence.timeout_s)?)
+        }
+        None => ([0; 16], 0),
+    };
+    record.flags &= !service_flag::ONE_PACKET;
+    if service.one_packet {
+        record.flags |= service_flag::ONE_PACKET;
+    }
+    let port = u16::from_be_bytes(record.port);
+    if service.persistence.is_some() || service.one_packet || port == 0 {
+        record.flags |= service_flag::SPECIAL;
+    }
+    if record.flags & service_flag::SPECIAL != 0 {
+        load::ensure_group(Group::Special)?;
+    }
+    Ok(())
+}
+
 /// Refuses what the model can say and the programs do not carry out.
 fn carried_out(service: &WantedService) -> Result<(), Error> {
     let not_yet = |what: &str| Err(Error::NotYet(what.to_owned()));
     match service.id {
-        ServiceId::Mark { .. } => return not_yet("a firewall-mark service (-f)"),
-        ServiceId::Address { .. } => {}
+        ServiceId::Address { protocol: Protocol::Sctp, port: 0, .. } => {
+            return not_yet("a service of SCTP without a port");
+        }
+        ServiceId::Mark { .. } | ServiceId::Address { .. } => {}
     }
-    if service.persistence.is_some() || service.persistence_engine.is_some() {
-        return not_yet("persistence (-p)");
-    }
-    if service.one_packet {
-        return not_yet("one-packet scheduling (-o)");
+    if service.persistence_engine.is_some() {
+        return not_yet("a persistence engine (--pe)");
     }
     Ok(())
 }
@@ -633,25 +694,19 @@ impl Table for BpfTable {
         carried_out(service)?;
         self.put_in_force()?;
         let scheduler = scheduler_number(&service.scheduler)?;
-        let ServiceId::Address { protocol, address, port } = service.id else {
-            return Err(Error::NoService);
-        };
         self.forget(false)?;
         let remembered = self.services.get(&service.id).copied();
         let id = match remembered {
             Some(id) => id,
             None => self.new_service_id()?,
         };
-        let record = Service {
-            address: octets(address),
-            port: port.to_be_bytes(),
-            protocol: protocol.number(),
-            family: family(address),
-            flags: service_flag::LIVE,
+        let mut record = Service {
             scheduler,
             scheduler_flags: service.scheduler_flags.into(),
-            ..Service::default()
+            ..records::service(service.id)
         };
+        set_special(&mut record, service)?;
+        self.announce_apart(&record)?;
         if associates(&record) {
             load::ensure_group(Group::Associations)?;
         }
@@ -682,17 +737,18 @@ impl Table for BpfTable {
         let mut record = self.service_record(id);
         let before = (record.scheduler, record.scheduler_flags);
         let after = (scheduler, u32::from(service.scheduler_flags));
-        if before == after {
-            return Ok(());
-        }
         let state = (before.0 == after.0).then(|| self.state(id, &self.members(id))).flatten();
         if before.0 != after.0 {
             self.forget_favourites(id, None);
         }
         (record.scheduler, record.scheduler_flags) = after;
+        set_special(&mut record, service)?;
+        self.announce_apart(&record)?;
         self.unsettled(id);
         self.maps.services.update(id, &record)?;
-        self.publish(id, |members, kind| state.unwrap_or_else(|| State::new(kind, members)))?;
+        if before != after {
+            self.publish(id, |members, kind| state.unwrap_or_else(|| State::new(kind, members)))?;
+        }
         self.settled();
         Ok(())
     }
