@@ -19,7 +19,7 @@ use crate::reason::Reason;
 use crate::schedule::{DONE, NEXT, OPENED, SEARCHING, THERE, quiet};
 use crate::state::{self, Seen, State};
 use crate::tables::{Tables, bump};
-use crate::template::{CONTROLS, ID};
+use crate::template::{ABSENT, CONTROLS, ID};
 use crate::wide;
 
 /// What [`Context::make_way`] returns for a connection that stays.
@@ -193,11 +193,19 @@ impl<T: Tables> Context<'_, T> {
     #[inline(always)]
     fn lead<A: Ip>(&self, packet: &Packet<A>, service: u32) -> u32 {
         let persists = |service: &Service| service.persistence != 0;
-        if self.tables.service(service).is_some_and(persists) {
-            self.follow_template(service, packet)
-        } else {
-            self.appoint(service, packet)
+        let is_persistent = self.tables.service(service).is_some_and(persists);
+        if is_persistent {
+            let led = self.follow_template(service, packet, 0);
+            if led != ABSENT {
+                return led;
+            }
         }
+        let chosen = self.appoint(service, packet);
+        if !is_persistent || chosen & OPENED == 0 {
+            return chosen;
+        }
+        // Another CPU may have made the template since: then that leads.
+        self.follow_template(service, packet, chosen)
     }
 
     /// Makes the entries of a connection to a destination. What `owed` says when it is done was

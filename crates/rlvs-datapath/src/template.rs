@@ -24,6 +24,8 @@ use crate::wide::{Key, family_of, sought, words_of};
 pub(crate) const CONTROLS: u32 = 1 << 30;
 /// The destination id there.
 pub(crate) const ID: u32 = CONTROLS - 1;
+/// There is no template.
+pub(crate) const ABSENT: u32 = 1 << 27;
 /// Kind of the locks of templates.
 const LOCK: u32 = 2;
 /// State of a template of which a connection that is gone had been established. For those that are
@@ -42,15 +44,20 @@ fn key(record: &Service, service: u32, client: (u64, u64)) -> Key {
 
 impl<'a, T: Tables> Context<'a, T> {
     /// Returns the destination to which the template of a client leads, with [`OPENED`] and
-    /// [`CONTROLS`], [`SEARCHING`] or the number of a reason. The template is made if there is none, and controls one connection more.
+    /// [`CONTROLS`], or the number of a reason. The template controls one connection more. If there is
+    /// none it is made to lead to `chosen`, a destination with [`OPENED`]; if that is 0, [`ABSENT`] is
+    /// returned.
     #[inline(never)]
-    pub fn follow_template<A: Ip>(&self, service: u32, packet: &Packet<A>) -> u32 {
+    pub fn follow_template<A: Ip>(&self, service: u32, packet: &Packet<A>, chosen: u32) -> u32 {
         let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
         let key = key(record, service, packet.source.words());
         let Some(lock) = self.lock_wide(&key, LOCK) else { return Reason::Busy as u32 };
         let found = self.tables.forget(self.extend_template(&key).into()) as u32;
-        let result =
-            if found != 0 { found } else { self.make_template(&key, service, record, packet) };
+        let result = match (found, chosen) {
+            (0, 0) => ABSENT,
+            (0, _) => self.make_template(&key, record, chosen & ID),
+            _ => found,
+        };
         self.unlock(lock);
         if result & OPENED == 0 { result } else { result | CONTROLS }
     }
@@ -99,20 +106,9 @@ impl<'a, T: Tables> Context<'a, T> {
             && !(expires && destination.weight == 0)
     }
 
-    /// Has the scheduler choose and keeps what it chose.
+    /// Makes the template of a key.
     #[inline(always)]
-    fn make_template<A: Ip>(
-        &self,
-        key: &Key,
-        service: u32,
-        record: &Service,
-        packet: &Packet<A>,
-    ) -> u32 {
-        let chosen = self.appoint(service, packet);
-        if chosen & OPENED == 0 {
-            return chosen;
-        }
-        let id = chosen & ID;
+    fn make_template(&self, key: &Key, record: &Service, id: u32) -> u32 {
         let value = Value::new(self.now, State::NONE, id, 0, false);
         let key = Key { peer: (0, id.into()), ..*key };
         let held = u64::from(record.persistence) << 32 | 1;
