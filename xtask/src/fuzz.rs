@@ -15,6 +15,8 @@ enum What {
     Vrrp,
     /// keepalived.conf
     Conf,
+    /// Replies to checks
+    Replies,
 }
 
 impl What {
@@ -24,6 +26,7 @@ impl What {
             Self::Packets => ["packets", "found", "corpus"],
             Self::Vrrp => ["vrrp", "found-vrrp", "corpus-vrrp"],
             Self::Conf => ["conf", "found-conf", "corpus-conf"],
+            Self::Replies => ["replies", "found-replies", "corpus-replies"],
         }
     }
 }
