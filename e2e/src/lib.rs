@@ -23,6 +23,7 @@ pub mod lab;
 #[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]
 pub mod network;
 pub mod packet;
+pub mod replies;
 pub mod restore;
 pub mod scene;
 pub mod snapshot;

@@ -17,6 +17,8 @@ enum What {
     Conf,
     /// `ipvsadm -R`, by lines
     Restore,
+    /// Replies to checks
+    Replies,
 }
 
 impl What {
@@ -27,6 +29,7 @@ impl What {
             Self::Vrrp => ["vrrp", "found-vrrp", "corpus-vrrp"],
             Self::Conf => ["conf", "found-conf", "corpus-conf"],
             Self::Restore => ["restore", "found-restore", "corpus-restore"],
+            Self::Replies => ["replies", "found-replies", "corpus-replies"],
         }
     }
 }
