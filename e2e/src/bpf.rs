@@ -6,8 +6,8 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, RwLock};
 
 use aya::maps::Map;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
@@ -21,6 +21,7 @@ use rlvs_datapath::abi::{
     Schedule, Service, Settings, Tunnel, Wides, Word,
 };
 
+use rlvs_datapath::schedulers::{self, Ring};
 use rlvs_linux::dataplane::stages::{self, Group};
 
 use crate::host::{HostTables, IDS, RING_LINES, SEGMENT};
@@ -194,7 +195,8 @@ const METADATA: usize = 216;
 
 /// The object, loaded, with its maps.
 pub struct Bpf {
-    ebpf: Ebpf,
+    ebpf: RwLock<Ebpf>,
+    body: Body,
     maps: BTreeMap<&'static str, Memory>,
     entered: Mutex<[Vec<u32>; 2]>,
 }
@@ -253,7 +255,9 @@ impl Bpf {
             .load_file(&path)
             .unwrap_or_else(|error| panic!("loading {}: {error:?}", path.display()));
         let others: &[&str] = if body == Body::Tc { &[OUT] } else { &[] };
-        let missing = stages::load(&mut ebpf, &[body], &Group::ALL, others);
+        // The others are dear, and few tests need them.
+        let groups = [Group::Ordinary, Group::Peers, Group::Clamps, Group::Tunnels];
+        let missing = stages::load(&mut ebpf, &[body], &groups, others);
         let missing = missing.unwrap_or_else(|error| panic!("loading {body:?}: {error}"));
         assert_eq!(missing, [""; 0], "stages that this kernel does not take");
         let maps = maps.map(|(name, elements, bytes)| {
@@ -262,7 +266,39 @@ impl Bpf {
             let memory = Memory::new(data.fd().as_fd(), elements as usize * bytes);
             (name, memory.unwrap_or_else(|error| panic!("mapping {name}: {error}")))
         });
-        Self { ebpf, maps: maps.into(), entered: Mutex::default() }
+        Self { ebpf: RwLock::new(ebpf), body, maps: maps.into(), entered: Mutex::default() }
+    }
+
+    /// Loads a group of stages unless it is there.
+    fn need(&self, group: Group) {
+        let is_there = |ebpf: &Ebpf| stages::is_loaded(ebpf, self.body, group);
+        if is_there(&self.ebpf.read().expect("no thread panicked")) {
+            return;
+        }
+        let mut ebpf = self.ebpf.write().expect("no thread panicked");
+        if !is_there(&ebpf) {
+            let missing = stages::load_group(&mut ebpf, self.body, group);
+            let missing = missing.unwrap_or_else(|error| panic!("loading {group:?}: {error}"));
+            assert_eq!(missing, [""; 0], "stages that this kernel does not take");
+        }
+    }
+
+    /// Loads what the control plane would load for such tables.
+    fn need_for(&self, tables: &HostTables) {
+        let special = |service: &Service| service.flags & abi::service_flag::SPECIAL != 0;
+        let apart = tables.settings.flags & abi::settings_flag::WIDE != 0;
+        if apart || tables.services.iter().any(special) {
+            self.need(Group::Special);
+        }
+        let searches = |schedule: &Schedule| {
+            let ring = Ring(schedule.ring.get());
+            ring.0 != 0 && schedulers::searches(ring.scheduler(), ring.flags())
+        };
+        if tables.schedules.iter().any(searches)
+            || tables.destinations.iter().any(|to| to.upper != 0)
+        {
+            self.need(Group::Search);
+        }
     }
 
     fn memory(&self, name: &str) -> &Memory {
@@ -271,6 +307,7 @@ impl Bpf {
 
     /// Makes every map equal to `tables`.
     pub fn push(&self, tables: &HostTables) {
+        self.need_for(tables);
         for (name, bytes) in dense(tables) {
             self.memory(name).write(0, &bytes);
         }
@@ -383,8 +420,11 @@ impl Bpf {
     /// # Errors
     /// The kernel does not run programs on such a frame.
     pub fn run(&self, body: Body, input: &Input<'_>) -> io::Result<Ran> {
+        if is_association(input.frame) {
+            self.need(Group::Associations);
+        }
         if body == Body::Tc {
-            return run_tc(self.program("rlvs_tc"), input);
+            return self.with("rlvs_tc", |program| run_tc(program, input));
         }
         let mut data = vec![0; if input.cramped { METADATA } else { 0 }];
         let metadata = data.len() as u32;
@@ -397,7 +437,8 @@ impl Bpf {
             ctx_in: Some(&context),
             ..TestRunOptions::default()
         };
-        let ran = self.program::<Xdp>("rlvs_xdp").test_run(options).map_err(io::Error::other)?;
+        let ran = self.with("rlvs_xdp", |program: &Xdp| program.test_run(options));
+        let ran = ran.map_err(io::Error::other)?;
         out.truncate(ran.data_size_out as usize);
         Ok(Ran { code: ran.return_value, bytes: out.split_off(metadata as usize) })
     }
@@ -407,24 +448,39 @@ impl Bpf {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_out(&self, input: &Input<'_>) -> io::Result<Ran> {
-        run_tc(self.program(OUT), input)
+        self.with(OUT, |program| run_tc(program, input))
     }
 
     /// Runs `rlvs_arm` once.
     pub fn arm(&mut self) {
-        stages::load_program(&mut self.ebpf, "rlvs_arm").expect("loading rlvs_arm");
+        let ebpf = self.ebpf.get_mut().expect("no thread panicked");
+        stages::load_program(ebpf, "rlvs_arm").expect("loading rlvs_arm");
         let options = TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::default() };
-        let ran = self.program::<Xdp>("rlvs_arm").test_run(options).expect("running rlvs_arm");
+        let ran = self.with("rlvs_arm", |program: &Xdp| program.test_run(options));
+        let ran = ran.expect("running rlvs_arm");
         assert_eq!(ran.return_value, 2, "rlvs_arm");
     }
 
-    fn program<'a, P>(&'a self, name: &str) -> &'a P
+    fn with<P, R>(&self, name: &str, work: impl FnOnce(&P) -> R) -> R
     where
-        &'a P: TryFrom<&'a aya::programs::Program>,
+        for<'a> &'a P: TryFrom<&'a aya::programs::Program>,
     {
-        let program = self.ebpf.program(name).unwrap_or_else(|| panic!("no program {name}"));
-        <&P>::try_from(program).unwrap_or_else(|_| panic!("{name} is of another type"))
+        let ebpf = self.ebpf.read().expect("no thread panicked");
+        let program = ebpf.program(name).unwrap_or_else(|| panic!("no program {name}"));
+        work(<&P>::try_from(program).unwrap_or_else(|_| panic!("{name} is of another type")))
     }
+}
+
+/// Returns whether a frame is for the stages of associations.
+fn is_association(frame: &[u8]) -> bool {
+    let protocol = match frame.get(12..14) {
+        Some([0x08, 0x00]) => frame.get(23),
+        Some([0x86, 0xdd]) => frame.get(20),
+        _ => None,
+    };
+    protocol.is_some_and(|&protocol| {
+        [rlvs_wire::sctp::PROTOCOL, rlvs_wire::ipsec::AH, rlvs_wire::ipsec::ESP].contains(&protocol)
+    })
 }
 
 /// Runs a TC program on a frame.

@@ -131,6 +131,23 @@ pub fn load(
     load_stages(bpf, &stages)
 }
 
+/// Gives the kernel the stages of a group for a body whose program it has. Returns those that it did
+/// not take.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_group(bpf: &mut Ebpf, body: Body, group: Group) -> Result<Vec<String>, Error> {
+    let stages: Vec<_> = group.stages().map(|stage| (body, stage)).collect();
+    load_stages(bpf, &stages)
+}
+
+/// Returns whether the kernel has the stages of a group.
+#[must_use]
+pub fn is_loaded(bpf: &Ebpf, body: Body, group: Group) -> bool {
+    let has = |stage| bpf.program(&body.stage(stage)).is_some_and(|program| program.fd().is_ok());
+    group.stages().all(has)
+}
+
 /// Gives the kernel what is not there yet of a group, for the bodies that are, in a folder of pins.
 ///
 /// # Errors
