@@ -1,4 +1,4 @@
-//! The fuzzers of the forwarding function and of keepalived.conf.
+//! The fuzzers of the forwarding function, of keepalived.conf and of VRRP.
 
 use std::fs;
 
@@ -13,6 +13,8 @@ enum What {
     Process,
     /// keepalived.conf
     Conf,
+    /// The virtual routers
+    Vrrp,
 }
 
 /// What `cargo xtask fuzz` takes.
@@ -38,14 +40,15 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Bytes of an input.
 const LENGTH_MAX: &str = "-max_len=1024";
 
-/// Builds and runs the fuzzer, beginning with what is kept in `fuzz/corpus`, and adds to it whatever
-/// reaches code that nothing kept there does.
+/// Builds and runs a fuzzer, beginning with what is kept in its `fuzz/corpus…`, and adds to
+/// it whatever reaches code that nothing kept there does.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let folder = run::workspace()?.join("fuzz");
     let target = run::target()?.join("fuzz");
     let (name, found, kept) = match arguments.what {
         What::Process => ("rlvs-fuzz", "found", "corpus"),
         What::Conf => ("conf", "found-conf", "corpus-conf"),
+        What::Vrrp => ("rlvs-fuzz-vrrp", "found-vrrp", "corpus-vrrp"),
     };
     let (found, kept) = (target.join(found), folder.join(kept));
     for folder in [&found, &kept] {

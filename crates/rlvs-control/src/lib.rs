@@ -3,7 +3,7 @@
 //! [`model`] holds the words of LVS as types, [`table`] the one interface through which every
 //! front end reads and edits a virtual-server table, [`check`] what every table refuses,
 //! [`memory`] the plain table that tests use, [`ring`] the order in which a scheduler takes
-//! destinations. Nothing here opens a socket or a file.
+//! destinations, [`vrrp`] the virtual routers that move addresses. Nothing here opens a socket or a file.
 #![forbid(unsafe_code)]
 
 pub mod check;
@@ -11,3 +11,4 @@ pub mod memory;
 pub mod model;
 pub mod ring;
 pub mod table;
+pub mod vrrp;
