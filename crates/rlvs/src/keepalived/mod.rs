@@ -1,6 +1,7 @@
 //! The face of `keepalived`: its command line, and its test of a configuration. The daemon itself is
 //! not there yet.
 
+pub mod checks;
 pub mod host;
 mod options;
 
