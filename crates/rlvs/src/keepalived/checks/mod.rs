@@ -6,6 +6,7 @@
 
 mod config;
 mod event;
+mod keeper;
 mod probe;
 pub mod reply;
 pub mod request;
@@ -16,41 +17,30 @@ mod tls;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rlvs_conf::desired::Desired;
 use rlvs_control::checks::{Health, Input, Output};
-use rlvs_control::model::ServiceId;
-use rlvs_control::table::{Error, Table};
-use rlvs_control::upkeep::{Report, Upkeep};
+use rlvs_control::model::{Service, ServiceId};
+use rlvs_control::table::Error;
+use rlvs_control::upkeep::Report;
 
 use config::{Config, Known};
 pub use event::{Event, Kind};
+pub use keeper::Open;
+use keeper::{Keeper, Wish};
 use request::Request;
 use runner::Runner;
-
-/// Opens the table for one batch of changes: whoever has it open keeps others out.
-pub type Open = Box<dyn FnMut() -> Result<Box<dyn Table>, Error> + Send>;
-
-/// How often the table is held against what it should be.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// Looking at a large table takes no more than one part of the time in this many.
-const LOOK_SHARE: u32 = 50;
-/// When what the table has refused is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Virtual servers, their checks, and the table.
 pub struct Checks {
     health: Health<Request>,
     known: BTreeMap<String, Known>,
     runner: Runner,
-    upkeep: Upkeep,
-    open: Open,
+    keeper: Keeper,
     events: VecDeque<Event>,
     /// What the table refused when it was last asked.
     refused: BTreeSet<String>,
-    look_at: Instant,
-    retry_at: Option<Instant>,
 }
 
 impl Checks {
@@ -65,13 +55,11 @@ impl Checks {
             health: Health::new(health, seed, now),
             known: services,
             runner: Runner::new()?,
-            upkeep: Upkeep::default(),
-            open,
+            keeper: Keeper::new(open)?,
             events: events.into(),
             refused: BTreeSet::new(),
-            look_at: now + LOOK_INTERVAL,
-            retry_at: None,
         };
+        checks.runner.wake_by(checks.keeper.reported())?;
         checks.tell_start(desired.global.initial_notifies);
         checks.drain(now);
         Ok(checks)
@@ -82,14 +70,11 @@ impl Checks {
         let now = Instant::now();
         let Config { health, services, events } = config::read(desired);
         self.events.extend(events);
-        self.known = services;
+        let before = std::mem::replace(&mut self.known, services);
         self.health.reload(health, now);
-        let wanted: BTreeSet<ServiceId> =
-            self.known.values().flat_map(|known| &known.tables).map(|table| table.id).collect();
-        let gone: Vec<_> = self.upkeep.services().filter(|id| !wanted.contains(id)).collect();
-        for id in gone {
-            self.upkeep.want(id, None);
-        }
+        let wanted = ids(&self.known);
+        let gone = ids(&before).into_iter().filter(|id| !wanted.contains(id));
+        self.keeper.wish(gone.map(|id| (id, None)).collect());
         self.drain(now);
     }
 
@@ -105,26 +90,24 @@ impl Checks {
     /// # Errors
     /// The kernel refused to wait.
     pub fn turn(&mut self, until: Option<Instant>) -> io::Result<()> {
-        let next = self.poll_timeout();
-        let at = until.map_or(next, |until| until.min(next));
-        let finished = self.runner.wait(Some(at))?;
+        let at = [until, self.poll_timeout()].into_iter().flatten().min();
+        let finished = self.runner.wait(at)?;
         let now = Instant::now();
         for (id, attempt, outcome) in finished {
             self.health.handle(Input::Finished(id, attempt, outcome), now);
         }
         self.health.handle_timeout(now);
         self.drain(now);
-        self.maintain(now);
+        while let Some(report) = self.keeper.poll_report() {
+            self.take_report(report);
+        }
         Ok(())
     }
 
     /// Returns when [`Self::turn`] must be called, if its descriptor is not ready before.
-    pub fn poll_timeout(&self) -> Instant {
-        let maintain = self.maintain_at();
-        match self.health.poll_timeout() {
-            Some((at, _)) => at.min(maintain),
-            None => maintain,
-        }
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let health = self.health.poll_timeout().map(|(at, _)| at);
+        [health, self.runner.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Returns what is to be told next.
@@ -144,14 +127,15 @@ impl Checks {
         if keep {
             return;
         }
-        let all: Vec<_> = self.upkeep.services().collect();
-        for id in all {
-            self.upkeep.want(id, None);
+        self.keeper.wish(ids(&self.known).into_iter().map(|id| (id, None)).collect());
+        self.keeper.end();
+        while let Some(report) = self.keeper.poll_report() {
+            self.take_report(report);
         }
-        self.maintain(Instant::now());
     }
 
     fn drain(&mut self, now: Instant) {
+        let mut wishes = Vec::new();
         while let Some(output) = self.health.poll_output() {
             match output {
                 Output::Start(id, attempt) => {
@@ -160,44 +144,20 @@ impl Checks {
                     }
                 }
                 Output::Cancel(id) => self.runner.cancel(id),
-                Output::Pool(name) => self.want(&name),
+                Output::Pool(name) => self.wish(&name, &mut wishes),
                 Output::Event(event) => self.tell(event),
             }
         }
+        if !wishes.is_empty() {
+            self.keeper.wish(wishes);
+        }
     }
 
-    fn want(&mut self, name: &str) {
+    fn wish(&self, name: &str, wishes: &mut Vec<Wish>) {
         let Some(known) = self.known.get(name) else { return };
         let destinations = self.health.destinations(name);
-        for table in &known.tables {
-            self.upkeep.want(table.id, Some((table.clone(), destinations.clone())));
-        }
-    }
-
-    fn maintain_at(&self) -> Instant {
-        match self.retry_at {
-            Some(at) => at.min(self.look_at),
-            None if self.upkeep.is_dirty() => Instant::now(),
-            None => self.look_at,
-        }
-    }
-
-    /// Brings the table to what it should be, if it may differ.
-    fn maintain(&mut self, now: Instant) {
-        let look = self.look_at <= now;
-        let retry = self.retry_at.is_none_or(|at| at <= now);
-        if !look && !(retry && self.upkeep.is_dirty()) {
-            return;
-        }
-        let outcome = (self.open)().and_then(|mut table| {
-            if look { self.upkeep.reconcile(&mut *table) } else { self.upkeep.apply(&mut *table) }
-        });
-        let after = Instant::now();
-        if look {
-            self.look_at = after + LOOK_INTERVAL.max((after - now) * LOOK_SHARE);
-        }
-        self.take_report(outcome);
-        self.retry_at = self.upkeep.is_dirty().then_some(after + RETRY_INTERVAL);
+        let wish = |table: &Service| (table.id, Some((table.clone(), destinations.clone())));
+        wishes.extend(known.tables.iter().map(wish));
     }
 
     fn take_report(&mut self, outcome: Result<Report, Error>) {
@@ -225,6 +185,11 @@ impl Checks {
             self.events.push_back(event);
         }
     }
+}
+
+/// Returns every service of a table that virtual servers stand for.
+fn ids(known: &BTreeMap<String, Known>) -> BTreeSet<ServiceId> {
+    known.values().flat_map(|known| &known.tables).map(|table| table.id).collect()
 }
 
 impl AsFd for Checks {

@@ -62,6 +62,15 @@ impl Runner {
         })
     }
 
+    /// Makes [`Self::wait`] return when something else is readable.
+    ///
+    /// # Errors
+    /// The kernel has no room for it.
+    pub fn wake_by(&self, descriptor: impl AsFd) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        Ok(self.epoll.add(descriptor, EpollEvent::new(flags, u64::MAX))?)
+    }
+
     /// Begins an attempt.
     pub fn start(&mut self, id: CheckId, attempt: AttemptId, request: Request, now: Instant) {
         match Probe::begin(&request, attempt.0) {
@@ -93,11 +102,8 @@ impl Runner {
     /// # Errors
     /// The kernel refused to wait.
     pub fn wait(&mut self, until: Option<Instant>) -> io::Result<Vec<Finished>> {
-        let now = Instant::now();
-        let silent = self.timers.first().map(|&(at, _)| at);
-        let reap = (!self.dying.is_empty()).then_some(now + REAP_INTERVAL);
-        let at = [until, silent, reap].into_iter().flatten().min();
-        let timeout = if self.finished.is_empty() { timeout(now, at) } else { EpollTimeout::ZERO };
+        let at = [until, self.poll_timeout()].into_iter().flatten().min();
+        let timeout = timeout(Instant::now(), at);
         let count = match self.epoll.wait(&mut self.events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
@@ -113,6 +119,16 @@ impl Runner {
         self.end_silent(now);
         self.dying.retain_mut(|dying| !dying.is_over());
         Ok(std::mem::take(&mut self.finished))
+    }
+
+    /// Returns when [`Self::wait`] must be called, if its descriptor is not ready before.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if !self.finished.is_empty() {
+            return Some(Instant::now());
+        }
+        let silent = self.timers.first().map(|&(at, _)| at);
+        let reap = (!self.dying.is_empty()).then(|| Instant::now() + REAP_INTERVAL);
+        silent.into_iter().chain(reap).min()
     }
 
     /// Returns how many attempts are under way.
