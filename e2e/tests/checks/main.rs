@@ -2,6 +2,7 @@
 //! configuration allows.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod kinds;
 mod stage;
 
 use std::time::{Duration, Instant};

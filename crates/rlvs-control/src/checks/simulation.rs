@@ -14,7 +14,7 @@ use crate::table::{Error, Table};
 use crate::upkeep::Upkeep;
 
 const SEEDS: u64 = 256;
-const STEPS: u32 = 400;
+const STEPS: u32 = 250;
 
 #[test]
 fn no_service_is_without_a_destination_that_could_serve() {
@@ -152,6 +152,9 @@ impl World {
     }
 
     fn apply(&mut self) {
+        if !self.upkeep.is_dirty() {
+            return;
+        }
         let services = &self.services;
         self.table.could_serve = services
             .iter()
@@ -251,14 +254,14 @@ impl World {
             self.health.handle(Input::Suspended(service.name, false), self.now);
         }
         self.drain();
-        let end = self.now + Duration::from_secs(400);
+        let end = self.now + Duration::from_secs(40);
         while self.now < end {
             self.step();
         }
         let checks = self.health.places.keys();
-        let minute = Duration::from_secs(60);
+        let period_max = Duration::from_secs(6);
         for id in checks {
-            assert!(self.now - self.started[id] < minute, "{id:?} does not run any more");
+            assert!(self.now - self.started[id] < period_max, "{id:?} does not run any more");
         }
         for service in &self.services {
             let bad: Vec<_> = service

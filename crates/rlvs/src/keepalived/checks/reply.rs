@@ -99,9 +99,10 @@ impl<'w> Reply<'w> {
             return self.take_body(bytes);
         }
         let searched = self.state.head.len().saturating_sub(3);
-        let room = (HEAD_MAX + 4).saturating_sub(self.state.head.len());
+        let room = (HEAD_MAX + 1).saturating_sub(self.state.head.len());
         self.state.head.extend_from_slice(&bytes[..bytes.len().min(room)]);
-        let Some(end) = end_of_head(&self.state.head, searched) else {
+        let end = end_of_head(&self.state.head, searched).filter(|&end| end <= HEAD_MAX);
+        let Some(end) = end else {
             let long = self.state.head.len() > HEAD_MAX;
             return long.then(|| Err(format!("header longer than {HEAD_MAX} bytes")));
         };
