@@ -20,7 +20,7 @@ use rlvs_datapath::abi::{
     Settings, Tunnel, Word,
 };
 
-use rlvs_linux::dataplane::stages;
+use rlvs_linux::dataplane::stages::{self, Group};
 
 use crate::host::{HostTables, IDS, RING_ELEMENTS, SEGMENT};
 
@@ -233,13 +233,10 @@ impl Bpf {
         let mut ebpf = loader
             .load_file(&path)
             .unwrap_or_else(|error| panic!("loading {}: {error:?}", path.display()));
-        let missing = stages::load(&mut ebpf, body);
+        let others: &[&str] = if body == Body::Tc { &[OUT] } else { &[] };
+        let missing = stages::load(&mut ebpf, &[body], &Group::ALL, others);
         let missing = missing.unwrap_or_else(|error| panic!("loading {body:?}: {error}"));
-        assert_eq!(missing, [], "stages that this kernel does not take");
-        if body == Body::Tc {
-            stages::load_program(&mut ebpf, OUT)
-                .unwrap_or_else(|error| panic!("loading {OUT}: {error}"));
-        }
+        assert_eq!(missing, [""; 0], "stages that this kernel does not take");
         let maps = maps.map(|(name, elements, bytes)| {
             let map = ebpf.map(name).unwrap_or_else(|| panic!("no map {name}"));
             let Map::Array(data) = map else { panic!("{name} is not an array") };

@@ -105,13 +105,16 @@ fn description(script: &mut Script<'_>) -> Description {
         let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
         Interface { index, flags: interface_flag::XDP, mac }
     };
+    let flags = u32::from(script.byte());
+    let word = script.word();
     Description {
         services,
         interfaces: PORTS.map(interface).to_vec(),
         buckets: 4,
-        flags: u32::from(script.byte()),
+        flags,
+        mss: (word >> 48) as u32,
         cpus: 1,
-        clock: script.word() as u32,
+        clock: word as u32,
     }
 }
 

@@ -17,7 +17,7 @@ use rlvs_datapath::tunnel::{self, Brief};
 
 /// Service and destination ids of a test's table; less than [`rlvs_datapath::abi::IDS`], so that
 /// whole tables can be compared after every packet.
-pub const IDS: u32 = 64;
+pub const IDS: u32 = 128;
 /// Bytes of payload in each segment of a frame that the kernel will cut.
 pub const SEGMENT: u32 = 1000;
 /// Ring elements of a test's table.
@@ -132,6 +132,9 @@ impl<const R: bool> Frame for HostFrame<'_, R> {
     fn at<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
         let bytes = self.bytes.get_mut(offset & (OFFSETS - 1)..)?;
         bytes.first_chunk_mut()
+    }
+    fn byte(&mut self, at: usize) -> Option<u8> {
+        self.bytes.get(at).copied()
     }
     fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
         self.headroom = self.headroom.checked_sub(by)?;

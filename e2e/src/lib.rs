@@ -8,6 +8,8 @@
 //! [`unusual`] adds options and cuts frames into fragments, [`world`] runs a frame through all bodies,
 //! holds them against each other and tells what changed, [`fuzz`] is one run of the fuzzer.
 
+#[expect(unsafe_code, reason = "the standard library opens no raw socket")]
+pub mod association;
 #[expect(unsafe_code, reason = "maps are memory shared with the kernel")]
 pub mod bpf;
 #[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]

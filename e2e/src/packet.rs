@@ -3,15 +3,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{Icmpv4Type, Icmpv6Type, IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader};
+use etherparse::{
+    Icmpv4Type, Icmpv6Type, IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader,
+};
 
-/// TCP, and which flags are set; or UDP.
+/// What is in an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// TCP with these flags ([`rlvs_wire::tcp`]).
     Tcp(u8),
     /// UDP.
     Udp,
+    /// SCTP: types of the first chunk, which has the payload, and of an empty one behind it.
+    Sctp(u8, Option<u8>),
+    /// Any other protocol, by number; the payload is all that is in it.
+    Other(u8),
 }
 
 /// A packet in words.
@@ -40,12 +46,20 @@ impl Packet {
         match self.kind {
             Kind::Tcp(_) => rlvs_wire::tcp::PROTOCOL,
             Kind::Udp => rlvs_wire::udp::PROTOCOL,
+            Kind::Sctp(..) => rlvs_wire::sctp::PROTOCOL,
+            Kind::Other(protocol) => protocol,
         }
     }
 
     /// Returns the frame.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
+        self.with_options(&[])
+    }
+
+    /// Returns the frame with options of TCP, a multiple of four bytes.
+    #[must_use]
+    pub fn with_options(&self, options: &[u8]) -> Vec<u8> {
         let ethernet = PacketBuilder::ethernet2(self.from, self.to);
         let step: PacketBuilderStep<IpHeaders> = match (self.source.ip(), self.target.ip()) {
             (IpAddr::V4(source), IpAddr::V4(target)) => {
@@ -65,9 +79,15 @@ impl Packet {
                 let set = |flag| flags & flag != 0;
                 (header.fin, header.syn, header.rst, header.psh, header.ack) =
                     (set(1), set(2), set(4), set(8), set(16));
+                header.set_options_raw(options).expect("options that fit");
                 step.tcp_header(header).write(&mut bytes, &self.payload)
             }
             Kind::Udp => step.udp(source, target).write(&mut bytes, &self.payload),
+            Kind::Sctp(first, second) => {
+                let sctp = association_packet(source, target, first, &self.payload, second);
+                step.write(&mut bytes, IpNumber(self.protocol()), &sctp)
+            }
+            Kind::Other(protocol) => step.write(&mut bytes, IpNumber(protocol), &self.payload),
         };
         written.expect("a packet that can be written");
         bytes
@@ -83,8 +103,13 @@ impl Packet {
     #[must_use]
     pub fn length(&self) -> usize {
         let ip = if self.source.is_ipv4() { 20 } else { 40 };
-        let transport = if self.kind == Kind::Udp { 8 } else { 20 };
-        ip + transport + self.payload.len()
+        let payload = self.payload.len();
+        ip + match self.kind {
+            Kind::Tcp(_) => 20 + payload,
+            Kind::Udp => 8 + payload,
+            Kind::Sctp(_, second) => 16 + payload.next_multiple_of(4) + second.map_or(0, |_| 4),
+            Kind::Other(_) => payload,
+        }
     }
 }
 
@@ -137,6 +162,42 @@ impl Message {
         let ip = if self.source.is_ipv4() { 20 } else { 40 };
         ip + 8 + self.payload.len()
     }
+}
+
+/// Returns an SCTP packet: the common header, a chunk with a payload, perhaps an empty one.
+#[must_use]
+pub fn association_packet(
+    source: u16,
+    target: u16,
+    first: u8,
+    payload: &[u8],
+    second: Option<u8>,
+) -> Vec<u8> {
+    let mut packet = [source.to_be_bytes(), target.to_be_bytes()].concat();
+    packet.extend([0x11, 0x22, 0x33, 0x44, 0, 0, 0, 0]);
+    packet.extend([first, 0]);
+    packet.extend((payload.len() as u16 + 4).to_be_bytes());
+    packet.extend_from_slice(payload);
+    packet.resize(packet.len().next_multiple_of(4), 0);
+    if let Some(second) = second {
+        packet.extend([second, 0, 0, 4]);
+    }
+    let crc = crc32c(&packet);
+    packet[8..12].copy_from_slice(&crc.to_le_bytes());
+    packet
+}
+
+/// Computes CRC32c bit by bit, the most significant first, as RFC 9260 defines it before it
+/// describes how to be fast; shares nothing with `rlvs_wire::crc32c`.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let remainder = bytes.iter().fold(u32::MAX, |remainder, byte| {
+        (0..8).fold(remainder, |remainder, bit| {
+            let next = u32::from(byte >> bit & 1);
+            if remainder >> 31 ^ next == 1 { remainder << 1 ^ 0x1edc_6f41 } else { remainder << 1 }
+        })
+    });
+    !remainder.reverse_bits()
 }
 
 /// Returns the offset of the transport header in a frame without IP options.

@@ -11,6 +11,8 @@ use crate::table::{Description, Server, Virtual};
 pub const TCP: u8 = rlvs_wire::tcp::PROTOCOL;
 /// IP protocol number of UDP.
 pub const UDP: u8 = rlvs_wire::udp::PROTOCOL;
+/// IP protocol number of SCTP.
+pub const SCTP: u8 = rlvs_wire::sctp::PROTOCOL;
 /// Port of the services.
 pub const PORT: u16 = 80;
 /// UDP port to which GUE goes.
@@ -55,6 +57,7 @@ pub fn description(network: &Network, services: Vec<Virtual>) -> Description {
         interfaces: vec![network.inside.interface(0), network.outside.interface(0)],
         buckets: 64,
         flags: 0,
+        mss: 0,
         cpus: network.cpus,
         clock: 1000,
     }

@@ -66,6 +66,8 @@ pub struct Description {
     pub buckets: u32,
     /// Bits of [`Settings::flags`].
     pub flags: u32,
+    /// [`Settings::mss`].
+    pub mss: u32,
     /// CPUs.
     pub cpus: u32,
     /// [`Settings::clock_offset`].
@@ -76,7 +78,7 @@ impl Description {
     /// Returns the settings.
     #[must_use]
     pub fn settings(&self) -> Settings {
-        let mut timeouts = [0; 16];
+        let mut timeouts = [0; 32];
         for (units, seconds) in timeouts.iter_mut().zip(State::TIMEOUTS_S) {
             *units = seconds * SECOND;
         }
@@ -90,10 +92,12 @@ impl Description {
             clock_shift: FROZEN_SHIFT,
             clock_offset: self.clock,
             flags: self.flags,
+            mss: self.mss,
             second: SECOND,
             timeouts,
             services: self.services.len() as u32 + 1,
             destinations: destinations as u32 + 1,
+            ..Settings::default()
         }
     }
 

@@ -302,6 +302,7 @@ fn base_of_clock(network: &Network, bpf: &Bpf, buckets: u32) -> u32 {
         interfaces: vec![network.inside.interface(0)],
         buckets,
         flags: rlvs_datapath::abi::settings_flag::ANY,
+        mss: 0,
         cpus: network.cpus,
         clock: 0,
     };

@@ -12,8 +12,8 @@ use std::net::SocketAddr;
 use e2e::bpf::Input;
 use e2e::network::{self, Network, client, forbidden, server, server_mac, vip};
 use e2e::packet::{Kind, Message, Packet, transport};
-use e2e::scene::{self, REAL_PORT, TCP, UDP, destination, service, tunnelled};
-use e2e::table::{Description, SECOND};
+use e2e::scene::{self, REAL_PORT, SCTP, TCP, UDP, destination, service, tunnelled};
+use e2e::table::{Description, SECOND, Virtual};
 use e2e::unusual::{atomic, extended, fragments, optioned};
 use e2e::world::World;
 use rlvs_datapath::abi::{destination_flag, method, scheduler, tunnel_checksum, tunnel_form};
@@ -26,6 +26,9 @@ const PACKETS: u32 = 5000;
 const FLOWS: u64 = 400;
 /// Flows that have packets at the same time.
 const AT_ONCE: u64 = 60;
+
+/// Port of the key exchange.
+const EXCHANGE: u16 = 500;
 
 /// A generator of numbers that is the same everywhere (SplitMix64).
 struct Random(u64);
@@ -92,6 +95,15 @@ fn description(network: &Network, unresolved: bool) -> Description {
         let mut other = nat.clone();
         other.address = vip(family, 101);
         services.extend([nat, other]);
+        let mut sctp = service(family, SCTP, Vec::new());
+        sctp.servers.push(destination(family, 12, method::MASQUERADE));
+        sctp.servers.push(destination(family, 11, method::DIRECT));
+        let mut exchange = Virtual { protocol: UDP, port: EXCHANGE, ..sctp.clone() };
+        for server in &mut exchange.servers {
+            server.port = EXCHANGE;
+        }
+        sctp.servers.push(destination(family, 13, method::MASQUERADE));
+        services.extend([sctp, exchange]);
     }
     let mut description = scene::description(network, services);
     description.buckets = 32;
@@ -113,13 +125,22 @@ fn packet(random: &mut Random, network: &Network, number: u32) -> (Packet, u32) 
     let client: SocketAddr =
         (client(family, (flow / 16) as u8 + 1), 1000 + (flow % 16) as u16).into();
     let flags = random.one(&[SYN, SYN, SYN, ACK, ACK, ACK, FIN | ACK, RST, SYN | ACK, 0, 0xff]);
-    let kind = if flow.is_multiple_of(3) { Kind::Udp } else { Kind::Tcp(flags) };
+    let chunk = random.one(&[1, 1, 1, 2, 10, 11, 0, 3, 6, 7, 8, 9, 14, 0x80]);
+    let kind = match flow / 2 % 9 {
+        0 | 3 | 6 => Kind::Udp,
+        1 | 4 => Kind::Sctp(chunk, random.chance(20).then_some(6)),
+        2 => random.one(&[Kind::Udp, Kind::Other(50), Kind::Other(51)]),
+        _ => Kind::Tcp(flags),
+    };
+    let is_exchange = flow / 2 % 9 == 2;
+    let client = if is_exchange { (client.ip(), EXCHANGE).into() } else { client };
     let length = if random.chance(2) { 1600 } else { random.below(40) };
     let payload = (0..length).map(|_| random.below(256) as u8).collect();
     let ttl = if random.chance(4) { random.below(3) as u8 } else { 64 };
     if random.chance(40) {
         let number = random.one(&[12, 12, 13, 13, 15]);
-        let source = (server(family, number), REAL_PORT).into();
+        let port = if is_exchange { EXCHANGE } else { REAL_PORT };
+        let source = (server(family, number), port).into();
         let (from, to) = (server_mac(number), network.outside.mac);
         return (
             Packet { from, to, source, target: client, kind, ttl, payload },
@@ -127,6 +148,7 @@ fn packet(random: &mut Random, network: &Network, number: u32) -> (Packet, u32) 
         );
     }
     let port = if random.chance(25) { 8000 } else { 80 };
+    let port = if is_exchange { EXCHANGE } else { port };
     let target = (vip(family, random.one(&[100, 101])), port).into();
     let (from, to) = (network::GATEWAY_MAC, network.inside.mac);
     (Packet { from, to, source: client, target, kind, ttl, payload }, network.inside.index)
@@ -203,7 +225,7 @@ fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
 
 /// What an administrator does now and then.
 fn administer(random: &mut Random, world: &mut World<'_>) {
-    let id = 1 + random.below(40) as usize;
+    let id = 1 + random.below(63) as usize;
     match random.below(4) {
         0 => world.edit(|tables| {
             let destination = &mut tables.destinations[id];

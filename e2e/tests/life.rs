@@ -114,11 +114,18 @@ fn detaching_leaves_no_map_no_program_no_link_no_pin_and_no_sysctl() {
     assert_eq!(host.forwarding(), ["1", "1"]);
     assert_eq!(host.hooks(), ["rlvs_tc"]);
     let numbers = pinned(&host.namespace);
-    assert!(numbers.0.len() > 10 && numbers.1.len() == 3, "{numbers:?}");
+    assert!(numbers.0.len() > 10 && numbers.1.len() == 2, "{numbers:?}");
     assert!(left(&numbers).len() >= numbers.0.len() + numbers.1.len());
     // A second time: nothing is done twice.
     assert_eq!(host.rlvs(&["attach", "eth0"]).ok(), "rlvs: eth0 was attached: TC\n");
     assert_eq!(pinned(&host.namespace), numbers);
+    // XDP is loaded when an interface gets it, over the same maps.
+    let said = host.rlvs(&["attach", "--mode", "native", "eth0"]).ok();
+    assert_eq!(said, "rlvs: eth0 attached: native XDP\n");
+    let (maps, before) = numbers;
+    let numbers = pinned(&host.namespace);
+    assert_eq!(numbers.0, maps);
+    assert!(numbers.1.len() == 3 && numbers.1.is_superset(&before), "{numbers:?}");
     host.rlvs(&["detach"]).ok();
     assert_eq!(host.hooks(), hooks);
     assert_eq!(host.forwarding(), forwarding);

@@ -11,7 +11,7 @@ use e2e::bpf::{Body, Bpf, Input};
 use e2e::host::HostTables;
 use e2e::network::{self, Network, client};
 use e2e::packet::Kind;
-use e2e::scene::{TCP, UDP, description, destination, request, service};
+use e2e::scene::{SCTP, TCP, UDP, description, destination, request, service};
 use e2e::snapshot;
 use e2e::table::SECOND;
 use rlvs_datapath::abi::method;
@@ -110,4 +110,38 @@ fn a_few_connections_leave_the_table_and_the_counts_in_time() {
 #[test]
 fn ten_thousand_connections_leave_the_table_and_the_counts_in_time() {
     sweep("sweep-many", 1 << 14, 2500);
+}
+
+/// An INIT that nobody answered goes after 4 seconds, what is established after 900.
+#[test]
+fn associations_leave_by_their_own_time_outs() {
+    const INIT: u8 = 1;
+    const COOKIE_ECHO: u8 = 10;
+    network::run("sweep-sctp", |network| {
+        let of = |family, method| service(family, SCTP, vec![destination(family, 11, method)]);
+        let services = vec![of(4, method::MASQUERADE), of(6, method::DIRECT)];
+        let description = description(network, services);
+        let mut settings = description.settings();
+        let mut bpf = Bpf::load(&settings, Body::Xdp);
+        let mut tables = description.build();
+        bpf.push(&tables);
+        bpf.arm();
+        // By direct routing the client's cookie makes the association.
+        for (family, chunk) in [(4, INIT), (6, INIT), (6, COOKIE_ECHO)] {
+            let packet = request(network, family, Kind::Sctp(chunk, None));
+            let ran = bpf.run(Body::Xdp, &Input::new(&packet.bytes(), network.inside.index));
+            assert_eq!(ran.expect("a frame").code, 4);
+        }
+        let counts =
+            |seen: &snapshot::Snapshot| [count(seen, "d1 inactive"), count(seen, "d2 active")];
+        wait(&bpf, &mut tables, |seen| counts(seen) == [1, 1]);
+        for (seconds, left) in [(4, [0, 1]), (896, [0, 0])] {
+            settings.clock_offset += seconds * SECOND + u32::from(seconds == 4);
+            bpf.set(&settings);
+            tables.settings = settings;
+            wait(&bpf, &mut tables, |seen| counts(seen) == left);
+        }
+        wait(&bpf, &mut tables, |seen| !seen.keys().any(|name| name.starts_with("occupied")));
+        assert!(snapshot::connections(&tables).is_empty());
+    });
 }

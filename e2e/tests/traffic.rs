@@ -7,12 +7,15 @@ use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use e2e::association::{self, Speaker};
 use e2e::lab::{
     Method, Random, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool, udp_client,
     udp_server, wait_for, wait_until,
 };
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
-use rlvs::lab::topology::{DIRECTOR, REAL_SERVERS, VIPS, Wiring};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, getsockopt, socket, sockopt,
+};
+use rlvs::lab::topology::{CLIENT, DIRECTOR, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 use rlvs_linux::route::Rtnetlink;
 
@@ -403,5 +406,98 @@ fn held_and_closed_connections_are_counted_exactly() {
             if count == 11 { Ok(count) } else { Err(listing) }
         });
         assert_eq!(listed, 11);
+    }
+}
+
+fn associations(wiring: Wiring) {
+    const REAL: u16 = 9009;
+    let stage = Stage::attached(wiring, PROGRAM);
+    for (method, family) in combinations() {
+        let target = vip(method, family, ECHO_PORT);
+        let real_port = if method == Method::Nat { REAL } else { ECHO_PORT };
+        for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+            let at = match method {
+                Method::Direct => target,
+                Method::Nat => SocketAddr::new(server.inside.of(family), real_port),
+            };
+            association::server(namespace, at);
+        }
+        stage.serve("--sctp-service", target, method, real_port);
+        let own = SocketAddr::new(CLIENT.of(family), 0).ip();
+        let speaker = stage.as_client(|| Speaker::open(own)).unwrap();
+        let talk = |port: u16, chunk: u8, payload: &[u8]| {
+            speaker.say(port, target, chunk, payload).unwrap();
+            let heard = speaker.hear().unwrap();
+            assert_eq!((heard.from, heard.source, heard.target), (target.ip(), ECHO_PORT, port));
+            assert!(heard.payload == payload, "{method:?} {target} {chunk}");
+            heard.chunk
+        };
+        let listed = |port: u16| {
+            let listing = stage.ipvsadm("-L -n -c").ok();
+            let source = SocketAddr::new(own, port).to_string();
+            let line = listing
+                .lines()
+                .find(|line| line.contains(&source) && line.contains(&target.to_string()));
+            let words: Vec<&str> = line.unwrap_or_default().split_whitespace().collect();
+            words.get(..3).map_or(String::new(), |words| format!("{} {}", words[0], words[2]))
+        };
+        let counts = || -> Vec<(u32, u32)> {
+            let counts = stage.counts("--sctp-service", target);
+            counts.into_iter().map(|(_, active, idle)| (active, idle)).collect()
+        };
+        for port in [4001, 4002] {
+            assert_eq!(talk(port, association::INIT, b"hello"), association::INIT_ACK);
+            let cookie = talk(port, association::COOKIE_ECHO, b"cookie");
+            assert_eq!(cookie, association::COOKIE_ACK);
+            assert_eq!(listed(port), "SCTP ESTABLISHED");
+        }
+        assert_eq!(counts(), [(1, 0), (1, 0)], "{method:?} {target}");
+        let mut random = Random(16_807);
+        for length in (0..=1400).step_by(37) {
+            assert_eq!(talk(4001, association::DATA, &random.bytes(length)), association::SACK);
+        }
+        assert_eq!(talk(4001, association::SHUTDOWN, b""), association::SHUTDOWN_ACK);
+        speaker.say(4001, target, association::SHUTDOWN_COMPLETE, b"").unwrap();
+        wait_until("the end of an association", &"SCTP CLOSED".to_owned(), || listed(4001));
+        assert_eq!(counts().iter().map(|(active, idle)| active + 10 * idle).sum::<u32>(), 11);
+        let saved = stage.ipvsadm("-S -n").ok();
+        assert!(saved.contains(&format!("-A --sctp-service {target} -s rr\n")), "{saved}");
+        let shown = stage.listing();
+        assert!(shown.contains(&format!("SCTP {target} rr\n")), "{shown}");
+    }
+}
+
+/// The kernel here may have no SCTP: raw sockets speak it.
+#[test]
+fn associations_open_talk_and_close_through_tc() {
+    associations(Wiring::Plain);
+}
+
+#[test]
+fn associations_open_talk_and_close_through_native_xdp() {
+    associations(Wiring::Tuned);
+}
+
+/// What the kernels at both ends make of the segments that they are told of, with 12 bytes of
+/// timestamps in each.
+#[test]
+fn segments_are_as_short_as_asked() {
+    const LIMIT: u32 = 1000;
+    for wiring in [Wiring::Plain, Wiring::Tuned] {
+        let stage = Stage::attached(wiring, PROGRAM);
+        for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+            tcp_server(namespace, ECHO_PORT, Some(server.title));
+        }
+        for family in FAMILIES {
+            let nat = vip(Method::Nat, family, ECHO_PORT);
+            let target = stage.serve("-t", nat, Method::Nat, ECHO_PORT);
+            for limit in [0, LIMIT] {
+                stage.rlvs(&["set", "tcp_mss", &limit.to_string()]).ok();
+                let held = stage.as_client(|| connect(target)).unwrap();
+                let segment = getsockopt(&held.stream, sockopt::TcpMaxSeg).unwrap();
+                let expected = LIMIT - 12;
+                assert_eq!(segment == expected, limit == LIMIT, "{wiring:?} {family:?} {segment}");
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The fuzzer of the forwarding function.
+//! The fuzzers of the forwarding function and of keepalived.conf.
 
 use std::fs;
 
@@ -6,12 +6,24 @@ use anyhow::{Context, Result};
 
 use crate::run;
 
+/// What is fuzzed.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// The forwarding function
+    Process,
+    /// keepalived.conf
+    Conf,
+}
+
 /// What `cargo xtask fuzz` takes.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// How long to look for new inputs
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
+    /// What to feed
+    #[arg(value_enum, default_value = "process")]
+    what: What,
 }
 
 /// Coverage for libFuzzer, as `rustc` gives it without flags of its own for it.
@@ -31,17 +43,21 @@ const LENGTH_MAX: &str = "-max_len=1024";
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let folder = run::workspace()?.join("fuzz");
     let target = run::target()?.join("fuzz");
-    let (found, kept) = (target.join("found"), folder.join("corpus"));
+    let (name, found, kept) = match arguments.what {
+        What::Process => ("rlvs-fuzz", "found", "corpus"),
+        What::Conf => ("conf", "found-conf", "corpus-conf"),
+    };
+    let (found, kept) = (target.join(found), folder.join(kept));
     for folder in [&found, &kept] {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
     run::stage("building the fuzzer", || {
         let mut build = run::cargo()?;
-        build.args(["build", "--release", "--target", TARGET, "--manifest-path"]);
+        build.args(["build", "--release", "--bin", name, "--target", TARGET, "--manifest-path"]);
         build.arg(folder.join("Cargo.toml")).arg("--target-dir").arg(&target);
         run::run(build.env("RUSTFLAGS", FLAGS))
     })?;
-    let program = target.join(TARGET).join("release/rlvs-fuzz");
+    let program = target.join(TARGET).join("release").join(name);
     let fuzzer = || {
         let mut command = std::process::Command::new(&program);
         // What breaks a promise is written here.

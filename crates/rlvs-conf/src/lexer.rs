@@ -23,7 +23,13 @@ const INCLUDE_DEPTH_MAX: usize = 16;
 /// Definitions within definitions.
 const EXPANSION_DEPTH_MAX: usize = 32;
 /// Definitions put in and lines repeated.
-const STEPS_MAX: usize = 4 << 20;
+const STEPS_MAX: usize = 1 << 20;
+/// Kinds of `include` whose wildcards must match a file.
+const WILDCARDS_MATCH: &[&str] = &["includew", "includeb", "includea"];
+/// Kinds of `include` whose file must be there.
+const MATCH: &[&str] = &["includem", "includew", "includeb", "includea"];
+/// Kinds of `include` whose file must be readable if it is there.
+const READABLE: &[&str] = &["includer", "includea"];
 /// What the real one reads of a line.
 const FOREIGN_LINE_BYTES_MAX: usize = 1023;
 
@@ -91,7 +97,8 @@ impl<'a> Lexer<'a> {
             let found = Diagnostic::error(None, text).objection(Objection::File);
             self.diagnostics.push(found);
         }
-        self.tokens
+        // What is cut off somewhere may mean anything.
+        if self.stopped { Vec::new() } else { self.tokens }
     }
 
     fn file(&mut self, path: &Path) -> Result<(), Unread> {
@@ -323,7 +330,7 @@ impl<'a> Lexer<'a> {
     fn include(&mut self, words: &[Token]) {
         let [keyword, rest @ ..] = words else { return };
         let Some(pattern) =
-            rest.first().map(|_| rest.iter().map(|word| &*word.text).collect::<String>())
+            rest.first().map(|_| rest.iter().map(Token::as_str).collect::<String>())
         else {
             let found = Diagnostic::error(keyword.span, "`include` without a file");
             return self.diagnostics.push(found.objection(Objection::Parameter));
@@ -337,19 +344,25 @@ impl<'a> Lexer<'a> {
         }
         let folder: Rc<Path> = Rc::from(self.folders.last().cloned().unwrap_or_default());
         let whole = folder.join(&pattern);
-        let required = self.includes_required || keyword.text != "include";
-        let objection = if required { Objection::Include } else { Objection::None };
+        let kind = keyword.text.as_str();
+        let required = |kinds: &[&str]| match self.includes_required || kinds.contains(&kind) {
+            true => Objection::Include,
+            false => Objection::None,
+        };
+        let (unmatched, missing) = (required(WILDCARDS_MATCH), required(MATCH));
+        let unreadable = required(READABLE);
         let paths = if pattern.contains(['*', '?', '[', '{', '~']) {
             self.surroundings.matching(&whole.to_string_lossy())
         } else {
             vec![whole]
         };
         if paths.is_empty() {
-            self.missing_include(span, "no file matches", objection);
+            self.missing_include(span, "no file matches", unmatched);
         }
         for path in paths {
             if let Err(why) = self.file(&path) {
                 let text = format!("{}: {}", path.display(), told(&why));
+                let objection = if why == Unread::Missing { missing } else { unreadable };
                 self.missing_include(span, &text, objection);
             }
         }
@@ -385,7 +398,7 @@ impl<'a> Lexer<'a> {
     fn stop(&mut self, at: Span, why: &str) {
         if !self.stopped {
             self.stopped = true;
-            self.diagnostics.push(Diagnostic::error(at, format!("{why}; the rest is not read")));
+            self.diagnostics.push(Diagnostic::error(at, format!("{why}; nothing of it is taken")));
         }
     }
 

@@ -106,15 +106,29 @@ impl Sources {
         }
         hide_after_names(text, &mut shown);
         let mut shown = String::from_utf8_lossy(&shown).into_owned();
-        if shown.len() != text.len() || !shown.is_char_boundary(range.end) {
+        if shown.len() != text.len() {
+            // Asterisks for half a character have made others of it.
             range = 0..0;
         }
         if shown.len() > SHOWN_BYTES_MAX {
             let (short, moved) = clipped(&shown, range);
             (shown, range) = (short, moved);
         }
+        let range = whole_characters(&shown, range);
         (shown, range)
     }
+}
+
+/// Widens a range so that it begins and ends between characters.
+fn whole_characters(text: &str, range: std::ops::Range<usize>) -> std::ops::Range<usize> {
+    let (mut start, mut end) = (range.start.min(text.len()), range.end.min(text.len()));
+    while !text.is_char_boundary(start) {
+        start -= 1;
+    }
+    while !text.is_char_boundary(end) {
+        end += 1;
+    }
+    start..end
 }
 
 impl Source {
@@ -130,14 +144,9 @@ const SHOWN_BYTES_MAX: usize = 200;
 
 /// Cuts a long line to what surrounds the marked bytes.
 fn clipped(line: &str, range: std::ops::Range<usize>) -> (String, std::ops::Range<usize>) {
-    let boundary = |mut at: usize| {
-        while !line.is_char_boundary(at) {
-            at -= 1;
-        }
-        at
-    };
-    let from = boundary(range.start.saturating_sub(SHOWN_BYTES_MAX / 2));
-    let to = boundary((from + SHOWN_BYTES_MAX).min(line.len()));
+    let from = range.start.saturating_sub(SHOWN_BYTES_MAX / 2);
+    let shown = whole_characters(line, from..from + SHOWN_BYTES_MAX);
+    let (from, to) = (shown.start, shown.end);
     let end = range.end.min(to);
     (line[from..to].to_owned(), range.start - from..end.max(range.start) - from)
 }

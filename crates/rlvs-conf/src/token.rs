@@ -22,11 +22,21 @@ pub(crate) struct Token {
     pub(crate) kind: Kind,
     /// The first of its line.
     pub(crate) first: bool,
+    /// The word; empty for a brace.
     pub(crate) text: String,
     pub(crate) span: Span,
 }
 
 impl Token {
+    /// Returns it as it was written, but for quotes.
+    pub(crate) fn as_str(&self) -> &str {
+        match self.kind {
+            Kind::Open => "{",
+            Kind::Close => "}",
+            Kind::Word | Kind::Quoted => &self.text,
+        }
+    }
+
     /// Returns whether it is a word, with or without quotes.
     pub(crate) fn is_word(&self) -> bool {
         matches!(self.kind, Kind::Word | Kind::Quoted)
@@ -122,8 +132,8 @@ pub(crate) fn tokens(
             continue;
         }
         let (kind, end, word) = match bytes[at] {
-            b'{' => (Kind::Open, at + 1, String::from("{")),
-            b'}' => (Kind::Close, at + 1, String::from("}")),
+            b'{' => (Kind::Open, at + 1, String::new()),
+            b'}' => (Kind::Close, at + 1, String::new()),
             b'"' => quoted(text, at, span, diagnostics),
             _ => {
                 let end = word_end(bytes, at);

@@ -3,6 +3,8 @@
 //! A keyword takes as many words as its row says, so blocks may stand on one line; what keepalived
 //! would not understand there is said.
 
+mod list;
+
 use std::collections::BTreeMap;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Objection};
@@ -57,7 +59,7 @@ pub(crate) fn parse(
     let nodes = parser.block(ROOT, None);
     for (mut found, more) in std::mem::take(&mut parser.said).into_values() {
         if more > 0 {
-            found.message.push_str(&format!(" (and {more} times more)"));
+            found.message.push_str(&format!(" ({} times in all)", more + 1));
         }
         parser.diagnostics.push(found);
     }
@@ -170,14 +172,24 @@ impl Parser<'_> {
         }
         self.at += 1;
         self.say_status(row, span);
-        let args = self.arguments(row, span, rows, one_line, Objection::Parameter);
+        let named = matches!((row.then, row.takes), (Then::Block(_), [Arg::Name, ..]));
+        let missing = if named { Objection::General } else { Objection::Parameter };
+        let args = self.arguments(row, span, rows, one_line, missing);
         let children = match row.then {
             Then::End => Vec::new(),
-            Then::Options(options) => self.options(options),
+            Then::Options(options) => {
+                let nodes = self.options(options);
+                let more = self.peek_word().map(|token| grammar::find(rows, &token.text).is_none());
+                if more == Some(true) {
+                    self.unknown_option(options);
+                }
+                nodes
+            }
             Then::Block(inner) if self.open(row, span, inner) => {
                 self.around.push(rows);
                 let nodes = self.block(inner, Some((row, span)));
                 self.around.pop();
+                self.check_required(row, span, &nodes);
                 nodes
             }
             Then::Entries(head, options) if self.open(row, span, &[]) => {
@@ -187,6 +199,21 @@ impl Parser<'_> {
             Then::Block(_) | Then::Entries(..) | Then::Words(_) => Vec::new(),
         };
         Node { row, span, args, children }
+    }
+
+    /// Says what a block lacks that is not lowered, where that would be said.
+    fn check_required(&mut self, row: &'static Keyword, span: Span, nodes: &[Node]) {
+        if row.status != Status::Kept {
+            return;
+        }
+        for needed in grammar::inner(row).iter().filter(|row| row.default == "required") {
+            if !nodes.iter().any(|node| node.row.name == needed.name) {
+                let text = format!("`{}` without `{}`", row.name, needed.name);
+                let found = Diagnostic::error(span, text);
+                self.diagnostics
+                    .push(found.expected(format!("expected a `{}` in it", needed.name)));
+            }
+        }
     }
 
     /// Says once that keepalived reads only the first keyword of a line.
@@ -339,107 +366,6 @@ impl Parser<'_> {
         self.peek().is_some_and(|token| grammar::find(inner, &token.text).is_some())
     }
 
-    fn words(&mut self, row: &'static Keyword, opened: Span, word: Arg) -> Vec<Node> {
-        let mut nodes = Vec::new();
-        while let Some(token) = self.peek() {
-            let span = token.span;
-            match token.kind {
-                Kind::Close => {
-                    self.at += 1;
-                    return nodes;
-                }
-                Kind::Open => self.skip_block(),
-                _ if self.belongs_to_file() => break,
-                _ => {
-                    let args = vec![self.value(word)];
-                    nodes.push(Node { row: &ENTRY, span, args, children: Vec::new() });
-                }
-            }
-        }
-        self.unclosed(Some((row, opened)), true);
-        nodes
-    }
-
-    /// Returns whether the next words are a keyword of the top level and its block.
-    fn belongs_to_file(&self) -> bool {
-        let row = self
-            .peek()
-            .filter(|token| token.first)
-            .and_then(|token| grammar::find(ROOT, &token.text));
-        let opens = row.is_some_and(|row| matches!(row.then, Then::Block(_)));
-        let rest = self.tokens[self.at..].iter().skip(1);
-        opens && rest.take_while(|token| !token.first).any(|token| token.kind == Kind::Open)
-    }
-
-    fn entries(
-        &mut self,
-        row: &'static Keyword,
-        opened: Span,
-        head: Arg,
-        options: &'static [Keyword],
-    ) -> Vec<Node> {
-        let mut nodes = Vec::new();
-        while let Some(token) = self.peek() {
-            match token.kind {
-                Kind::Close => {
-                    self.at += 1;
-                    return nodes;
-                }
-                Kind::Open => {
-                    let found = Diagnostic::error(token.span, "a `{` within a list");
-                    self.diagnostics.push(found.expected("expected an entry or `}`"));
-                    self.skip_block();
-                }
-                _ if self.belongs_to_file() => break,
-                _ => nodes.extend(self.entry(head, options)),
-            }
-        }
-        self.unclosed(Some((row, opened)), true);
-        nodes
-    }
-
-    fn entry(&mut self, head: Arg, options: &'static [Keyword]) -> Option<Node> {
-        let span = self.tokens[self.at].span;
-        let mut node = Node { row: &ENTRY, span, args: Vec::new(), children: Vec::new() };
-        let mut start = true;
-        while let Some(token) =
-            self.peek().filter(|token| token.is_word() && (start || !token.first))
-        {
-            start = false;
-            let word = token.kind == Kind::Word;
-            if let Some(row) = grammar::find(options, &token.text).filter(|_| word) {
-                let option = self.option(row, options);
-                node.children.push(option);
-            } else if node.args.is_empty() || options.is_empty() {
-                let value = self.value(head);
-                node.args.push(value);
-            } else if matches!(head, Arg::Addresses)
-                && node.args.len() == 1
-                && token.text.parse::<i64>().is_ok()
-            {
-                let value = self.value(Arg::Number(0, 65535));
-                node.args.push(value);
-            } else if starts_entry(head, &token.text, options) {
-                break;
-            } else {
-                self.unknown_option(options);
-            }
-        }
-        let wrong = node.args.iter().any(|value| value.meaning == Meaning::Wrong);
-        (!wrong).then_some(node)
-    }
-
-    fn unknown_option(&mut self, options: &'static [Keyword]) {
-        let token = &self.tokens[self.at];
-        let text = format!("`{}` is not known here", token.text);
-        let mut found = Diagnostic::error(token.span, text);
-        if let Some(meant) = nearest(&token.text, options.iter().map(|row| row.name)) {
-            found = found.help(format!("did you mean `{meant}`?"));
-        }
-        self.diagnostics.push(found);
-        self.skip_line();
-    }
-
     /// Says that words stand where none are taken.
     fn superfluous(&mut self) {
         let Some(token) = self.peek_word() else { return };
@@ -494,14 +420,5 @@ impl Parser<'_> {
         }
         let found = Diagnostic::error(opened, "a block that is not closed");
         self.diagnostics.push(found.expected("a `}` is missing for this"));
-    }
-}
-
-/// Returns whether a word behind an entry starts another.
-fn starts_entry(head: Arg, text: &str, options: &'static [Keyword]) -> bool {
-    match head {
-        Arg::Text => false,
-        Arg::Name | Arg::Interface => nearest(text, options.iter().map(|row| row.name)).is_none(),
-        _ => value::read(head, text).is_ok(),
     }
 }

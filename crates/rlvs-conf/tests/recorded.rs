@@ -17,11 +17,13 @@ impl Surroundings for Machine {
         std::fs::read(path).map_err(|error| Unread::Failed(error.to_string()))
     }
     fn matching(&mut self, pattern: &str) -> Vec<PathBuf> {
-        let (before, after) = pattern.split_once('*').unwrap();
-        let folder = Path::new(before).parent().unwrap();
-        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let (before, after) = pattern.split_once('*').expect("a pattern");
+        let folder = Path::new(before).parent().expect("a folder");
+        let files = std::fs::read_dir(folder)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").path());
         let matches = |path: &PathBuf| {
-            let text = path.to_str().unwrap();
+            let text = path.to_str().expect("text");
             text.starts_with(before) && text.ends_with(after)
         };
         let mut paths: Vec<_> = files.filter(matches).collect();

@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 6;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -69,11 +69,16 @@ pub struct Settings {
     /// Coarse units in one second, rounded up.
     pub second: u32,
     /// Time-out of each connection state in coarse units, by [`State`](crate::state::State).
-    pub timeouts: [u32; 16],
+    pub timeouts: [u32; 32],
     /// Service ids below this have been in use.
     pub services: u32,
     /// Destination ids below this have been in use.
     pub destinations: u32,
+    /// The largest segment that ends of connections may announce, in bytes; 0 if they announce what
+    /// they like.
+    pub mss: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// Bits of [`Settings::flags`].
@@ -511,7 +516,7 @@ pub struct SweepCursor {
 pub const TIMER_BYTES: usize = 16;
 
 const _: () = {
-    assert!(size_of::<Settings>() == 128);
+    assert!(size_of::<Settings>() == 200);
     assert!(size_of::<Connections4>() == 128);
     assert!(size_of::<Connections6>() == 128);
     assert!(size_of::<Endpoints4>() == 64);

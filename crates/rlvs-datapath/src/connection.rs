@@ -22,17 +22,18 @@ pub const DYING: u64 = 1 << 62;
 
 const LIVE: u64 = 1 << 63;
 const STATE_SHIFT: u32 = TIME_BITS;
-const REPLY: u64 = 1 << 29;
-const PAIRED: u64 = 1 << 30;
-const ELSEWHERE: u64 = 1 << 31;
+const STATE_MASK: u64 = 31;
+const REPLY: u64 = 1 << 30;
+const PAIRED: u64 = 1 << 31;
+const ELSEWHERE: u64 = 1 << 60;
 const DESTINATION_SHIFT: u32 = 32;
 const DESTINATION_MASK: u64 = (1 << 22) - 1;
 const OWNER_SHIFT: u32 = 54;
 const OWNER_MASK: u64 = (1 << 6) - 1;
 
-/// What a slot says of its connection, in 64 bits: coarse time of the last packet (25), state (4),
-/// reply half, paired, in its second place, destination id (22 from bit 32), upper bits of the owner
-/// (6), live.
+/// What a slot says of its connection, in 64 bits: coarse time of the last packet (25), state (5),
+/// reply half, paired, destination id (22 from bit 32), upper bits of the owner (6), in its second
+/// place, live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value(pub u64);
 
@@ -77,7 +78,7 @@ impl Value {
     /// Returns its state.
     #[inline(always)]
     pub fn state(self) -> State {
-        State((self.0 >> STATE_SHIFT) as u32 & 15)
+        State((self.0 >> STATE_SHIFT & STATE_MASK) as u32)
     }
     /// Returns its destination id.
     #[inline(always)]
@@ -87,13 +88,13 @@ impl Value {
     /// Returns the value with another time and state.
     #[inline(always)]
     pub fn with(self, now: Time, state: State) -> Self {
-        const KEPT: u64 = !(TIME_MASK as u64 | 15 << STATE_SHIFT);
+        const KEPT: u64 = !(TIME_MASK as u64 | STATE_MASK << STATE_SHIFT);
         Self(self.0 & KEPT | u64::from(now.0) | u64::from(state.0) << STATE_SHIFT)
     }
     /// Returns the value with another state.
     #[inline(always)]
     fn with_state(self, state: State) -> Self {
-        Self(self.0 & !(15 << STATE_SHIFT) | u64::from(state.0) << STATE_SHIFT)
+        Self(self.0 & !(STATE_MASK << STATE_SHIFT) | u64::from(state.0) << STATE_SHIFT)
     }
     /// Returns the client port that is in a key word.
     #[inline(always)]
@@ -274,7 +275,7 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Returns whether this half's own time has not run out.
     #[inline(always)]
     pub fn is_young(&self, value: Value) -> bool {
-        let timeout = self.settings.timeouts[value.state().0 as usize & 15];
+        let timeout = self.settings.timeouts[value.state().0 as usize & 31];
         self.now.since(value.time()) <= timeout
     }
 
@@ -326,12 +327,12 @@ impl<'a, T: Tables> Context<'a, T> {
         removed
     }
 
-    /// Removes a connection by its request half, whatever its age. Returns whether this call did it.
+    /// Removes a connection by its request half, which has this key, whatever its age. Returns whether this call did it.
     #[inline(never)]
-    pub fn discard<A: Ip>(&self, packet: &Packet<A>, slot: &A::Slot, value: Value) -> bool {
+    pub fn discard<A: Ip>(&self, key: &Key<A>, slot: &A::Slot, value: Value) -> bool {
         let removed = self.remove_counted(&Found { slot, value });
         if removed
-            && let Some(key) = self.other_half(packet.source, packet.source_port, value)
+            && let Some(key) = self.other_half(key.client, key.port, value)
             && let Some(reply) = self.find(&key)
             && reply.value.destination() == value.destination()
         {
@@ -480,26 +481,37 @@ impl<'a, T: Tables> Context<'a, T> {
     pub fn is_steady(&self, value: Value, seen: Seen, protocol: u8, flags: u8) -> bool {
         flags & tcp::SYN == 0
             && self.is_young(value)
-            && value.state() == state::next(value.state(), seen, protocol, flags)
+            && value.state() == state::next::<true>(value.state(), seen, protocol, flags)
     }
 
     /// Notes a request: its time, and what it does to the connection's state.
     #[inline(always)]
-    pub fn track_request<A: Ip>(&self, packet: &Packet<A>, found: &Found<'_, A::Slot>) {
+    pub fn track_request<A: Ip, const PORTS: bool>(
+        &self,
+        packet: &Packet<A>,
+        found: &Found<'_, A::Slot>,
+    ) {
         let Found { slot, value } = *found;
-        let state = state::next(value.state(), seen(value), packet.protocol, packet.flags);
+        let state = state::next::<PORTS>(value.state(), seen(value), packet.protocol, packet.flags);
         if value.state() != state {
-            self.change_by_request(packet, slot, value);
+            self.change_by_request::<A, PORTS>(packet, slot, value);
         } else {
             self.touch(found);
         }
     }
 
     #[inline(never)]
-    fn change_by_request<A: Ip>(&self, packet: &Packet<A>, slot: &A::Slot, value: Value) -> bool {
+    fn change_by_request<A: Ip, const PORTS: bool>(
+        &self,
+        packet: &Packet<A>,
+        slot: &A::Slot,
+        value: Value,
+    ) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let found = Found { slot, value };
-        let Some(state) = self.advance(&found, seen(value), protocol, flags, true) else {
+        let Some(state) =
+            self.advance::<A::Slot, PORTS>(&found, seen(value), protocol, flags, true)
+        else {
             return false;
         };
         self.mirror(packet, value, state);
@@ -508,23 +520,33 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Notes a reply: its time, and what it does to the connection's state.
     #[inline(always)]
-    pub fn track_reply<A: Ip>(&self, packet: &Packet<A>, found: &Found<'_, A::Slot>) {
+    pub fn track_reply<A: Ip, const PORTS: bool>(
+        &self,
+        packet: &Packet<A>,
+        found: &Found<'_, A::Slot>,
+    ) {
         let Found { slot, value } = *found;
-        let state = state::next(value.state(), Seen::Reply, packet.protocol, packet.flags);
+        let state = state::next::<PORTS>(value.state(), Seen::Reply, packet.protocol, packet.flags);
         if value.state() != state {
-            self.change_by_reply(packet, slot, value);
+            self.change_by_reply::<A, PORTS>(packet, slot, value);
         } else {
             self.touch(found);
         }
     }
 
     #[inline(never)]
-    fn change_by_reply<A: Ip>(&self, packet: &Packet<A>, slot: &A::Slot, value: Value) -> bool {
+    fn change_by_reply<A: Ip, const PORTS: bool>(
+        &self,
+        packet: &Packet<A>,
+        slot: &A::Slot,
+        value: Value,
+    ) -> bool {
         let Packet { protocol, flags, .. } = *packet;
-        let mut state = state::next(value.state(), Seen::Reply, protocol, flags);
+        let mut state = state::next::<PORTS>(value.state(), Seen::Reply, protocol, flags);
         if let Some(key) = self.other_half(packet.target, packet.target_port, value)
             && let Some(request) = self.find(&key)
-            && let Some(agreed) = self.advance(&request, Seen::Reply, protocol, flags, false)
+            && let Some(agreed) =
+                self.advance::<A::Slot, PORTS>(&request, Seen::Reply, protocol, flags, false)
         {
             state = agreed;
         }
@@ -534,7 +556,7 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Moves a request half to the state that follows, and its connection between the counts.
     /// Returns the new state, or `None` if the half is gone.
     #[inline(always)]
-    fn advance<S: Slot>(
+    fn advance<S: Slot, const PORTS: bool>(
         &self,
         found: &Found<'_, S>,
         seen: Seen,
@@ -544,7 +566,7 @@ impl<'a, T: Tables> Context<'a, T> {
     ) -> Option<State> {
         let mut value = found.value;
         for _ in 0..TRIES {
-            let state = state::next(value.state(), seen, protocol, flags);
+            let state = state::next::<PORTS>(value.state(), seen, protocol, flags);
             let new = if touch { value.with(self.now, state) } else { value.with_state(state) };
             if self.tables.swap(found.slot.value(), value.0, new.0) {
                 self.recount(value, state);

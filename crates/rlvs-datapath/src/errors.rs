@@ -62,7 +62,7 @@ fn to_destination<A: Quote, F: Frame, T: Tables>(
     fit(frame, packet, destination.overhead, &way)?;
     if destination.method != method::MASQUERADE {
         let message = Packet { protocol: A::ICMP, ..*packet };
-        return Ok(forward(context, frame, &message, destination, row, &way));
+        return Ok(forward::<A, F, T, true>(context, frame, &message, destination, row, &way));
     }
     let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
     let (end, address, port) = (End::Target, &destination.address, destination.port);

@@ -107,7 +107,7 @@ fn balance<A: Ip, F: Frame, T: Tables>(
     let Half { key, is_reply } = context.half(packet).ok_or(Reason::NoService)?;
     context.remember(packet, datagram);
     let Some(found) = context.find_live(&key) else {
-        let starts = state::starts(packet.protocol, packet.flags);
+        let starts = state::starts::<true>(packet.protocol, packet.flags);
         if is_reply || frame.is_bare() || !starts {
             return Err(Reason::NoConnection);
         }
@@ -119,18 +119,18 @@ fn balance<A: Ip, F: Frame, T: Tables>(
     // The first fragment has had its say about the state.
     let later = frame.is_bare();
     Ok(if is_reply {
-        answer(context, frame, packet, &found, || match later {
+        answer::<A, _, T, true>(context, frame, packet, &found, || match later {
             true => context.touch(&found),
-            false => context.track_reply(packet, &found),
+            false => context.track_reply::<A, true>(packet, &found),
         })
     } else {
         let track = || match later {
             true => context.touch(&found),
-            false => context.track_request(packet, &found),
+            false => context.track_request::<A, true>(packet, &found),
         };
         let destination = found.value.destination();
         let too_big = |frame: &mut Moved<'_, F>, _| leave_too_big::<A, _>(frame);
-        deliver(context, frame, packet, destination, track, too_big, None)
+        deliver::<A, _, T, true>(context, frame, packet, destination, track, too_big, None)
     })
 }
 
@@ -143,11 +143,11 @@ fn open<A: Ip, F: Frame, T: Tables>(
     _: u64,
 ) -> Result<Verdict, Reason> {
     let service = context.service_of(packet).ok_or(Reason::NoService)?;
-    Ok(match context.open(frame, packet, service) {
+    Ok(match context.open::<A, _, true>(frame, packet, service) {
         Opening::To(id) => {
             let too_big = |frame: &mut Moved<'_, F>, _| leave_too_big::<A, _>(frame);
             let opened = Some(Stage::odd::<A>());
-            deliver(context, frame, packet, id, || {}, too_big, opened)
+            deliver::<A, _, T, true>(context, frame, packet, id, || {}, too_big, opened)
         }
         Opening::There => Verdict::Next(Stage::odd::<A>()),
         Opening::Refused(reason) => left_to_the_stack(reason),

@@ -5,7 +5,7 @@
 
 use core::cell::Cell;
 
-use rlvs_wire::checksum;
+use rlvs_wire::{checksum, crc32c};
 
 use crate::abi::{Hop, Tunnel};
 use crate::ip::{Ip, Substitute};
@@ -123,6 +123,9 @@ pub struct Growth {
 pub trait Frame {
     /// Whether the body can hand a packet to the kernel to resolve its neighbour.
     const RESOLVES: bool;
+    /// Whether an SCTP checksum of 0 may be one that the hardware is yet to compute, as in a packet
+    /// of this host's other namespaces. One in 2^32 is 0 for another reason.
+    const LEAVES_ZERO_CRC: bool = Self::RESOLVES;
 
     /// Returns the interface it came in by.
     fn interface(&self) -> u32;
@@ -137,6 +140,8 @@ pub trait Frame {
     fn head<const N: usize>(&mut self) -> Option<&mut [u8; N]>;
     /// Returns `N` bytes from an offset below [`OFFSETS`] on, or `None` if it is shorter.
     fn at<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
+    /// Returns the byte at an offset that only the packet tells.
+    fn byte(&mut self, at: usize) -> Option<u8>;
     /// Makes room for `by` bytes before the first and cuts the end off so that `length` remain.
     /// The first bytes hold anything afterwards.
     fn reframe(&mut self, by: usize, length: usize) -> Option<()>;
@@ -202,6 +207,11 @@ pub trait Frame {
     #[inline(always)]
     fn retarget<A: Ip>(&mut self, _protocol: u8, _by: &Substitute<'_>) -> Option<()> {
         None
+    }
+    /// Returns [`crc32c::power`], for a body that does not like long loops.
+    #[inline(always)]
+    fn power(bytes: u16) -> u32 {
+        crc32c::power(bytes)
     }
 
     /// Sends the frame to an unresolved neighbour, if the body [can](Self::RESOLVES).

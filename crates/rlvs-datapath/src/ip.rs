@@ -1,14 +1,15 @@
 //! IPv4 and IPv6 behind one trait, so that there is one forwarding path.
 
 use rlvs_wire::{
-    DESTINATION_PORT, SOURCE_PORT, checksum, ethernet, ipv4, ipv6, put_at, tcp, u8_at, u16_at,
-    u32_at, u64_at, udp,
+    DESTINATION_PORT, SOURCE_PORT, bytes_at, checksum, crc32c, ethernet, ipv4, ipv6, put_at, sctp,
+    tcp, u8_at, u16_at, u32_at, u64_at, udp,
 };
 
 use crate::abi::{Settings, Slot4, Slot6};
 use crate::frame::{Deltas, Frame};
 use crate::hash;
 use crate::layout::{self, Layout};
+use crate::moved::lower_hop_limit;
 use crate::reason::Reason;
 use crate::tables::Tables;
 
@@ -26,7 +27,7 @@ pub struct Flow<A> {
     pub peer_port: u16,
 }
 
-/// A parsed TCP or UDP packet. Ports in host order.
+/// A parsed packet. Ports in host order; a protocol without has 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(align(8))]
 pub struct Packet<A> {
@@ -38,9 +39,9 @@ pub struct Packet<A> {
     pub source_port: u16,
     /// Destination port.
     pub target_port: u16,
-    /// IP protocol: TCP or UDP.
+    /// IP protocol.
     pub protocol: u8,
-    /// TCP flags; 0 for UDP.
+    /// TCP flags, or an [`event`](crate::association::states::event) of SCTP; else 0.
     pub flags: u8,
     /// Time to live or hop limit.
     pub ttl: u8,
@@ -62,6 +63,18 @@ impl<A: Copy> Packet<A> {
     pub fn request(&self) -> Flow<A> {
         let Self { source, target, source_port, target_port, .. } = *self;
         Flow { client: source, peer: target, port: source_port, peer_port: target_port }
+    }
+
+    /// Returns the length of what the IP header precedes, if that is `LEAST` at least. Extension
+    /// headers count.
+    #[inline(always)]
+    pub fn payload<const LEAST: u32>(&self) -> Result<u32, Reason>
+    where
+        A: Ip,
+    {
+        let header = if A::FAMILY == 4 { ipv4::LENGTH } else { ipv6::LENGTH } as u32;
+        let payload = self.length.wrapping_sub(header);
+        if self.length < header + LEAST { Err(Reason::Malformed) } else { Ok(payload) }
     }
 
     /// Returns the flow of a packet to a client.
@@ -118,17 +131,27 @@ pub trait Ip: Copy + Eq {
     fn layout<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Layout<Self>, Reason>;
     /// Returns the protocol that the first header names.
     fn protocol<F: Frame>(frame: &mut F) -> Option<u8>;
-    /// Lowers the time to live by one.
-    fn lower<F: Frame>(frame: &mut F) -> Option<()>;
+    /// Returns what the header says of a packet of another protocol, which [`parse`](Self::parse)
+    /// has refused for nothing else.
+    fn portless<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason>;
+    /// Offset of the transport header in a frame.
+    const TRANSPORT: usize;
+    /// Lowers the time to live by one. `PORTS` as for [`translate`](Self::translate).
+    fn lower<F: Frame, const PORTS: bool>(frame: &mut F) -> Option<()>;
     /// Returns type of service or traffic class, and the don't-fragment flag as it stands in an IPv4
     /// header; 0 for IPv6.
     fn marks<F: Frame>(frame: &mut F) -> Option<(u8, u16)>;
     /// Returns the sum of a packet whose checksums are right, but none if one of the transport is
     /// missing or does not cover all of it.
     fn sum<F: Frame>(frame: &mut F, packet: &Packet<Self>) -> Option<u16>;
-    /// Replaces one end, lowers the time to live, lets checksums follow.
-    fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()>;
-    /// Replaces one end of a packet that stays on this host, lets checksums follow.
+    /// Replaces one end, lowers the time to live, lets checksums follow. `PORTS` says whether the
+    /// protocol is TCP or UDP, so that those carry nothing of the others.
+    fn translate<F: Frame, const PORTS: bool>(
+        frame: &mut F,
+        protocol: u8,
+        by: &Substitute<'_>,
+    ) -> Option<()>;
+    /// Replaces one end of a TCP or UDP packet that stays on this host, lets checksums follow.
     fn readdress<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()>;
     /// Returns the address in network order.
     fn octets(self) -> [u8; 16];
@@ -283,7 +306,18 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
-    fn lower<F: Frame>(frame: &mut F) -> Option<()> {
+    fn portless<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason> {
+        let head = frame.head::<34>().ok_or(Reason::Malformed)?;
+        let source = Self(u32_at(head, IP + ipv4::SOURCE));
+        let target = Self(u32_at(head, IP + ipv4::DESTINATION));
+        let (protocol, ttl) = (u8_at(head, IP + ipv4::PROTOCOL), u8_at(head, IP + ipv4::TTL));
+        let total = u16_at(head, IP + ipv4::TOTAL_LENGTH);
+        Ok(NO_PORTS.packet(source, target, protocol, ttl, u32::from(total)))
+    }
+    const TRANSPORT: usize = L4_V4;
+
+    #[inline(always)]
+    fn lower<F: Frame, const PORTS: bool>(frame: &mut F) -> Option<()> {
         lower_v4(frame.head::<34>()?, 0);
         Some(())
     }
@@ -310,13 +344,17 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
-    fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
-        replace_v4(frame, protocol, by, true)
+    fn translate<F: Frame, const PORTS: bool>(
+        frame: &mut F,
+        protocol: u8,
+        by: &Substitute<'_>,
+    ) -> Option<()> {
+        replace_v4::<F, PORTS>(frame, protocol, by, true)
     }
 
     #[inline(always)]
     fn readdress<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
-        replace_v4(frame, protocol, by, false)
+        replace_v4::<F, true>(frame, protocol, by, false)
     }
 
     #[inline(always)]
@@ -400,8 +438,21 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
-    fn lower<F: Frame>(frame: &mut F) -> Option<()> {
-        frame.lower_hop_limit()
+    fn portless<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason> {
+        let head = frame.head::<54>().ok_or(Reason::Malformed)?;
+        let address = |at| Self(u64_at(head, IP + at), u64_at(head, IP + at + 8));
+        let (source, target) = (address(ipv6::SOURCE), address(ipv6::DESTINATION));
+        let protocol = u8_at(head, IP + ipv6::NEXT_HEADER);
+        let ttl = u8_at(head, IP + ipv6::HOP_LIMIT);
+        let payload = u32::from(u16_at(head, IP + ipv6::PAYLOAD_LENGTH));
+        Ok(NO_PORTS.packet(source, target, protocol, ttl, payload + ipv6::LENGTH as u32))
+    }
+    const TRANSPORT: usize = L4_V6;
+
+    #[inline(always)]
+    fn lower<F: Frame, const PORTS: bool>(frame: &mut F) -> Option<()> {
+        // SCTP leaves little room on the stack.
+        if PORTS { frame.lower_hop_limit() } else { done(lower_hop_limit(frame)) }
     }
 
     #[inline(always)]
@@ -423,25 +474,18 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
-    fn translate<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
-        frame.lower_hop_limit()?;
-        Self::readdress(frame, protocol, by)
+    fn translate<F: Frame, const PORTS: bool>(
+        frame: &mut F,
+        protocol: u8,
+        by: &Substitute<'_>,
+    ) -> Option<()> {
+        Self::lower::<F, PORTS>(frame)?;
+        replace_v6::<F, PORTS>(frame, protocol, by)
     }
 
     #[inline(always)]
     fn readdress<F: Frame>(frame: &mut F, protocol: u8, by: &Substitute<'_>) -> Option<()> {
-        if !F::USUAL {
-            readdress_v6(frame.head::<54>()?, by);
-            return frame.retarget::<Self>(protocol, by);
-        }
-        let head = frame.head::<62>()?;
-        readdress_v6(head, by);
-        put_at(head, L4_V6 + by.end.port_at(), by.port);
-        if protocol == tcp::PROTOCOL {
-            frame.follow::<74>(L4_V6 + tcp::CHECKSUM, false, by.deltas)
-        } else {
-            frame.follow::<62>(L4_V6 + udp::CHECKSUM, true, by.deltas)
-        }
+        replace_v6::<F, true>(frame, protocol, by)
     }
 
     #[inline(always)]
@@ -501,7 +545,7 @@ pub fn header_sum(head: &[u8; 34]) -> u64 {
 
 /// Replaces one end, lowers the time to live if asked to, lets checksums follow.
 #[inline(always)]
-fn replace_v4<F: Frame>(
+fn replace_v4<F: Frame, const PORTS: bool>(
     frame: &mut F,
     protocol: u8,
     by: &Substitute<'_>,
@@ -513,11 +557,41 @@ fn replace_v4<F: Frame>(
     }
     let head = frame.head::<42>()?;
     readdress_v4(head, by, lower);
-    put_at(head, L4_V4 + by.end.port_at(), by.port);
-    if protocol == tcp::PROTOCOL {
-        frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas)
+    if PORTS {
+        put_at(head, L4_V4 + by.end.port_at(), by.port);
+    }
+    // Without ports the header's own checksum has gone the other way.
+    match protocol {
+        tcp::PROTOCOL if PORTS => frame.follow::<54>(L4_V4 + tcp::CHECKSUM, false, by.deltas),
+        _ if PORTS => frame.follow::<42>(L4_V4 + udp::CHECKSUM, true, by.deltas),
+        sctp::PROTOCOL => replace_port::<46, F>(frame, by),
+        _ => Some(()),
+    }
+}
+
+/// Replaces one end, lets checksums follow.
+#[inline(always)]
+fn replace_v6<F: Frame, const PORTS: bool>(
+    frame: &mut F,
+    protocol: u8,
+    by: &Substitute<'_>,
+) -> Option<()> {
+    if !F::USUAL {
+        readdress_v6(frame.head::<54>()?, by);
+        return frame.retarget::<V6>(protocol, by);
+    }
+    let head = frame.head::<62>()?;
+    readdress_v6(head, by);
+    if PORTS {
+        put_at(head, L4_V6 + by.end.port_at(), by.port);
     } else {
-        frame.follow::<42>(L4_V4 + udp::CHECKSUM, true, by.deltas)
+        frame.add_to_sum(by.deltas.address);
+    }
+    match protocol {
+        tcp::PROTOCOL if PORTS => frame.follow::<74>(L4_V6 + tcp::CHECKSUM, false, by.deltas),
+        _ if PORTS => frame.follow::<62>(L4_V6 + udp::CHECKSUM, true, by.deltas),
+        sctp::PROTOCOL => replace_port::<66, F>(frame, by),
+        _ => Some(()),
     }
 }
 
@@ -567,6 +641,54 @@ fn readdress_v6<const N: usize>(head: &mut [u8; N], by: &Substitute<'_>) {
 const fn has_checksum(protocol: u8, datagram: u16) -> bool {
     protocol == tcp::PROTOCOL || protocol == udp::PROTOCOL && datagram != 0
 }
+
+#[inline(always)]
+fn done(is_done: bool) -> Option<()> {
+    if is_done { Some(()) } else { None }
+}
+
+/// Replaces a port of SCTP; the CRC follows. `N` is the length of the headers.
+#[inline(always)]
+fn replace_port<const N: usize, F: Frame>(frame: &mut F, by: &Substitute<'_>) -> Option<()> {
+    let port = u16::from_be_bytes(by.port);
+    done(follow_crc::<N, F>(frame, by.end.port_at(), port, by.deltas.port))
+}
+
+/// As [`replace_port`]; `delta` is what the port does to a sum. Out of line, and without pointers, as
+/// there is little room on the stack where it is called. Returns whether it could be done.
+#[inline(never)]
+fn follow_crc<const N: usize, F: Frame>(
+    frame: &mut F,
+    port_at: usize,
+    port: u16,
+    delta: u16,
+) -> bool {
+    let at = N - sctp::LENGTH;
+    let port = port.to_be_bytes();
+    let Some(head) = frame.head::<N>() else { return false };
+    let length = if N == L4_V4 + sctp::LENGTH {
+        u16_at(head, IP + ipv4::TOTAL_LENGTH).wrapping_sub(ipv4::LENGTH as u16)
+    } else {
+        u16_at(head, IP + ipv6::PAYLOAD_LENGTH)
+    };
+    let before = u32::from_le_bytes(bytes_at(head, at));
+    let old: [u8; 2] = bytes_at(head, at + port_at);
+    if old == port {
+        return true;
+    }
+    put_at(head, at + port_at, port);
+    let difference = before ^ u32::from_le_bytes(bytes_at(head, at));
+    let crc = u32::from_le_bytes(bytes_at(head, at + sctp::CHECKSUM));
+    let is_whole = crc != 0 || !F::LEAVES_ZERO_CRC;
+    let new = if is_whole { crc32c::follow(crc, difference, F::power(length)) } else { 0 };
+    put_at(head, at + sctp::CHECKSUM, new.to_le_bytes());
+    let sum = |crc: u32| checksum::fold(u64::from(crc.swap_bytes()));
+    let sum = u64::from(checksum::delta(sum(crc), sum(new))) + u64::from(delta);
+    frame.add_to_sum(checksum::fold(sum));
+    true
+}
+
+const NO_PORTS: Ports = Ports { source: 0, target: 0, flags: 0 };
 
 struct Ports {
     source: u16,

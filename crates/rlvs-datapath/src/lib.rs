@@ -23,6 +23,7 @@ pub mod ip;
 pub mod layout;
 pub mod local;
 pub mod moved;
+pub mod mss;
 pub mod process;
 pub mod reason;
 pub mod refuse;

@@ -30,8 +30,9 @@ use crate::tables::{Tables, Time, bump};
 
 /// Interface index of the loopback device.
 pub const LOOPBACK: u32 = 1;
-/// How many destinations of a service are looked through for the one that sent a packet.
-const PEERS_MAX: u32 = 16;
+/// How many destinations of a service are looked through for the one that sent a packet. Each may cost
+/// two tail calls, of which a packet has 33.
+const PEERS_MAX: u32 = 12;
 
 /// Length and protocol of a packet in one word: a reference to it would keep all of it on the stack.
 #[derive(Clone, Copy)]
@@ -167,7 +168,7 @@ fn depart_as<A: Ip, F: Frame, T: Tables>(
     if destination.flags & destination_flag::AVAILABLE == 0 {
         return Some(Verdict::Drop(Reason::Removed));
     }
-    context.track_reply(&packet, &found);
+    context.track_reply::<_, true>(&packet, &found);
     name_service::<A, F>(frame, packet.protocol, destination, service)?;
     bump(&row.out_packets, 1);
     bump(&row.out_bytes, u64::from(packet.length));
@@ -251,9 +252,7 @@ impl<T: Tables> Context<'_, T> {
             let Ok((destination, row)) = self.destination(id) else { break };
             if destination.flags & destination_flag::PEER != 0 {
                 let hop = row.hop.get();
-                if hop.interface == 0 && hop.checked == 0
-                    || hop.interface != 0 && !self.is_fresh(&hop)
-                {
+                if self.is_unknown(&hop) {
                     return Sender::Unknown as u32;
                 }
                 if hop.interface != 0 && leads_to(&hop, sender) {
@@ -265,22 +264,38 @@ impl<T: Tables> Context<'_, T> {
         Sender::Client as u32
     }
 
-    /// Asks for the ways that [`sender`](Self::sender) wants to know. One that there is not is kept as
-    /// such until the destination is chosen.
+    /// Asks for one of the ways that [`sender`](Self::sender) wants to know; the next packet's look, or
+    /// this one's next, finds another. One that there is not is kept as such until the destination is
+    /// chosen.
     #[inline(always)]
-    pub(crate) fn ask_for_peers<F: Frame>(&self, frame: &mut F, service: u32) {
-        let mut id = self.tables.service(service).map_or(0, |service| service.head);
+    pub(crate) fn ask_for_a_peer<F: Frame>(&self, frame: &mut F, service: u32) {
+        let id = self.tables.service(service).map_or(0, |service| self.unknown_peer(service.head));
+        let Ok((destination, row)) = self.destination(id) else { return };
+        if id == 0 {
+            return;
+        }
+        if self.way_to_destination(frame, row, destination).is_err() {
+            row.hop.set(Hop::unresolved(LOOPBACK, false, [0; 4]));
+        }
+    }
+
+    /// Returns the first peer whose way has to be asked for, 0 if there is none.
+    #[inline(never)]
+    fn unknown_peer(&self, first: u32) -> u32 {
+        let mut id = first;
         for _ in 0..PEERS_MAX {
-            if id == 0 {
-                break;
-            }
-            let Ok((destination, row)) = self.destination(id) else { break };
-            if destination.flags & destination_flag::PEER != 0
-                && self.way_to_destination(frame, row, destination).is_err()
-            {
-                row.hop.set(Hop::unresolved(LOOPBACK, false, [0; 4]));
+            let Ok((destination, row)) = self.destination(id) else { return 0 };
+            if destination.flags & destination_flag::PEER != 0 && self.is_unknown(&row.hop.get()) {
+                return id;
             }
             id = destination.next;
         }
+        0
+    }
+
+    /// Returns whether a way to a peer has to be asked for.
+    #[inline(always)]
+    fn is_unknown(&self, hop: &Hop) -> bool {
+        hop.interface == 0 && hop.checked == 0 || hop.interface != 0 && !self.is_fresh(hop)
     }
 }

@@ -76,6 +76,14 @@ impl<F: Frame> Frame for Moved<'_, F> {
         })
     }
     #[inline(always)]
+    fn byte(&mut self, at: usize) -> Option<u8> {
+        self.frame.byte(at)
+    }
+    #[inline(always)]
+    fn power(bytes: u16) -> u32 {
+        F::power(bytes)
+    }
+    #[inline(always)]
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {
         self.frame.query(query, hop)
     }
@@ -103,6 +111,6 @@ impl<F: Frame> Frame for Moved<'_, F> {
 
 /// Lowers the hop limit. Out of line, as there is little room on the stack where it is called.
 #[inline(never)]
-fn lower_hop_limit<F: Frame>(frame: &mut F) -> bool {
+pub(crate) fn lower_hop_limit<F: Frame>(frame: &mut F) -> bool {
     frame.lower_hop_limit().is_some()
 }

@@ -11,7 +11,7 @@
 //! XDP must leave to TC because its neighbour is unknown has changed nothing but the table, and
 //! being seen again changes nothing more.
 
-use rlvs_wire::{ethernet, icmp, ipv4, ipv6, sctp, tcp, u8_at, u16_at, udp};
+use rlvs_wire::{ethernet, icmp, ipsec, ipv4, ipv6, sctp, tcp, u8_at, u16_at, udp};
 
 use crate::abi::{
     Destination, Hop, INTERFACE_BUCKETS, REASONS, Row, Service, destination_flag, endpoint_kind,
@@ -26,6 +26,7 @@ use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, IP, Ip, Packet, Substitute, V4, V6};
 use crate::local::{self, Sender};
+use crate::mss;
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::schedule::{Opening, quiet};
@@ -54,9 +55,9 @@ pub enum Stage {
     Odd4 = 6,
     /// IPv6 with extension headers, a fragment header among them.
     Odd6 = 7,
-    /// SCTP over IPv4.
+    /// SCTP, AH and ESP over IPv4.
     Sctp4 = 8,
-    /// SCTP over IPv6.
+    /// SCTP, AH and ESP over IPv6.
     Sctp6 = 9,
     /// What [`Odd4`](Self::Odd4) is for and may open a connection.
     OddOpen4 = 10,
@@ -66,11 +67,19 @@ pub enum Stage {
     Peers4 = 12,
     /// The same over IPv6.
     Peers6 = 13,
+    /// An SCTP packet over IPv4 that may open an association.
+    Associate4 = 14,
+    /// The same over IPv6.
+    Associate6 = 15,
+    /// The largest segment that an IPv4 packet announces is to be lowered.
+    Clamp4 = 16,
+    /// The same over IPv6.
+    Clamp6 = 17,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -85,11 +94,19 @@ impl Stage {
         Self::OddOpen6,
         Self::Peers4,
         Self::Peers6,
+        Self::Associate4,
+        Self::Associate6,
+        Self::Clamp4,
+        Self::Clamp6,
     ];
 
-    /// Returns whether packets are balanced without it, but for those that it is for.
+    /// Returns whether packets are balanced without it, but for those that it is for: what has
+    /// unusual headers, SCTP and IPsec.
     pub const fn is_optional(self) -> bool {
-        matches!(self, Self::Odd4 | Self::Odd6 | Self::OddOpen4 | Self::OddOpen6)
+        let number = self as u32;
+        number >= Self::Odd4 as u32
+            && number != Self::Peers4 as u32
+            && number != Self::Peers6 as u32
     }
 
     /// Returns the end of the names of the programs that carry it out.
@@ -109,6 +126,10 @@ impl Stage {
             Self::OddOpen6 => "begin6",
             Self::Peers4 => "peers4",
             Self::Peers6 => "peers6",
+            Self::Associate4 => "associate4",
+            Self::Associate6 => "associate6",
+            Self::Clamp4 => "clamp4",
+            Self::Clamp6 => "clamp6",
         }
     }
 
@@ -129,13 +150,22 @@ impl Stage {
             10 => Self::OddOpen4,
             11 => Self::OddOpen6,
             12 => Self::Peers4,
-            _ => Self::Peers6,
+            13 => Self::Peers6,
+            14 => Self::Associate4,
+            15 => Self::Associate6,
+            16 => Self::Clamp4,
+            _ => Self::Clamp6,
         }
     }
 
     #[inline(always)]
     const fn open<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Open4 } else { Self::Open6 }
+    }
+
+    #[inline(always)]
+    const fn clamp<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Clamp4 } else { Self::Clamp6 }
     }
 
     #[inline(always)]
@@ -157,17 +187,30 @@ impl Stage {
     pub(crate) const fn odd<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Odd4 } else { Self::Odd6 }
     }
+
+    /// Returns the stage of SCTP for an IP version.
+    #[inline(always)]
+    pub const fn sctp<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Sctp4 } else { Self::Sctp6 }
+    }
+
+    /// Returns the stage that opens associations for an IP version.
+    #[inline(always)]
+    pub const fn associate<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Associate4 } else { Self::Associate6 }
+    }
 }
 
 /// Returns what becomes of a packet of another protocol, or whose headers are not the usual ones.
 #[inline(always)]
 fn unusual<A: Ip, F: Frame>(frame: &mut F, reason: Reason) -> Verdict {
-    let (icmp, sctp) =
-        if A::FAMILY == 4 { (Stage::Icmp4, Stage::Sctp4) } else { (Stage::Icmp6, Stage::Sctp6) };
+    let icmp = if A::FAMILY == 4 { Stage::Icmp4 } else { Stage::Icmp6 };
     match (reason, A::protocol(frame)) {
         (Reason::Fragment | Reason::Options, _) => Verdict::Next(Stage::odd::<A>()),
         (Reason::OtherProtocol, Some(icmp::PROTOCOL | icmp::PROTOCOL_V6)) => Verdict::Next(icmp),
-        (Reason::OtherProtocol, Some(sctp::PROTOCOL)) => Verdict::Next(sctp),
+        (Reason::OtherProtocol, Some(sctp::PROTOCOL | ipsec::ESP | ipsec::AH)) => {
+            Verdict::Next(Stage::sctp::<A>())
+        }
         _ => Verdict::Pass(reason),
     }
 }
@@ -222,12 +265,31 @@ pub fn sctp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
 #[inline(always)]
 pub fn peers<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| {
-        let Ok(packet) = A::parse(frame) else { return Verdict::Pass(Reason::Malformed) };
+        let (packet, open) = match A::parse(frame) {
+            Ok(packet) => (packet, Stage::open::<A>()),
+            Err(Reason::OtherProtocol) => match association::parse::<A, F>(frame) {
+                Ok(packet) => (packet, Stage::associate::<A>()),
+                Err(reason) => return Verdict::Pass(reason),
+            },
+            Err(reason) => return Verdict::Pass(reason),
+        };
         if let Some(service) = context.service_of(&packet) {
-            context.ask_for_peers(frame, service);
+            context.ask_for_a_peer(frame, service);
         }
-        Verdict::Next(Stage::open::<A>())
+        Verdict::Next(open)
     })
+}
+
+/// Carries out the stages [`Stage::Associate4`] and [`Stage::Associate6`].
+#[inline(always)]
+pub fn associate<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| association::first::<A, F, T>(context, frame))
+}
+
+/// Carries out the stages [`Stage::Clamp4`] and [`Stage::Clamp6`].
+#[inline(always)]
+pub fn clamp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| mss::clamp::<A, F, T>(context, frame))
 }
 
 /// Carries out a stage, for bodies that call it like any function.
@@ -247,6 +309,10 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::OddOpen6 => odd_open::<V6, F, T>(frame, tables),
         Stage::Peers4 => peers::<V4, F, T>(frame, tables),
         Stage::Peers6 => peers::<V6, F, T>(frame, tables),
+        Stage::Associate4 => associate::<V4, F, T>(frame, tables),
+        Stage::Associate6 => associate::<V6, F, T>(frame, tables),
+        Stage::Clamp4 => clamp::<V4, F, T>(frame, tables),
+        Stage::Clamp6 => clamp::<V6, F, T>(frame, tables),
     }
 }
 
@@ -302,15 +368,31 @@ fn established<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut
     };
     let Some(half) = context.half(&packet) else { return Verdict::Pass(Reason::NoService) };
     let Some(found) = context.glance(&half.key) else {
-        let may_open = !half.is_reply && state::starts(packet.protocol, packet.flags);
-        return Verdict::Next(if may_open { Stage::open::<A>() } else { Stage::rest::<A>() });
+        return Verdict::Next(clamped::<A, T>(context, &packet, !half.is_reply));
     };
     let done = if half.is_reply {
         steady_answer(context, frame, &packet, &found)
     } else {
         steady_request(context, frame, &packet, &found)
     };
-    done.unwrap_or(Verdict::Next(Stage::rest::<A>()))
+    done.unwrap_or_else(|| Verdict::Next(clamped::<A, T>(context, &packet, false)))
+}
+
+/// Returns the stage for a packet that is not simply forwarded.
+#[inline(always)]
+fn clamped<A: Ip, T: Tables>(context: &Context<'_, T>, packet: &Packet<A>, is_new: bool) -> Stage {
+    if context.settings.mss != 0 && packet.flags & tcp::SYN != 0 {
+        return Stage::clamp::<A>();
+    }
+    behind::<A>(packet, is_new)
+}
+
+/// Returns the stage for a packet whose segments are short enough; `is_new` tells a request that no
+/// connection is found for.
+#[inline(always)]
+pub fn behind<A: Ip>(packet: &Packet<A>, is_new: bool) -> Stage {
+    let may_open = is_new && state::starts::<true>(packet.protocol, packet.flags);
+    if may_open { Stage::open::<A>() } else { Stage::rest::<A>() }
 }
 
 /// Forwards a request, if nothing about it needs thought.
@@ -328,7 +410,7 @@ fn steady_request<A: Ip, F: Frame, T: Tables>(
         return None;
     }
     context.touch(found);
-    Some(forward(context, frame, packet, destination, row, &way))
+    Some(forward::<A, F, T, true>(context, frame, packet, destination, row, &way))
 }
 
 /// Sends a reply to its client, if nothing about it needs thought.
@@ -347,21 +429,31 @@ fn steady_answer<A: Ip, F: Frame, T: Tables>(
         return None;
     }
     context.touch(found);
-    Some(give_back(frame, packet, (destination, service), row, &way))
+    Some(give_back::<A, F, true>(frame, packet, (destination, service), row, &way))
 }
 
-/// A request that may open a connection.
+/// A TCP or UDP request that may open a connection.
 #[inline(always)]
 fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    let packet = match A::parse(frame) {
-        Ok(packet) => packet,
-        Err(reason) => return Verdict::Pass(reason),
-    };
-    let Some(service) = context.service_of(&packet) else {
+    match A::parse(frame) {
+        Ok(packet) => start::<A, F, T, true>(context, frame, &packet, Stage::rest::<A>()),
+        Err(reason) => Verdict::Pass(reason),
+    }
+}
+
+/// A request that may open a connection; `rest` carries what does not.
+#[inline(always)]
+pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    rest: Stage,
+) -> Verdict {
+    let Some(service) = context.service_of(packet) else {
         return Verdict::Pass(Reason::NoService);
     };
     // The connection that it belonged to was discarded.
-    if !state::starts(packet.protocol, packet.flags) {
+    if !state::starts::<PORTS>(packet.protocol, packet.flags) {
         return Verdict::Pass(Reason::NoConnection);
     }
     match context.sender(frame, service) {
@@ -370,15 +462,15 @@ fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) ->
         Sender::Here => return Verdict::Pass(Reason::Local),
         Sender::Unknown => return Verdict::Next(Stage::peers::<A>()),
     }
-    match context.open(frame, &packet, service) {
-        Opening::To(destination) => {
+    match context.open::<A, F, PORTS>(frame, packet, service) {
+        Opening::To(id) => {
             // The connection is there, and its packet is found to be too big once more.
-            let too_big = |_: &mut F, _| Verdict::Next(Stage::rest::<A>());
-            let opened = Some(Stage::rest::<A>());
-            deliver(context, frame, &packet, destination, || {}, too_big, opened)
+            let too_big = |_: &mut F, _| Verdict::Next(rest);
+            deliver::<A, F, T, PORTS>(context, frame, packet, id, || {}, too_big, Some(rest))
         }
-        Opening::There => Verdict::Next(Stage::rest::<A>()),
-        Opening::Refused(reason) => refuse_start(context, frame, &packet, reason),
+        // There is no room: it goes astray.
+        Opening::There | Opening::Refused(Reason::Stateless) => Verdict::Next(rest),
+        Opening::Refused(reason) => refuse_start(context, frame, packet, reason),
     }
 }
 
@@ -391,8 +483,6 @@ fn refuse_start<A: Ip, F: Frame, T: Tables>(
     refused: Reason,
 ) -> Verdict {
     match refused {
-        // There is no room: it goes astray.
-        Reason::Stateless => Verdict::Next(Stage::rest::<A>()),
         Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken => {
             complain(context, frame, packet, Complaint::PortUnreachable, refused)
         }
@@ -401,57 +491,70 @@ fn refuse_start<A: Ip, F: Frame, T: Tables>(
     }
 }
 
-/// Any packet to or from a service.
+/// Any TCP or UDP packet to or from a service.
 #[inline(always)]
 fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    let packet = match A::parse(frame) {
-        Ok(packet) => packet,
-        Err(reason) => return Verdict::Pass(reason),
-    };
-    let Some(half) = context.half(&packet) else { return Verdict::Pass(Reason::NoService) };
+    match A::parse(frame) {
+        Ok(packet) => carry::<A, F, T, true>(context, frame, &packet, &packet, Stage::open::<A>()),
+        Err(reason) => Verdict::Pass(reason),
+    }
+}
+
+/// Any packet to or from a service, which is found by what the packet is `known_as`; `open` carries
+/// one that may open a connection. `PORTS`: see [`Ip::translate`].
+#[inline(always)]
+pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    known_as: &Packet<A>,
+    open: Stage,
+) -> Verdict {
+    let Some(half) = context.half(known_as) else { return Verdict::Pass(Reason::NoService) };
     let Half { key, is_reply } = half;
     match context.find_live(&key) {
         // The stack answers it, in the director's name.
         Some(_) if packet.ttl <= 1 && is_reply => Verdict::Pass(Reason::Expired),
         Some(_) if packet.ttl <= 1 => {
-            complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired)
+            complain(context, frame, packet, Complaint::TimeExceeded, Reason::Expired)
         }
         Some(found) if is_reply => {
-            let track = || context.track_reply(&packet, &found);
-            answer(context, frame, &packet, &found, track)
+            let track = || context.track_reply::<A, PORTS>(packet, &found);
+            answer::<A, F, T, PORTS>(context, frame, packet, &found, track)
         }
-        Some(Found { slot, value }) if context.is_forsaken(&packet, value) => {
+        Some(Found { slot, value }) if context.is_forsaken::<A, PORTS>(packet, value) => {
             // Whoever has discarded it, it is gone.
-            context.discard(&packet, slot, value);
-            Verdict::Next(Stage::open::<A>())
+            context.discard(&key, slot, value);
+            Verdict::Next(open)
         }
-        Some(found) => request(context, frame, &packet, &found),
+        Some(found) => request::<A, F, T, PORTS>(context, frame, packet, &found),
         None if is_reply => Verdict::Pass(Reason::NoConnection),
-        None if state::starts(packet.protocol, packet.flags) && !context.is_full(&key) => {
-            Verdict::Next(Stage::open::<A>())
+        None if state::starts::<PORTS>(packet.protocol, packet.flags) && !context.is_full(&key) => {
+            Verdict::Next(open)
         }
-        None => astray(context, frame, &packet, key.owner),
+        None => astray(context, frame, packet, key.owner),
     }
 }
 
 /// A packet from a client on its connection.
 #[inline(always)]
-fn request<A: Ip, F: Frame, T: Tables>(
+fn request<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
     found: &Found<'_, A::Slot>,
 ) -> Verdict {
-    let track = || context.track_request(packet, found);
+    let track = || context.track_request::<A, PORTS>(packet, found);
     let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu);
-    deliver(context, frame, packet, found.value.destination(), track, too_big, None)
+    let destination = found.value.destination();
+    deliver::<A, F, T, PORTS>(context, frame, packet, destination, track, too_big, None)
 }
 
 /// Sends a request to its destination; `track` notes it once the way is known, `too_big` is told what
 /// the way takes if the packet is longer. Where the connection has just been opened, `opened` is the
 /// stage for destinations that are this host or may be directors.
 #[inline(always)]
-pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn deliver<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -478,7 +581,7 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
         }
         Ok(way) => Some(way),
         // XDP leaves it to TC, with nothing but the table changed.
-        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL => match opened {
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL && PORTS => match opened {
             Some(stage) => return Verdict::Next(stage),
             None => None,
         },
@@ -489,12 +592,12 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
     if let Some(mtu) = does_not_fit(frame, packet, destination.overhead, &way) {
         return too_big(frame, mtu);
     }
-    forward(context, frame, packet, destination, row, &way)
+    forward::<A, F, T, PORTS>(context, frame, packet, destination, row, &way)
 }
 
 /// Sends a request on its way.
 #[inline(always)]
-pub(crate) fn forward<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn forward<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -503,7 +606,9 @@ pub(crate) fn forward<A: Ip, F: Frame, T: Tables>(
     way: &Way<'_>,
 ) -> Verdict {
     if destination.method == method::TUNNEL {
-        if let Err(reason) = tunnel::enter(context, frame, packet, destination, row) {
+        if let Err(reason) =
+            tunnel::enter::<A, F, T, PORTS>(context, frame, packet, destination, row)
+        {
             return Verdict::Drop(reason);
         }
         return account(frame, packet, row, way);
@@ -511,9 +616,9 @@ pub(crate) fn forward<A: Ip, F: Frame, T: Tables>(
     let done = if destination.method == method::MASQUERADE {
         let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
         let (end, address, port) = (End::Target, &destination.address, destination.port);
-        A::translate(frame, packet.protocol, &Substitute { end, address, port, deltas })
+        A::translate::<F, PORTS>(frame, packet.protocol, &Substitute { end, address, port, deltas })
     } else {
-        A::lower(frame)
+        A::lower::<F, PORTS>(frame)
     };
     if done.is_none() {
         return Verdict::Drop(Reason::Malformed);
@@ -536,7 +641,7 @@ fn account<A: Ip, F: Frame>(
 
 /// A packet from a NAT destination on a connection; `track` notes it once the way is known.
 #[inline(always)]
-pub(crate) fn answer<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn answer<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -565,12 +670,12 @@ pub(crate) fn answer<A: Ip, F: Frame, T: Tables>(
     if does_not_fit(frame, packet, 0, &way).is_some() {
         return leave_too_big::<A, F>(frame);
     }
-    give_back(frame, packet, (destination, service), row, &way)
+    give_back::<A, F, PORTS>(frame, packet, (destination, service), row, &way)
 }
 
 /// Sends a reply to its client.
 #[inline(always)]
-fn give_back<A: Ip, F: Frame>(
+fn give_back<A: Ip, F: Frame, const PORTS: bool>(
     frame: &mut F,
     packet: &Packet<A>,
     (destination, service): (&Destination, &Service),
@@ -583,7 +688,7 @@ fn give_back<A: Ip, F: Frame>(
     };
     let (end, address, port) = (End::Source, &service.address, service.port);
     let by = Substitute { end, address, port, deltas };
-    if A::translate(frame, packet.protocol, &by).is_none() {
+    if A::translate::<F, PORTS>(frame, packet.protocol, &by).is_none() {
         return Verdict::Drop(Reason::Malformed);
     }
     bump(&row.out_packets, 1);
@@ -622,7 +727,8 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
                 Some(mtu) => complain_of_length(context, frame, packet, mtu),
                 None => {
                     context.count(Reason::Stateless);
-                    forward(context, frame, packet, to, row, &way)
+                    // Nothing is translated.
+                    forward::<A, F, T, true>(context, frame, packet, to, row, &way)
                 }
             },
             Err(verdict) => verdict,
@@ -761,19 +867,19 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns whether a request leaves the connection that it finds behind and opens another.
     #[inline(always)]
-    fn is_forsaken<A: Ip>(&self, packet: &Packet<A>, value: Value) -> bool {
+    fn is_forsaken<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, value: Value) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let settings = self.settings.flags;
         if settings & settings_flag::EXPIRE_REMOVED != 0
             && let Some(destination) = self.tables.destination(value.destination())
         {
             let gone = destination.flags & destination_flag::AVAILABLE == 0;
-            let quiet = destination.weight == 0 && state::starts(protocol, flags);
-            if gone || quiet && protocol == tcp::PROTOCOL {
+            let quiet = destination.weight == 0 && state::starts::<PORTS>(protocol, flags);
+            if gone || quiet && protocol != udp::PROTOCOL {
                 return true;
             }
         }
-        state::begins_anew(value.state(), seen(value), protocol, flags, settings)
+        state::begins_anew::<PORTS>(value.state(), seen(value), protocol, flags, settings)
     }
 
     /// Returns the flags of the interface if `mac` is one of its addresses.

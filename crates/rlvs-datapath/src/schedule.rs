@@ -7,7 +7,7 @@ use crate::connection::{Context, Found, Key, Value};
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::ip::{Flow, Ip, Packet};
 use crate::reason::Reason;
-use crate::state::{self, Seen, State};
+use crate::state::{self, Seen};
 use crate::tables::{Tables, bump};
 
 /// How many destinations are tried for one connection before it is refused.
@@ -38,14 +38,14 @@ pub enum Opening {
 impl<'a, T: Tables> Context<'a, T> {
     /// Opens a connection for a packet that may start one.
     #[inline(always)]
-    pub fn open<A: Ip, F: Frame>(
+    pub fn open<A: Ip, F: Frame, const PORTS: bool>(
         &self,
         frame: &mut F,
         packet: &Packet<A>,
         service: u32,
     ) -> Opening {
         let result = match self.admit(frame, packet, service) {
-            DONE => self.open_locked(packet, service),
+            DONE => self.open_locked::<A, PORTS>(packet, service),
             reason => reason,
         };
         match result {
@@ -71,21 +71,22 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     #[inline(always)]
-    fn open_locked<A: Ip>(&self, packet: &Packet<A>, id: u32) -> u32 {
+    fn open_locked<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, id: u32) -> u32 {
         let key = Key::new(self.settings, &packet.request(), id);
         let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
-        let result = if self.find(&key).is_some() { THERE } else { self.schedule(packet, &key) };
+        let result =
+            if self.find(&key).is_some() { THERE } else { self.schedule::<A, PORTS>(packet, &key) };
         self.unlock(lock);
         result
     }
 
     /// Tries destinations in the scheduler's order until one takes the connection.
     #[inline(always)]
-    fn schedule<A: Ip>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
+    fn schedule<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
         let mut reason = Reason::NoDestination as u32;
         for _ in 0..ATTEMPTS {
             let Some(id) = self.pick(key.owner) else { break };
-            match self.connect(packet, key, id) {
+            match self.connect::<A, PORTS>(packet, key, id) {
                 next if next & (NEXT | OPENED) == NEXT => reason = next & !NEXT,
                 result => return result,
             }
@@ -108,7 +109,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Makes the entries of a connection to one destination and counts it.
     #[inline(always)]
-    fn connect<A: Ip>(&self, packet: &Packet<A>, key: &Key<A>, id: u32) -> u32 {
+    fn connect<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, key: &Key<A>, id: u32) -> u32 {
         let Some(destination) = self.tables.destination(id) else {
             return Reason::Inconsistent as u32;
         };
@@ -117,7 +118,7 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
-        let state = state::next(State::NONE, seen, packet.protocol, packet.flags);
+        let state = state::first::<PORTS>(seen, packet.protocol, packet.flags);
         let value = Value::new(self.now, state, id, key.owner, paired);
         if paired {
             let peer = A::from_octets(&destination.address);

@@ -1,10 +1,12 @@
 //! Connection states and their transitions, as `tcp_states[]` of the kernel's IPVS.
 
-use rlvs_wire::tcp;
+use rlvs_wire::{sctp, tcp, udp};
 
 use crate::abi::settings_flag;
+use crate::association::states::{self, event};
 
-/// State numbers, as the kernel's, with the one of UDP behind those of TCP.
+/// State numbers: the kernel's of TCP, the one of UDP, and from [`ASSOCIATIONS`](Self::ASSOCIATIONS)
+/// on the kernel's of SCTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub u32);
 
@@ -33,9 +35,19 @@ impl State {
     pub const SYNACK: Self = Self(10);
     /// The one state of UDP.
     pub const UDP: Self = Self(11);
+    /// Number of the first state of SCTP.
+    pub const ASSOCIATIONS: u32 = 16;
+    /// SCTP: no packet seen.
+    pub const UNASSOCIATED: Self = Self(Self::ASSOCIATIONS);
+    /// SCTP: INIT seen from the client.
+    pub const INIT1: Self = Self(Self::ASSOCIATIONS + 1);
+    /// SCTP: handshake complete.
+    pub const ASSOCIATED: Self = Self(Self::ASSOCIATIONS + 8);
+    /// SCTP: ended.
+    pub const ASSOCIATION_CLOSED: Self = Self(Self::ASSOCIATIONS + 13);
 
     /// Names as `ipvsadm -L -c` prints them, by number.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 30] = [
         "NONE",
         "ESTABLISHED",
         "SYN_SENT",
@@ -48,10 +60,31 @@ impl State {
         "LISTEN",
         "SYNACK",
         "UDP",
+        "ERR!",
+        "ERR!",
+        "ERR!",
+        "ERR!",
+        "NONE",
+        "INIT1",
+        "INIT",
+        "C-SENT",
+        "C-REPLIED",
+        "C-WAIT",
+        "COOKIE",
+        "C-ECHOED",
+        "ESTABLISHED",
+        "S-SENT",
+        "S-RECEIVED",
+        "S-ACK-SENT",
+        "REJECTED",
+        "CLOSED",
     ];
 
     /// Default time-outs in seconds, by number.
-    pub const TIMEOUTS_S: [u32; 12] = [2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120, 300];
+    pub const TIMEOUTS_S: [u32; 30] = [
+        2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120, 300, 0, 0, 0, 0, // TCP, UDP
+        2, 4, 61, 61, 61, 61, 61, 61, 900, 61, 61, 61, 4, 61, // SCTP
+    ];
 
     /// Returns whether a connection in this state is an active one.
     #[inline(always)]
@@ -65,8 +98,9 @@ impl State {
         const ACTIVE: u64 = 1 << State::ESTABLISHED.0
             | 1 << State::SYN_SENT.0
             | 1 << State::SYN_RECV.0
-            | 1 << State::SYNACK.0;
-        ACTIVE >> (self.0 & 15) & 1
+            | 1 << State::SYNACK.0
+            | 1 << State::ASSOCIATED.0;
+        ACTIVE >> (self.0 & 31) & 1
     }
 
     /// Returns one connection in this state as [`Counts`](crate::abi::Counts) have it.
@@ -143,9 +177,13 @@ const REQUEST_ONLY: Table = Table {
 const _: () = assert!(NO == State::NONE.0 as u64 && SA == State::SYNACK.0 as u64);
 
 /// Returns the state after a packet, as `set_tcp_state()`: the first of RST, SYN, FIN, ACK that is
-/// set decides, and none of them closes.
+/// set decides, and none of them closes. `PORTS` says whether the protocol is TCP or UDP; else it is
+/// SCTP, whose flags are an [`event`], or carried on the connection of a key exchange.
 #[inline(always)]
-pub fn next(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
+pub fn next<const PORTS: bool>(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
+    if !PORTS && protocol == sctp::PROTOCOL {
+        return State(states::next(state.0, seen, flags));
+    }
     if protocol != tcp::PROTOCOL {
         return State::UDP;
     }
@@ -171,23 +209,42 @@ pub fn next(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
 /// Returns whether a packet that finds a connection in this state begins another one, as
 /// `is_new_conn_expected()`: the old one is over, or as good as over where only requests pass.
 #[inline(always)]
-pub fn begins_anew(state: State, seen: Seen, protocol: u8, flags: u8, settings: u32) -> bool {
-    if protocol != tcp::PROTOCOL || !starts(protocol, flags) {
+pub fn begins_anew<const PORTS: bool>(
+    state: State,
+    seen: Seen,
+    protocol: u8,
+    flags: u8,
+    settings: u32,
+) -> bool {
+    if protocol == udp::PROTOCOL || !starts::<PORTS>(protocol, flags) {
         return false;
     }
     match state {
-        State::TIME_WAIT | State::CLOSE => settings & settings_flag::FOLLOW_OVER == 0,
-        State::FIN_WAIT => {
+        State::TIME_WAIT | State::CLOSE if PORTS => settings & settings_flag::FOLLOW_OVER == 0,
+        State::ASSOCIATION_CLOSED if !PORTS => settings & settings_flag::FOLLOW_OVER == 0,
+        State::FIN_WAIT if PORTS => {
             settings & settings_flag::REUSE_FIN_WAIT != 0 && seen == Seen::RequestOnly
         }
         _ => false,
     }
 }
 
-/// Returns whether a packet may start a connection, as `tcp_conn_schedule()`.
+/// Returns the state of a connection that a packet starts. `PORTS` as for [`next`].
 #[inline(always)]
-pub fn starts(protocol: u8, flags: u8) -> bool {
-    protocol != tcp::PROTOCOL || flags & (tcp::SYN | tcp::RST) == tcp::SYN
+pub fn first<const PORTS: bool>(seen: Seen, protocol: u8, flags: u8) -> State {
+    // An INIT is all that starts an association.
+    if PORTS { next::<true>(State::NONE, seen, protocol, flags) } else { State::INIT1 }
+}
+
+/// Returns whether a packet may start a connection, as `tcp_conn_schedule()` and its like. `PORTS`
+/// as for [`next`].
+#[inline(always)]
+pub fn starts<const PORTS: bool>(protocol: u8, flags: u8) -> bool {
+    if PORTS {
+        protocol != tcp::PROTOCOL || flags & (tcp::SYN | tcp::RST) == tcp::SYN
+    } else {
+        protocol == sctp::PROTOCOL && flags == event::INIT
+    }
 }
 
 #[cfg(test)]
@@ -195,7 +252,7 @@ mod tests {
     use super::*;
 
     fn walk(steps: &[(Seen, u8)]) -> State {
-        steps.iter().fold(State::NONE, |state, &(seen, flags)| next(state, seen, 6, flags))
+        steps.iter().fold(State::NONE, |state, &(seen, flags)| next::<true>(state, seen, 6, flags))
     }
 
     #[test]
@@ -227,19 +284,21 @@ mod tests {
 
     #[test]
     fn active_states_are_the_handshake_and_established() {
-        let active: [u32; 4] = [1, 2, 3, 10];
-        for state in 0..12 {
+        let active: [u32; 5] = [1, 2, 3, 10, State::ASSOCIATED.0];
+        for state in 0..30 {
             assert_eq!(State(state).is_active(), active.contains(&state), "state {state}");
         }
     }
 
     #[test]
     fn no_flag_closes_and_only_a_syn_starts() {
-        assert_eq!(next(State::ESTABLISHED, Seen::Request, 6, 0), State::CLOSE);
-        assert!(starts(6, tcp::SYN));
-        assert!(starts(6, tcp::SYN | tcp::ACK));
-        assert!(!starts(6, tcp::SYN | tcp::RST));
-        assert!(!starts(6, tcp::ACK));
-        assert!(starts(17, 0));
+        assert_eq!(next::<true>(State::ESTABLISHED, Seen::Request, 6, 0), State::CLOSE);
+        assert!(starts::<true>(6, tcp::SYN));
+        assert!(starts::<true>(6, tcp::SYN | tcp::ACK));
+        assert!(!starts::<true>(6, tcp::SYN | tcp::RST));
+        assert!(!starts::<true>(6, tcp::ACK));
+        assert!(starts::<true>(17, 0));
+        assert!((0..10).all(|event| starts::<false>(132, event) == (event == event::INIT)));
+        assert!(!starts::<false>(50, 0));
     }
 }

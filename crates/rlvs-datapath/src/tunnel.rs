@@ -87,9 +87,10 @@ const CAPABLE: u8 = 2;
 /// Outer UDP ports come from here, as the kernel's by default: `ip_local_port_range`.
 const PORTS: (u64, u64) = (32_768, 28_232);
 
-/// Wraps a packet, whose time to live is lowered first, into the headers of its destination's tunnel.
+/// Wraps a packet, whose time to live is lowered first, into the headers of its destination's tunnel. `PORTS` as
+/// for [`Ip::translate`].
 #[inline(always)]
-pub fn enter<A: Ip, F: Frame, T: Tables>(
+pub fn enter<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -100,7 +101,7 @@ pub fn enter<A: Ip, F: Frame, T: Tables>(
     if tunnel.family == 0 {
         return Err(Reason::Unreachable);
     }
-    A::lower(frame).ok_or(Reason::Malformed)?;
+    A::lower::<F, PORTS>(frame).ok_or(Reason::Malformed)?;
     let (tos, unfragmented) = A::marks(frame).ok_or(Reason::Malformed)?;
     let sum = if tunnel.checksum != tunnel_checksum::NONE
         && frame.segment(packet.length, |_| 0) == packet.length

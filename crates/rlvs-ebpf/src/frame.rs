@@ -11,14 +11,16 @@ use aya_ebpf::bindings::{
     bpf_fib_lookup, bpf_redir_neigh, xdp_md,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh,
-    bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
-    bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+    bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_loop,
+    bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
+    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
 };
 use rlvs_datapath::abi::{Hop, Tunnel, tunnel_form};
 use rlvs_datapath::frame::{Answer, Deltas, Frame, Growth, OFFSETS, Query};
 use rlvs_datapath::local::LOOPBACK;
 use rlvs_datapath::tunnel::{self, Brief};
+use rlvs_wire::crc32c;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -70,6 +72,18 @@ impl Frame for XdpFrame {
         }
         // SAFETY: the comparison above proves to the verifier that N bytes are there.
         Some(unsafe { &mut *(start as *mut [u8; N]) })
+    }
+    #[inline(always)]
+    fn power(bytes: u16) -> u32 {
+        power(bytes)
+    }
+    #[inline(always)]
+    fn byte(&mut self, at: usize) -> Option<u8> {
+        let mut byte = 0_u64;
+        let to = (&raw mut byte).cast::<c_void>();
+        // SAFETY: valid context; one byte is written to the stack.
+        let read = unsafe { bpf_xdp_load_bytes(self.ctx, at as u32, to, 1) == 0 };
+        if read { Some(byte as u8) } else { None }
     }
     #[inline(always)]
     fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
@@ -213,6 +227,18 @@ impl Frame for TcFrame {
         bytes_within(start, offset, end)
     }
     #[inline(always)]
+    fn power(bytes: u16) -> u32 {
+        power(bytes)
+    }
+    #[inline(always)]
+    fn byte(&mut self, at: usize) -> Option<u8> {
+        let mut byte = 0_u64;
+        let to = (&raw mut byte).cast::<c_void>();
+        // SAFETY: valid context; one byte is written to the stack.
+        let read = unsafe { bpf_skb_load_bytes(self.skb.cast(), at as u32, to, 1) == 0 };
+        if read { Some(byte as u8) } else { None }
+    }
+    #[inline(always)]
     fn reframe(&mut self, by: usize, length: usize) -> Option<()> {
         // SAFETY: valid context; pointers into the packet are read anew by every `head`.
         unsafe {
@@ -318,6 +344,29 @@ fn replace(skb: *mut __sk_buff, at: u32, deltas: u64, zero: u64, is_v6: bool) ->
         }
         bpf_l4_csum_replace(skb, at, 0, port, zero) == 0
     }
+}
+
+/// A power of x on its way.
+#[repr(C)]
+struct Power {
+    power: u32,
+    bytes: u32,
+}
+
+extern "C" fn step(index: u64, to: *mut Power) -> i64 {
+    // SAFETY: bpf_loop hands on the power that `power` made.
+    let to = unsafe { &mut *to };
+    to.power = crc32c::step(to.power, to.bytes as u16, index as u32);
+    0
+}
+
+/// Computes a power of x. The verifier follows a callback once, a loop at every turn.
+#[inline(always)]
+fn power(bytes: u16) -> u32 {
+    let mut to = Power { power: crc32c::ONE, bytes: bytes.into() };
+    // SAFETY: the callback takes an index and a power.
+    unsafe { bpf_loop(crc32c::STEPS, step as *mut c_void, (&raw mut to).cast(), 0) };
+    to.power
 }
 
 /// A C structure on the stack, where 8-byte accesses must be aligned.

@@ -96,6 +96,10 @@ programs! {
     rlvs_xdp_begin6, rlvs_tc_begin6: process::odd_open::<V6, _, _>;
     rlvs_xdp_peers4, rlvs_tc_peers4: process::peers::<V4, _, _>;
     rlvs_xdp_peers6, rlvs_tc_peers6: process::peers::<V6, _, _>;
+    rlvs_xdp_associate4, rlvs_tc_associate4: process::associate::<V4, _, _>;
+    rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
+    rlvs_xdp_clamp4, rlvs_tc_clamp4: process::clamp::<V4, _, _>;
+    rlvs_xdp_clamp6, rlvs_tc_clamp6: process::clamp::<V6, _, _>;
 }
 
 /// Hangs where frames leave, if there are real servers on this host.

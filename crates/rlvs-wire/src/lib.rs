@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod crc32c;
 
 /// Ethernet header: destination (6), source (6), type (2).
 pub mod ethernet {
@@ -114,6 +115,18 @@ pub mod tcp {
     pub const RST: u8 = 0x04;
     /// ACK.
     pub const ACK: u8 = 0x10;
+
+    /// Kinds of options.
+    pub mod option {
+        /// There are no more.
+        pub const END: u8 = 0;
+        /// A byte of nothing.
+        pub const NOP: u8 = 1;
+        /// The largest segment taken, in two bytes.
+        pub const MSS: u8 = 2;
+        /// Length of that.
+        pub const MSS_LENGTH: u32 = 4;
+    }
 }
 
 /// UDP header (RFC 768), offsets from its first byte.
@@ -152,12 +165,49 @@ pub mod icmp {
     pub const INFORMATIONAL_V6: u8 = 0x80;
 }
 
-/// SCTP (RFC 9260).
+/// SCTP (RFC 9260): a common header, offsets from its first byte, and chunks, offsets from each one's
+/// first byte.
 pub mod sctp {
     /// IP protocol number.
     pub const PROTOCOL: u8 = 132;
     /// Length of the common header.
     pub const LENGTH: usize = 12;
+    /// Offset of the CRC32c of the packet, least significant byte first.
+    pub const CHECKSUM: usize = 8;
+    /// Length of a chunk's header.
+    pub const CHUNK_LENGTH: usize = 4;
+    /// Offset of the length of a chunk, which is padded to a multiple of four bytes.
+    pub const LENGTH_OF_CHUNK: usize = 2;
+    /// Chunk type: asks for an association.
+    pub const INIT: u8 = 1;
+    /// Chunk type: answers it.
+    pub const INIT_ACK: u8 = 2;
+    /// Chunk type: ends it at once.
+    pub const ABORT: u8 = 6;
+    /// Chunk type: will send nothing more.
+    pub const SHUTDOWN: u8 = 7;
+    /// Chunk type: answers it, has sent everything.
+    pub const SHUTDOWN_ACK: u8 = 8;
+    /// Chunk type: reports an error.
+    pub const ERROR: u8 = 9;
+    /// Chunk type: returns the state cookie.
+    pub const COOKIE_ECHO: u8 = 10;
+    /// Chunk type: answers it.
+    pub const COOKIE_ACK: u8 = 11;
+    /// Chunk type: the association has ended.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
+/// IPsec: the protocols, and the key exchange that goes before.
+pub mod ipsec {
+    /// IP protocol number of the encapsulating security payload (RFC 4303).
+    pub const ESP: u8 = 50;
+    /// IP protocol number of the authentication header (RFC 4302).
+    pub const AH: u8 = 51;
+    /// Least length of either header.
+    pub const LENGTH: u32 = 8;
+    /// UDP port of the key exchange, at both ends (RFC 7296).
+    pub const KEY_EXCHANGE: u16 = 500;
 }
 
 /// IP in IP (RFC 2003, RFC 2473, RFC 4213): a packet follows the outer header at once.
@@ -217,9 +267,9 @@ pub mod gue {
     pub const REMOTE_OFFSET: usize = 10;
 }
 
-/// Offset of the source port in TCP and UDP headers.
+/// Offset of the source port in TCP, UDP and SCTP headers.
 pub const SOURCE_PORT: usize = 0;
-/// Offset of the destination port in TCP and UDP headers.
+/// Offset of the destination port in TCP, UDP and SCTP headers.
 pub const DESTINATION_PORT: usize = 2;
 
 /// Copies `M` bytes from a constant offset.

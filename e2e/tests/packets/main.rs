@@ -8,11 +8,13 @@
     reason = "a step that fails panics; what it shows is not always looked at"
 )]
 
+mod associations;
 mod errors;
 mod expiry;
 mod length;
 mod local;
 mod malformed;
+mod mss;
 mod paths;
 mod reasons;
 mod schedulers;

@@ -139,7 +139,7 @@ fn nat_translates_requests_and_replies() {
             assert_eq!((third.verdict, &third.bytes), (out, &Packet { kind, ..sent }.bytes()));
             let established = |half: &str, kind: &str| match packet.kind {
                 Kind::Udp => String::new(),
-                Kind::Tcp(_) => format!("{client}:4242 {half}{id} = ESTABLISHED d{id} {kind}"),
+                _ => format!("{client}:4242 {half}{id} = ESTABLISHED d{id} {kind}"),
             };
             let expected = [
                 established("s", "paired"),

@@ -3,12 +3,14 @@
 //! The parser, the suggestions and `docs/keepalived.md` are made from it.
 
 mod check;
+mod document;
 mod global;
 mod root;
 mod route;
 mod service;
 mod vrrp;
 
+pub use document::document;
 pub use root::ROOT;
 
 /// What a word must be.

@@ -1,10 +1,12 @@
 //! From the tree to the desired state: defaults, inheritance, and what must fit together.
 
+mod address;
 mod checker;
 mod common;
 mod global;
 mod instance;
 mod service;
+mod target;
 mod track;
 
 use std::collections::BTreeSet;

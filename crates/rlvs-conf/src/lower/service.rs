@@ -7,12 +7,10 @@ use std::time::Duration;
 use rlvs_control::model::{Family, ForwardingMethod, Netmask, Protocol, Tunnel, TunnelChecksum};
 
 use crate::desired::{
-    AddressGroup, AddressRange, Desired, Member, Persistence, Quorum, RealServer, SorryServer,
-    Target, VirtualServer,
+    Desired, Persistence, Quorum, RealServer, SorryServer, Target, VirtualServer,
 };
 use crate::diagnostic::{Diagnostic, Objection};
 use crate::lower::{Lower, common};
-use crate::nearest::nearest;
 use crate::tree::Node;
 use crate::value::Meaning;
 
@@ -24,12 +22,6 @@ const METHOD: &[&str] = &["lvs_method", "lb_kind"];
 const OF_TCP: [&str; 4] = ["HTTP_GET", "SSL_GET", "TCP_CHECK", "SMTP_CHECK"];
 
 impl Lower<'_> {
-    pub(super) fn address_group(&mut self, node: &Node) -> Option<AddressGroup> {
-        let entries = node.children.iter().filter(|child| child.is_entry());
-        let members = entries.filter_map(member).collect();
-        Some(AddressGroup { name: node.name(), members })
-    }
-
     pub(super) fn virtual_servers<'n>(
         &mut self,
         nodes: impl Iterator<Item = &'n Node>,
@@ -49,65 +41,10 @@ impl Lower<'_> {
         }
     }
 
-    fn target(&mut self, node: &Node, desired: &Desired) -> Option<Target> {
-        let (first, second) = (node.args.first()?, node.args.get(1));
-        let wrong = |text: String, expected: &str| {
-            let span = second.map_or(first.span, |value| value.span);
-            Diagnostic::error(span, text).expected(expected.to_owned())
-        };
-        match (&*first.text, second.map(|value| &*value.text)) {
-            ("fwmark", Some(mark)) => {
-                let family = node
-                    .text("ip_family")
-                    .or_else(|| node.args.get(2).map(|value| value.text.clone()));
-                let family =
-                    if family.as_deref() == Some("inet6") { Family::V6 } else { Family::V4 };
-                match mark.parse::<u32>() {
-                    Ok(mark) if mark > 0 => return Some(Target::Mark(mark, family)),
-                    _ => self.say(wrong(
-                        format!("`{mark}` is no mark"),
-                        "expected a number, at least 1",
-                    )),
-                }
-            }
-            ("group", Some(name)) => {
-                let names = desired.address_groups.iter().map(|group| &*group.name);
-                if names.clone().any(|known| known == name) {
-                    return Some(Target::Group(name.to_owned()));
-                }
-                let mut found = wrong(
-                    format!("there is no group {name}"),
-                    "expected the name of a `virtual_server_group`",
-                );
-                if let Some(meant) = nearest(name, names) {
-                    found = found.help(format!("did you mean `{meant}`?"));
-                }
-                self.say(found);
-            }
-            (address, port) => {
-                let Ok(address) = address.parse::<IpAddr>() else {
-                    let text = format!("`{address}` is no IP address");
-                    self.say(
-                        Diagnostic::error(first.span, text)
-                            .expected("expected an address, `fwmark` or `group`"),
-                    );
-                    return None;
-                };
-                match port.unwrap_or("0").parse() {
-                    Ok(port) => return Some(Target::Address(address, port)),
-                    Err(_) => self.say(wrong(
-                        format!("`{}` is no port", port.unwrap_or("")),
-                        "expected a number from 1 to 65535",
-                    )),
-                }
-            }
-        }
-        None
-    }
-
-    fn virtual_server(&mut self, node: &Node, target: Target) -> Option<VirtualServer> {
+    fn virtual_server(&mut self, whole: &Node, target: Target) -> Option<VirtualServer> {
+        let node = &without_real_servers(whole);
         let real: Vec<&Node> =
-            node.children.iter().filter(|child| child.row.name == "real_server").collect();
+            whole.children.iter().filter(|child| child.row.name == "real_server").collect();
         let protocol = self.protocol(node, &real, &target);
         let method = self.method(node, METHOD).unwrap_or(ForwardingMethod::Masquerade);
         let persistence = self.persistence(node, &target);
@@ -126,7 +63,7 @@ impl Lower<'_> {
                 .text("lb_algo")
                 .or_else(|| node.text("lvs_sched"))
                 .unwrap_or_else(|| "wlc".into()),
-            scheduler_flags: flags(node),
+            scheduler_flags: self.flags(node),
             one_packet: self.one_packet(node, protocol),
             persistence,
             method,
@@ -155,6 +92,11 @@ impl Lower<'_> {
                 continue;
             }
             server.real_servers.push(real_server);
+        }
+        if matches!(server.target, Target::Mark(..)) {
+            // What is left of the checkers tells, not what was written.
+            let tcp = server.real_servers.iter().any(RealServer::is_checked_by_tcp);
+            server.protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
         }
         if server.real_servers.is_empty() {
             let text = "a virtual server without real servers; it is left out";
@@ -340,12 +282,39 @@ impl Lower<'_> {
         })
     }
 
+    /// Returns flags 1 to 3 as bits.
+    fn flags(&mut self, node: &Node) -> u8 {
+        let scheduler = node.text("lb_algo").or_else(|| node.text("lvs_sched"));
+        let scheduler = scheduler.unwrap_or_default();
+        let mut bits = 0;
+        for child in &node.children {
+            let (of, bit) = match child.row.name {
+                "flag-1" => ("", 1),
+                "flag-2" => ("", 2),
+                "flag-3" => ("", 4),
+                "sh-fallback" => ("sh", 1),
+                "sh-port" => ("sh", 2),
+                "hashed" => ("sh", 0),
+                "mh-fallback" => ("mh", 1),
+                "mh-port" => ("mh", 2),
+                _ => continue,
+            };
+            if !of.is_empty() && scheduler != of {
+                let text = format!("`{}` is for the scheduler `{of}` only", child.row.name);
+                self.say(Diagnostic::error(child.span, text));
+            } else {
+                bits |= bit;
+            }
+        }
+        bits
+    }
+
     /// Holds the quorum to what the real servers can reach.
     fn quorum(&mut self, node: &Node, server: &mut VirtualServer) {
         let sum: u64 = server.real_servers.iter().map(|real| u64::from(real.weight)).sum();
         let quorum = &mut server.quorum;
         let at = |name| node.word(name).map_or(node.span, |value| value.span);
-        if sum > 0 && u64::from(quorum.weight) > sum {
+        if u64::from(quorum.weight) > sum {
             let text =
                 format!("the weights of all real servers are {sum}, which is used as the quorum");
             self.say(Diagnostic::warning(at("quorum"), text).objection(Objection::General));
@@ -362,6 +331,17 @@ impl Lower<'_> {
     }
 }
 
+/// Returns a block without its real servers, so that looking into it for each of them is no work.
+fn without_real_servers(node: &Node) -> Node {
+    let own = node.children.iter().filter(|child| child.row.name != "real_server");
+    Node {
+        row: node.row,
+        span: node.span,
+        args: node.args.clone(),
+        children: own.cloned().collect(),
+    }
+}
+
 /// Returns address and port of a real server.
 fn end(node: &Node) -> Option<(IpAddr, u16)> {
     let Meaning::Address(address) = node.args.first()?.meaning else { return None };
@@ -371,19 +351,6 @@ fn end(node: &Node) -> Option<(IpAddr, u16)> {
         Some(_) => return None,
     };
     Some((address, port))
-}
-
-fn member(entry: &Node) -> Option<Member> {
-    if let Some(mark) = entry.number("fwmark") {
-        let family = if entry.has("inet6") { Family::V6 } else { Family::V4 };
-        return Some(Member::Mark(mark, family));
-    }
-    let range = AddressRange::parse(&entry.args.first()?.text)?;
-    let port = match entry.args.get(1).map(|value| value.meaning) {
-        Some(Meaning::Number(port)) => port.try_into().ok()?,
-        _ => 0,
-    };
-    Some(Member::Addresses(range, port))
 }
 
 fn tunnel(node: &Node) -> Tunnel {
@@ -399,13 +366,4 @@ fn tunnel(node: &Node) -> Tunnel {
         Some("gre") => Tunnel::Gre { checksum: node.has("csum") },
         _ => Tunnel::Ipip,
     }
-}
-
-/// Returns flags 1 to 3 as bits.
-fn flags(node: &Node) -> u8 {
-    let bit =
-        |names: &[&str], bit: u8| if names.iter().any(|name| node.has(name)) { bit } else { 0 };
-    bit(&["flag-1", "sh-fallback", "mh-fallback"], 1)
-        | bit(&["flag-2", "sh-port", "mh-port"], 2)
-        | bit(&["flag-3"], 4)
 }

@@ -1,5 +1,6 @@
 //! What instances follow, who learns of their changes, and their groups.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::desired::{Desired, Notify, SyncGroup, Tracked, TrackedScript, Weight};
@@ -126,12 +127,15 @@ impl Lower<'_> {
         desired: &mut Desired,
     ) {
         let mut taken = Met::default();
+        let names: Vec<_> =
+            desired.instances.iter().map(|instance| instance.name.clone()).collect();
+        let names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         for node in nodes {
             if !self.is_new(node, desired.sync_groups.iter().map(|group| &*group.name)) {
                 continue;
             }
             self.check_tracked(node);
-            let members = self.members(node, desired, &mut taken);
+            let members = self.members(node, &names, &mut taken);
             let group = SyncGroup {
                 name: node.name(),
                 members,
@@ -157,15 +161,14 @@ impl Lower<'_> {
         }
     }
 
-    fn members(&mut self, node: &Node, desired: &Desired, taken: &mut Met) -> Vec<String> {
+    fn members(&mut self, node: &Node, names: &BTreeSet<&str>, taken: &mut Met) -> Vec<String> {
         let mut members = Vec::new();
         for entry in node.entries("group") {
             let name = entry.name();
-            let names = desired.instances.iter().map(|instance| &*instance.name);
-            if !names.clone().any(|known| known == name) {
+            if !names.contains(&*name) {
                 let mut found =
                     Diagnostic::error(entry.span, format!("there is no instance {name}"));
-                if let Some(meant) = nearest(&name, names) {
+                if let Some(meant) = nearest(&name, names.iter().copied()) {
                     found = found.help(format!("did you mean `{meant}`?"));
                 }
                 self.say(found.expected("expected the name of a `vrrp_instance`"));

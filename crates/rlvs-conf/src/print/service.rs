@@ -49,7 +49,10 @@ impl Printer {
             }
             to.flag("ops", server.one_packet);
             to.persistence(server);
-            to.number("quorum", server.quorum.weight);
+            // What is 0 because all weights are comes to be 0 again.
+            if server.quorum.weight > 0 {
+                to.number("quorum", server.quorum.weight);
+            }
             to.number("hysteresis", server.quorum.hysteresis);
             to.script("quorum_up", server.quorum.up.as_ref());
             to.script("quorum_down", server.quorum.down.as_ref());
@@ -231,7 +234,7 @@ impl Printer {
             nibble.map_or('X', |nibble| char::from_digit(nibble.into(), 16).unwrap_or('X'))
         };
         let nibbles: String = reply.nibbles.iter().map(digit).collect();
-        self.line(format!("require_reply {nibbles}").trim_end().to_owned());
+        self.line(format!("require_reply {nibbles}").trim_end());
         self.number("min_reply_length", reply.length_min);
         self.number("max_reply_length", reply.length_max);
     }

@@ -19,6 +19,7 @@ use super::load::{self, Sizes, TC, XDP};
 use super::local;
 use super::maps::{Maps, reason};
 use super::pins::{self, Folder, LINK, Unfinished};
+use super::stages::Body;
 use super::sys;
 use crate::route::{Link, Rtnetlink};
 use crate::sysctl;
@@ -97,7 +98,7 @@ pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
         drop(unfinished);
         return attach_more(&folder, options);
     }
-    load::load(&unfinished, options.sizes)?;
+    load::load(&unfinished, options.sizes, bodies(options)?)?;
     let maps = Maps::open(unfinished.folder())?;
     // The folder is finished with its links: whoever finds it may rely on them. If this fails or
     // is killed, everything goes with the folder.
@@ -109,6 +110,14 @@ pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
             Err(error)
         }
     }
+}
+
+/// Returns the bodies that will be needed: XDP only where an interface may get it.
+fn bodies(options: &Options) -> Result<&'static [Body], Error> {
+    let links = Rtnetlink::open()?.links()?;
+    let chosen = choose(&links, &options.interfaces)?;
+    let xdp = chosen.iter().any(|link| xdp_mode(link, options.mode).is_some());
+    Ok(if xdp { &Body::ALL } else { &[Body::Tc] })
 }
 
 fn attach_more(folder: &Folder, options: &Options) -> Result<Vec<Attached>, Error> {
@@ -223,15 +232,21 @@ fn attach_one(
     Ok(Attached { name: link.name.clone(), mode, new: true })
 }
 
+/// Returns how XDP is tried on an interface; `None` if not at all.
+fn xdp_mode(link: &Link, mode: Option<Mode>) -> Option<XdpMode> {
+    let is_veth = link.kind.as_deref() == Some("veth");
+    match mode {
+        Some(Mode::Tc) => None,
+        None if is_veth => None,
+        Some(Mode::Native) | None => Some(XdpMode::Driver),
+        Some(Mode::Generic) => Some(XdpMode::Skb),
+    }
+}
+
 /// Attaches XDP as asked, or as the interface has it. Returns what came of it.
 fn attach_xdp(folder: &Folder, link: &Link, mode: Option<Mode>) -> Result<Mode, Error> {
-    let is_veth = link.kind.as_deref() == Some("veth");
-    let xdp_mode = match mode {
-        Some(Mode::Tc) => return Ok(Mode::Tc),
-        None if is_veth => return Ok(Mode::Tc),
-        Some(Mode::Native) | None => XdpMode::Driver,
-        Some(Mode::Generic) => XdpMode::Skb,
-    };
+    let Some(xdp_mode) = xdp_mode(link, mode) else { return Ok(Mode::Tc) };
+    load::ensure_body(folder, Body::Xdp)?;
     let failed = |error: &dyn std::error::Error| Error::Attach {
         interface: link.name.clone(),
         reason: explain(error, &link.name),

@@ -13,8 +13,8 @@ use rlvs_datapath::state::State;
 
 use super::error::Error;
 use super::maps::{Maps, reason};
-use super::pins::{Folder, Unfinished};
-use super::stages::{self, Body};
+use super::pins::{self, Folder, Unfinished};
+use super::stages::{self, Body, Group};
 
 /// The programs, compiled to BPF; kept beside their source.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../rlvs-ebpf/object/rlvs.bpf.o");
@@ -25,6 +25,10 @@ const OBJECT_FOLDER: &str = "RLVS_BPF_OBJECT_DIR";
 pub(super) const XDP: &str = "program_xdp";
 pub(super) const TC: &str = "program_tc";
 pub(super) const OUT: &str = "program_out";
+
+/// Programs beside those of the bodies.
+const RLVS_OUT: &str = "rlvs_out";
+const RLVS_ARM: &str = "rlvs_arm";
 
 /// Smallest unit of coarse time.
 const UNIT_NS_MIN: u64 = 256_000_000;
@@ -53,11 +57,11 @@ impl Default for Sizes {
     }
 }
 
-/// Makes and pins the maps and programs in a folder, and arms the sweep.
+/// Makes and pins the maps in a folder and the programs of bodies, and arms the sweep.
 ///
 /// # Errors
 /// A missing capability, or what the kernel did not take.
-pub(super) fn load(unfinished: &Unfinished, sizes: Sizes) -> Result<(), Error> {
+pub(super) fn load(unfinished: &Unfinished, sizes: Sizes, bodies: &[Body]) -> Result<(), Error> {
     let folder = unfinished.folder();
     let cpus =
         aya::util::nr_cpus().map_err(|(_, error)| load_error("the number of CPUs", &error))?;
@@ -77,8 +81,75 @@ pub(super) fn load(unfinished: &Unfinished, sizes: Sizes) -> Result<(), Error> {
     }
     // The settings come first: from the first packet on the programs rely on them.
     Maps::open_unchecked(folder)?.settings.update(0, &settings(cpus, sizes)?)?;
-    pin_programs(&mut bpf, folder)?;
+    let refused = stages::load(&mut bpf, bodies, &[Group::Ordinary], &[RLVS_OUT, RLVS_ARM])?;
+    tell(&refused);
+    for &body in bodies {
+        pin(&mut bpf, folder, body)?;
+    }
+    let out: &mut SchedClassifier = program(&mut bpf, RLVS_OUT)?;
+    out.pin(folder.path(OUT)).map_err(|error| load_error("the TC program for egress", &error))?;
     arm(&mut bpf)
+}
+
+/// Makes the programs of a body besides the others of a folder, unless they are there.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn ensure_body(folder: &Folder, body: Body) -> Result<(), Error> {
+    if folder.path(pin_name(body)).exists() {
+        return Ok(());
+    }
+    let groups = stages::groups(folder)?;
+    let mut bpf = reopen(folder)?;
+    tell(&stages::load(&mut bpf, &[body], &groups, &[])?);
+    pin(&mut bpf, folder, body)
+}
+
+/// Makes the stages of a group besides the other programs of the calling thread's network namespace,
+/// unless they are there.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn ensure_group(group: Group) -> Result<(), Error> {
+    let Some(folder) = pins::open()? else { return Err(Error::NotAttached) };
+    stages::ensure(&folder, group, || reopen(&folder)).map(|refused| tell(&refused))
+}
+
+/// Opens the object over the maps of a folder.
+fn reopen(folder: &Folder) -> Result<Ebpf, Error> {
+    let bytes = object()?;
+    let names = folder.names()?;
+    let mut loader = EbpfLoader::new();
+    for name in &names {
+        loader.map_pin_path(name, folder.path(name));
+    }
+    loader.load(&bytes).map_err(|error| load_error("the programs", &error))
+}
+
+fn tell(refused: &[String]) {
+    for name in refused {
+        eprintln!(
+            "rlvs: this kernel does not take {name}: the packets that it is for are left to the stack"
+        );
+    }
+}
+
+const fn pin_name(body: Body) -> &'static str {
+    match body {
+        Body::Xdp => XDP,
+        Body::Tc => TC,
+    }
+}
+
+/// Pins the program of a body that hangs on interfaces; those that it hands on to stay as long as the
+/// pinned maps that name them.
+fn pin(bpf: &mut Ebpf, folder: &Folder, body: Body) -> Result<(), Error> {
+    let path = folder.path(pin_name(body));
+    match body {
+        Body::Xdp => program::<&mut Xdp>(bpf, body.program())?.pin(path),
+        Body::Tc => program::<&mut SchedClassifier>(bpf, body.program())?.pin(path),
+    }
+    .map_err(|error| load_error(body.program(), &error))
 }
 
 fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
@@ -93,32 +164,10 @@ fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
     }
 }
 
-/// Loads and pins the programs that hang on interfaces; those that they hand on to stay as long as
-/// the pinned maps that name them.
-fn pin_programs(bpf: &mut Ebpf, folder: &Folder) -> Result<(), Error> {
-    for body in [Body::Xdp, Body::Tc] {
-        for stage in stages::load(bpf, body)? {
-            let (program, stage) = (body.program(), stage.name());
-            eprintln!(
-                "rlvs: this kernel does not take {program}_{stage}: packets with options or \
-                 extension headers and fragments are left to the stack"
-            );
-        }
-    }
-    let xdp: &mut Xdp = program(bpf, Body::Xdp.program())?;
-    xdp.pin(folder.path(XDP)).map_err(|error| load_error("the XDP program", &error))?;
-    let tc: &mut SchedClassifier = program(bpf, Body::Tc.program())?;
-    tc.pin(folder.path(TC)).map_err(|error| load_error("the TC program", &error))?;
-    stages::load_program(bpf, "rlvs_out")?;
-    let out: &mut SchedClassifier = program(bpf, "rlvs_out")?;
-    out.pin(folder.path(OUT)).map_err(|error| load_error("the TC program for egress", &error))
-}
-
 /// Runs the program that starts the sweep's timer, which outlives it.
 fn arm(bpf: &mut Ebpf) -> Result<(), Error> {
     const XDP_PASS: u32 = 2;
-    stages::load_program(bpf, "rlvs_arm")?;
-    let program: &mut Xdp = program(bpf, "rlvs_arm")?;
+    let program: &mut Xdp = program(bpf, RLVS_ARM)?;
     let frame = [0_u8; 64];
     let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
     let result =
@@ -131,9 +180,9 @@ fn arm(bpf: &mut Ebpf) -> Result<(), Error> {
     }
 }
 
-fn program<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
+fn program<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<P, Error>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+    P: TryFrom<&'a mut aya::programs::Program>,
 {
     bpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| Error::Load {
         what: name.to_owned(),
@@ -201,7 +250,7 @@ fn is_old(release: &str) -> bool {
 fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
     let (clock_shift, unit_ns) = clock()?;
     let units = |seconds: u32| (u64::from(seconds) * 1_000_000_000).div_ceil(unit_ns) as u32;
-    let mut timeouts = [0; 16];
+    let mut timeouts = [0; 32];
     for (timeout, seconds) in timeouts.iter_mut().zip(State::TIMEOUTS_S) {
         *timeout = units(seconds);
     }

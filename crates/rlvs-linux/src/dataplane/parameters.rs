@@ -3,8 +3,10 @@
 use rlvs_datapath::abi::{Settings, settings_flag};
 
 use super::error::Error;
+use super::load;
 use super::maps::Maps;
 use super::pins;
+use super::stages::Group;
 
 /// A setting.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +22,7 @@ pub struct Parameter {
 }
 
 /// Every setting, by name.
-pub const ALL: [Parameter; 2] = [
+pub const ALL: [Parameter; 3] = [
     Parameter {
         name: "conn_reuse_mode",
         max: 3,
@@ -36,6 +38,14 @@ pub const ALL: [Parameter; 2] = [
                 out, 1 are opened anew to another",
         get: |settings| u32::from(settings.flags & settings_flag::EXPIRE_REMOVED != 0),
         set: |settings, value| put(settings, settings_flag::EXPIRE_REMOVED, value != 0),
+    },
+    Parameter {
+        name: "tcp_mss",
+        max: u16::MAX as u32,
+        about: "the largest segment that ends of connections may announce to each other through \
+                here, in bytes; 0 leaves what they announce (rlvs's own)",
+        get: |settings| settings.mss,
+        set: |settings, value| settings.mss = value,
     },
 ];
 
@@ -83,6 +93,9 @@ impl Parameter {
         let maps = Maps::open(&folder)?;
         let mut settings = maps.settings();
         (self.set)(&mut settings, value);
+        if settings.mss != 0 {
+            load::ensure_group(Group::Clamps)?;
+        }
         maps.settings.update(0, &settings)
     }
 }
@@ -95,12 +108,12 @@ mod tests {
     fn what_is_set_is_read_back() {
         let mut settings = Settings::default();
         let values = |settings: &Settings| ALL.map(|parameter| (parameter.get)(settings));
-        assert_eq!(values(&settings), [1, 0], "defaults are the kernel's");
+        assert_eq!(values(&settings), [1, 0, 0], "defaults are the kernel's");
         for (value, shown) in [(0, 0), (3, 3), (2, 3), (1, 1)] {
             set_reuse(&mut settings, value);
-            assert_eq!(values(&settings), [shown, 0]);
+            assert_eq!(values(&settings), [shown, 0, 0]);
         }
         (ALL[1].set)(&mut settings, 1);
-        assert_eq!(values(&settings), [1, 1]);
+        assert_eq!(values(&settings), [1, 1, 0]);
     }
 }

@@ -8,7 +8,7 @@ use rlvs_datapath::abi::{
     self, Destination, Service, destination_flag, method, scheduler, tunnel_checksum, tunnel_form,
 };
 use rlvs_datapath::ip::{V4, V6};
-use rlvs_wire::checksum;
+use rlvs_wire::{checksum, ipsec, sctp, udp};
 
 /// Returns an address as the maps hold it, an IPv4 one in the first four bytes.
 pub(super) fn octets(address: IpAddr) -> [u8; 16] {
@@ -19,6 +19,15 @@ pub(super) fn octets(address: IpAddr) -> [u8; 16] {
             octets
         }
         IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// Returns whether a service takes SCTP, or what IPsec carries behind its key exchange.
+pub(super) fn associates(record: &Service) -> bool {
+    match record.protocol {
+        sctp::PROTOCOL => true,
+        udp::PROTOCOL => u16::from_be_bytes(record.port) == ipsec::KEY_EXCHANGE,
+        _ => false,
     }
 }
 

@@ -1,12 +1,22 @@
 //! The programs of a body: the one that hangs on interfaces and those that it hands on to.
+//!
+//! Verifying them is what takes time. So they are given to the kernel by several threads at once, and
+//! those that few tables need, a [`Group`] at a time, when a table first needs them.
+
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use aya::Ebpf;
-use aya::maps::ProgramArray;
+use aya::maps::{MapData, ProgramArray};
 use aya::programs::{Program, ProgramError};
 use rlvs_datapath::process::Stage;
 
 use super::error::Error;
 use super::load::{load_error, program_error};
+use super::maps::reason;
+use super::pins::{self, Folder};
+use super::sys;
 
 /// A body that the kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +28,9 @@ pub enum Body {
 }
 
 impl Body {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
+
     /// Returns the name of the program that hangs on interfaces.
     #[must_use]
     pub const fn program(self) -> &'static str {
@@ -39,22 +52,160 @@ impl Body {
     }
 }
 
-/// Gives the kernel the programs of a body and connects them. Returns the stages that it did not take
-/// and that packets do without: Linux 6.1 counts more stack than later ones.
+/// Stages that are needed together. Without its stage a packet is left to the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// By every table.
+    Ordinary,
+    /// By services of SCTP, and of the key exchange of IPsec.
+    Associations,
+    /// By services with this host among their direct destinations.
+    Peers,
+    /// Where the largest segment that ends announce is limited.
+    Clamps,
+}
+
+impl Group {
+    /// All groups.
+    pub const ALL: [Self; 4] = [Self::Ordinary, Self::Associations, Self::Peers, Self::Clamps];
+
+    const fn of(stage: Stage) -> Self {
+        match stage {
+            Stage::Sctp4 | Stage::Sctp6 | Stage::Associate4 | Stage::Associate6 => {
+                Self::Associations
+            }
+            Stage::Peers4 | Stage::Peers6 => Self::Peers,
+            Stage::Clamp4 | Stage::Clamp6 => Self::Clamps,
+            _ => Self::Ordinary,
+        }
+    }
+
+    fn stages(self) -> impl Iterator<Item = Stage> {
+        Stage::ALL.into_iter().filter(move |&stage| Self::of(stage) == self)
+    }
+}
+
+/// Gives the kernel the programs of bodies with the stages of some groups, and `others` besides, and
+/// connects them. Returns the programs that it did not take and that packets do without: Linux 6.1
+/// counts more stack than later ones.
 ///
 /// # Errors
 /// A missing capability, or what the kernel did not take.
-pub fn load(bpf: &mut Ebpf, body: Body) -> Result<Vec<Stage>, Error> {
-    load_program(bpf, body.program())?;
+pub fn load(
+    bpf: &mut Ebpf,
+    bodies: &[Body],
+    groups: &[Group],
+    others: &[&str],
+) -> Result<Vec<String>, Error> {
+    let mut stages = Vec::new();
+    for &body in bodies {
+        stages.extend(groups.iter().flat_map(|group| group.stages()).map(|stage| (body, stage)));
+    }
+    let mut names: Vec<String> = bodies.iter().map(|body| body.program().to_owned()).collect();
+    names.extend(others.iter().map(|&name| name.to_owned()));
+    load_programs(bpf, &names).map_or(Ok(()), Err)?;
+    load_stages(bpf, &stages)
+}
+
+/// Gives the kernel what is not there yet of a group, for the bodies that are, in a folder of pins.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn ensure(
+    folder: &Folder,
+    group: Group,
+    open: impl FnOnce() -> Result<Ebpf, Error>,
+) -> Result<Vec<String>, Error> {
     let mut missing = Vec::new();
-    for stage in Stage::ALL {
-        match load_program(bpf, &body.stage(stage)) {
-            Err(Error::Load { .. }) if stage.is_optional() => missing.push(stage),
-            other => other?,
+    for body in Body::ALL {
+        if has(folder, body, Stage::Rest4)? {
+            for stage in group.stages() {
+                if !has(folder, body, stage)? {
+                    missing.push((body, stage));
+                }
+            }
         }
     }
-    connect(bpf, body)?;
+    if missing.is_empty() { Ok(Vec::new()) } else { load_stages(&mut open()?, &missing) }
+}
+
+/// Returns the groups that a body of a folder of pins has, and that which all need.
+pub(super) fn groups(folder: &Folder) -> Result<Vec<Group>, Error> {
+    let mut groups = vec![Group::Ordinary];
+    for group in Group::ALL {
+        for (body, stage) in
+            Body::ALL.into_iter().flat_map(|body| group.stages().map(move |stage| (body, stage)))
+        {
+            if !groups.contains(&group) && has(folder, body, stage)? {
+                groups.push(group);
+            }
+        }
+    }
+    Ok(groups)
+}
+
+fn has(folder: &Folder, body: Body, stage: Stage) -> Result<bool, Error> {
+    let name = body.stages();
+    let map = MapData::from_pin(folder.path(name))
+        .map_err(|error| Error::Load { what: pins::shown(folder, name), reason: reason(&error) })?;
+    match sys::lookup::<1>(map.fd().as_fd(), stage as u32) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(format!("reading {}", pins::shown(folder, name)))(error)),
+    }
+}
+
+fn load_stages(bpf: &mut Ebpf, stages: &[(Body, Stage)]) -> Result<Vec<String>, Error> {
+    let names: Vec<String> = stages.iter().map(|(body, stage)| body.stage(*stage)).collect();
+    let refused = load_all(bpf, &names);
+    let mut missing = Vec::new();
+    for (name, error) in refused {
+        let is_optional = names
+            .iter()
+            .zip(stages)
+            .any(|(other, (_, stage))| *other == name && stage.is_optional());
+        match error {
+            Error::Load { .. } if is_optional => missing.push(name),
+            error => return Err(error),
+        }
+    }
+    missing.sort();
+    connect(bpf, stages)?;
     Ok(missing)
+}
+
+/// Gives the kernel programs. Returns the first error there was.
+fn load_programs(bpf: &mut Ebpf, names: &[String]) -> Option<Error> {
+    load_all(bpf, names).into_iter().next().map(|(_, error)| error)
+}
+
+/// Gives the kernel programs by as many threads as there are processors. Returns those that it refused.
+fn load_all(bpf: &mut Ebpf, names: &[String]) -> Vec<(String, Error)> {
+    let mut refused: Vec<_> = names
+        .iter()
+        .filter(|name| bpf.program(name).is_none())
+        .map(|name| (name.clone(), missing(name)))
+        .collect();
+    let queue = Mutex::new(bpf.programs_mut().filter(|(name, _)| names.iter().any(|n| n == name)));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let mut refused = Vec::new();
+        while let Some((name, program)) = next() {
+            if let Err(error) = load_one(name, program) {
+                refused.push((name.to_owned(), error));
+            }
+        }
+        refused
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(names.len());
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        refused.extend(work());
+        for other in others {
+            refused.extend(other.join().unwrap_or_default());
+        }
+    });
+    refused
 }
 
 /// Gives the kernel one program.
@@ -63,6 +214,10 @@ pub fn load(bpf: &mut Ebpf, body: Body) -> Result<Vec<Stage>, Error> {
 /// As [`load`].
 pub fn load_program(bpf: &mut Ebpf, name: &str) -> Result<(), Error> {
     let program = bpf.program_mut(name).ok_or_else(|| missing(name))?;
+    load_one(name, program)
+}
+
+fn load_one(name: &str, program: &mut Program) -> Result<(), Error> {
     match program {
         Program::Xdp(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
@@ -71,27 +226,28 @@ pub fn load_program(bpf: &mut Ebpf, name: &str) -> Result<(), Error> {
     .map_err(|error| program_error(name, &error))
 }
 
-/// Tells the first program of a body, by its map, where the loaded programs of its stages are. They
-/// stay as long as that map is held or pinned.
+/// Tells the first program of a body where the loaded programs of all its stages are.
 ///
 /// # Errors
 /// As [`load`].
-pub fn connect(bpf: &mut Ebpf, body: Body) -> Result<(), Error> {
-    let failed = |error: &dyn std::error::Error| load_error(body.stages(), error);
-    let mut programs = Vec::new();
-    for stage in Stage::ALL {
+pub fn connect_all(bpf: &mut Ebpf, body: Body) -> Result<(), Error> {
+    connect(bpf, &Stage::ALL.map(|stage| (body, stage)))
+}
+
+/// Tells the first programs of bodies, by their maps, where the loaded programs of stages are. They
+/// stay as long as that map is held or pinned.
+fn connect(bpf: &mut Ebpf, stages: &[(Body, Stage)]) -> Result<(), Error> {
+    for &(body, stage) in stages {
+        let failed = |error: &dyn std::error::Error| load_error(body.stages(), error);
         let name = body.stage(stage);
-        let program = bpf.program(&name).ok_or_else(|| missing(&name))?;
-        let fd = match program.fd() {
+        let fd = match bpf.program(&name).ok_or_else(|| missing(&name))?.fd() {
             Err(ProgramError::NotLoaded) if stage.is_optional() => continue,
             fd => fd.map_err(|error| failed(&error))?,
         };
-        programs.push((stage as u32, fd.try_clone().map_err(|error| failed(&error))?));
-    }
-    let map = bpf.map_mut(body.stages()).ok_or_else(|| missing(body.stages()))?;
-    let mut stages = ProgramArray::try_from(map).map_err(|error| failed(&error))?;
-    for (index, program) in &programs {
-        stages.set(*index, program, 0).map_err(|error| failed(&error))?;
+        let fd = fd.try_clone().map_err(|error| failed(&error))?;
+        let map = bpf.map_mut(body.stages()).ok_or_else(|| missing(body.stages()))?;
+        let mut programs = ProgramArray::try_from(map).map_err(|error| failed(&error))?;
+        programs.set(stage as u32, &fd, 0).map_err(|error| failed(&error))?;
     }
     Ok(())
 }

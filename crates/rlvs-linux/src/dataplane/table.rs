@@ -34,9 +34,10 @@ use super::maps::Maps;
 use super::neighbours;
 use super::pins::{self, Folder};
 use super::records::{
-    self, address, counters, family, is_available, method_number, method_of, octets,
+    self, address, associates, counters, family, is_available, method_number, method_of, octets,
     scheduler_name, scheduler_number, service_id, set_deltas, traffic,
 };
+use super::stages::Group;
 
 /// The size that `ipvsadm -L` shows: the kernel's default, for which scripts may look.
 const SHOWN_SIZE: u32 = 4096;
@@ -300,6 +301,9 @@ impl BpfTable {
         let serves_own = list
             .iter()
             .all(|(_, to)| to.method == method::MASQUERADE || is(to, destination_flag::LOCAL));
+        if peered {
+            load::ensure_group(Group::Peers)?;
+        }
         for (id, before) in list {
             let mut record = before;
             record.flags &= !destination_flag::PEER;
@@ -607,9 +611,6 @@ fn carried_out(service: &WantedService) -> Result<(), Error> {
     let not_yet = |what: &str| Err(Error::NotYet(what.to_owned()));
     match service.id {
         ServiceId::Mark { .. } => return not_yet("a firewall-mark service (-f)"),
-        ServiceId::Address { protocol: rlvs_control::model::Protocol::Sctp, .. } => {
-            return not_yet("SCTP");
-        }
         ServiceId::Address { .. } => {}
     }
     if service.persistence.is_some() || service.persistence_engine.is_some() {
@@ -649,6 +650,9 @@ impl Table for BpfTable {
             scheduler,
             ..Service::default()
         };
+        if associates(&record) {
+            load::ensure_group(Group::Associations)?;
+        }
         self.unsettled(id);
         self.maps.services.update(id, &record)?;
         self.services.insert(service.id, id);

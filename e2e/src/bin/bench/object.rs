@@ -68,9 +68,9 @@ pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<Vec<Size>> {
             bytes: info.memory_locked().unwrap_or(0),
         });
     }
-    for body in [Body::Xdp, Body::Tc] {
+    for body in Body::ALL {
         if ebpf.program(body.program()).is_some() {
-            stages::connect(ebpf, body)?;
+            stages::connect_all(ebpf, body)?;
         }
     }
     sizes.sort_by(|a, b| a.program.cmp(&b.program));

@@ -100,7 +100,7 @@ impl Tables {
         // Units of 256 ms or more.
         let clock_shift = (hz * 256).div_ceil(1000).next_power_of_two().ilog2();
         let units = |seconds: u32| (seconds * hz).div_ceil(1 << clock_shift);
-        let mut timeouts = [units(2); 16];
+        let mut timeouts = [units(2); 32];
         for (units_of_state, seconds) in timeouts.iter_mut().zip(State::TIMEOUTS_S) {
             *units_of_state = units(seconds);
         }
