@@ -1,4 +1,4 @@
-//! The fuzzers of the forwarding function and of keepalived.conf.
+//! The fuzzers of the forwarding function, of keepalived.conf and of replies to checks.
 
 use std::fs;
 
@@ -13,6 +13,8 @@ enum What {
     Process,
     /// keepalived.conf
     Conf,
+    /// Replies to checks
+    Replies,
 }
 
 /// What `cargo xtask fuzz` takes.
@@ -46,6 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (name, found, kept) = match arguments.what {
         What::Process => ("rlvs-fuzz", "found", "corpus"),
         What::Conf => ("conf", "found-conf", "corpus-conf"),
+        What::Replies => ("replies", "found-replies", "corpus-replies"),
     };
     let (found, kept) = (target.join(found), folder.join(kept));
     for folder in [&found, &kept] {

@@ -164,7 +164,7 @@ impl Checks {
         let mut refused = BTreeSet::new();
         match outcome {
             Ok(report) => {
-                report.foreign.iter().for_each(|change| self.tell_foreign(change));
+                self.tell_foreign(&report.foreign);
                 for (change, error) in &report.refused {
                     let event = tell::refused(change, error);
                     refused.insert(event.to_string());

@@ -1,5 +1,7 @@
 //! What has happened, as the log, scripts and mails are told.
 
+use std::collections::BTreeSet;
+
 use rlvs_control::checks::{self, What};
 use rlvs_control::model::{DestinationId, ServiceId};
 use rlvs_control::plan::Change;
@@ -122,12 +124,23 @@ impl Checks {
         }
     }
 
-    /// Tells that somebody else has changed a service of ours.
-    pub(super) fn tell_foreign(&mut self, change: &Change) {
-        let (id, what) = in_words(change);
-        let cause = "the table was changed by somebody else".to_owned();
-        let service = service_name(id);
-        self.events.push_back(about(Kind::Foreign, &service, cause, format!("put right: {what}")));
+    /// Tells that somebody else has changed services of ours. A service that is gone is told once, and
+    /// not once for each server.
+    pub(super) fn tell_foreign(&mut self, changes: &[Change]) {
+        let added = |change: &Change| match change {
+            Change::AddService(service) => Some(service.id),
+            _ => None,
+        };
+        let gone: BTreeSet<ServiceId> = changes.iter().filter_map(added).collect();
+        for change in changes {
+            let (id, what) = in_words(change);
+            if matches!(change, Change::AddDestination(id, _) if gone.contains(id)) {
+                continue;
+            }
+            let cause = "the table was changed by somebody else".to_owned();
+            let consequence = format!("put right: {what}");
+            self.events.push_back(about(Kind::Foreign, &service_name(id), cause, consequence));
+        }
     }
 }
 
