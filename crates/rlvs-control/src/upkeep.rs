@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Destination, DestinationEntry, Service, ServiceEntry, ServiceId, Traffic};
+use crate::model::{
+    Destination, DestinationEntry, DestinationId, Service, ServiceEntry, ServiceId, Traffic,
+};
 use crate::plan::{Change, plan};
 use crate::table::{Error, Table};
 
@@ -101,9 +103,17 @@ impl Upkeep {
             .map(|(service, to)| entry(service, to))
             .collect();
         let mut report = Report { foreign: self.foreign(touched, &current), ..Report::default() };
+        let mut serving = Serving::new(&current, &desired);
         for change in in_order(&current, plan(&current, &desired)) {
+            if serving.is_last(&change) {
+                self.dirty.insert(service_of(&change));
+                continue;
+            }
             match change.apply(table) {
-                Ok(()) => report.done.push(change),
+                Ok(()) => {
+                    serving.take(&change);
+                    report.done.push(change);
+                }
                 Err(error) => report.refused.push((change, error)),
             }
         }
@@ -136,6 +146,53 @@ fn read(table: &mut dyn Table, ids: &BTreeSet<ServiceId>) -> Result<Vec<ServiceE
         }
     }
     Ok(entries)
+}
+
+/// Who takes connections while changes are carried out.
+struct Serving {
+    now: BTreeMap<ServiceId, BTreeSet<DestinationId>>,
+    /// Services that shall have somebody in the end.
+    shall: BTreeSet<ServiceId>,
+}
+
+impl Serving {
+    fn new(current: &[ServiceEntry], desired: &[ServiceEntry]) -> Self {
+        let of = |entry: &ServiceEntry| -> BTreeSet<DestinationId> {
+            let there = entry.destinations.iter().map(|to| to.destination);
+            there.filter(|to| to.weight > 0).map(|to| to.id).collect()
+        };
+        let now = current.iter().map(|entry| (entry.service.id, of(entry))).collect();
+        let shall = desired.iter().filter(|entry| !of(entry).is_empty());
+        Self { now, shall: shall.map(|entry| entry.service.id).collect() }
+    }
+
+    /// Returns whether a change would take the last destination from a service that shall have one:
+    /// what was to come first has been refused.
+    fn is_last(&self, change: &Change) -> bool {
+        let (service, gone) = match change {
+            Change::DeleteDestination(service, id) => (service, id),
+            Change::EditDestination(service, to) if to.weight == 0 => (service, &to.id),
+            _ => return false,
+        };
+        let now = self.now.get(service);
+        self.shall.contains(service) && now.is_some_and(|now| now.len() == 1 && now.contains(gone))
+    }
+
+    fn take(&mut self, change: &Change) {
+        let now = self.now.entry(service_of(change)).or_default();
+        match change {
+            Change::AddDestination(_, to) | Change::EditDestination(_, to) if to.weight > 0 => {
+                now.insert(to.id);
+            }
+            Change::EditDestination(_, to) => {
+                now.remove(&to.id);
+            }
+            Change::DeleteDestination(_, id) => {
+                now.remove(id);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Sorts changes so that no service is without a destination between two of them that has one before

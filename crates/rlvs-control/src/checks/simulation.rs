@@ -360,7 +360,9 @@ fn check(random: &mut Random, request: Target) -> Check<Target> {
 #[derive(Debug)]
 struct Watched {
     inner: MemoryTable,
+    /// One edit in three is refused.
     refuses: bool,
+    edits: u64,
     watching: bool,
     /// Services that have somebody to serve them before and after the batch.
     could_serve: BTreeMap<ServiceId, bool>,
@@ -369,7 +371,7 @@ struct Watched {
 impl Default for Watched {
     fn default() -> Self {
         let inner = MemoryTable::default();
-        Self { inner, refuses: false, watching: true, could_serve: BTreeMap::new() }
+        Self { inner, refuses: false, edits: 0, watching: true, could_serve: BTreeMap::new() }
     }
 }
 
@@ -384,7 +386,8 @@ impl Watched {
         id: ServiceId,
         edit: impl FnOnce(&mut MemoryTable) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        if self.refuses {
+        self.edits += 1;
+        if self.refuses && part(Duration::from_secs(3), 1, self.edits) > Duration::from_secs(2) {
             return Err(Error::System("no".into()));
         }
         let before = self.serves(id);
