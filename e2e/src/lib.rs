@@ -22,6 +22,7 @@ pub mod lab;
 #[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]
 pub mod network;
 pub mod packet;
+pub mod replies;
 pub mod scene;
 pub mod snapshot;
 pub mod table;

@@ -12,6 +12,11 @@ fn the_corpus_of_vrrp_breaks_no_promise() {
     play("corpus-vrrp", 100, e2e::fuzz_vrrp::run);
 }
 
+#[test]
+fn replies_to_checks_break_no_promise() {
+    play("corpus-replies", 5, e2e::replies::run);
+}
+
 fn play(name: &str, at_least: usize, run: impl Fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(name);
     let mut played = 0;

@@ -1,4 +1,4 @@
-//! The fuzzers of the forwarding function, of keepalived.conf and of VRRP.
+//! The fuzzers of the forwarding function, of keepalived.conf, of VRRP and of replies to checks.
 
 use std::fs;
 
@@ -15,6 +15,8 @@ enum What {
     Conf,
     /// The virtual routers
     Vrrp,
+    /// Replies to checks
+    Replies,
 }
 
 /// What `cargo xtask fuzz` takes.
@@ -49,6 +51,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         What::Process => ("rlvs-fuzz", "found", "corpus"),
         What::Conf => ("conf", "found-conf", "corpus-conf"),
         What::Vrrp => ("rlvs-fuzz-vrrp", "found-vrrp", "corpus-vrrp"),
+        What::Replies => ("replies", "found-replies", "corpus-replies"),
     };
     let (found, kept) = (target.join(found), folder.join(kept));
     for folder in [&found, &kept] {

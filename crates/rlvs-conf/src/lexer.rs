@@ -24,6 +24,12 @@ const INCLUDE_DEPTH_MAX: usize = 16;
 const EXPANSION_DEPTH_MAX: usize = 32;
 /// Definitions put in and lines repeated.
 const STEPS_MAX: usize = 1 << 20;
+/// Kinds of `include` whose wildcards must match a file.
+const WILDCARDS_MATCH: &[&str] = &["includew", "includeb", "includea"];
+/// Kinds of `include` whose file must be there.
+const MATCH: &[&str] = &["includem", "includew", "includeb", "includea"];
+/// Kinds of `include` whose file must be readable if it is there.
+const READABLE: &[&str] = &["includer", "includea"];
 /// What the real one reads of a line.
 const FOREIGN_LINE_BYTES_MAX: usize = 1023;
 
@@ -338,19 +344,25 @@ impl<'a> Lexer<'a> {
         }
         let folder: Rc<Path> = Rc::from(self.folders.last().cloned().unwrap_or_default());
         let whole = folder.join(&pattern);
-        let required = self.includes_required || keyword.text != "include";
-        let objection = if required { Objection::Include } else { Objection::None };
+        let kind = keyword.text.as_str();
+        let required = |kinds: &[&str]| match self.includes_required || kinds.contains(&kind) {
+            true => Objection::Include,
+            false => Objection::None,
+        };
+        let (unmatched, missing) = (required(WILDCARDS_MATCH), required(MATCH));
+        let unreadable = required(READABLE);
         let paths = if pattern.contains(['*', '?', '[', '{', '~']) {
             self.surroundings.matching(&whole.to_string_lossy())
         } else {
             vec![whole]
         };
         if paths.is_empty() {
-            self.missing_include(span, "no file matches", objection);
+            self.missing_include(span, "no file matches", unmatched);
         }
         for path in paths {
             if let Err(why) = self.file(&path) {
                 let text = format!("{}: {}", path.display(), told(&why));
+                let objection = if why == Unread::Missing { missing } else { unreadable };
                 self.missing_include(span, &text, objection);
             }
         }

@@ -172,14 +172,24 @@ impl Parser<'_> {
         }
         self.at += 1;
         self.say_status(row, span);
-        let args = self.arguments(row, span, rows, one_line, Objection::Parameter);
+        let named = matches!((row.then, row.takes), (Then::Block(_), [Arg::Name, ..]));
+        let missing = if named { Objection::General } else { Objection::Parameter };
+        let args = self.arguments(row, span, rows, one_line, missing);
         let children = match row.then {
             Then::End => Vec::new(),
-            Then::Options(options) => self.options(options),
+            Then::Options(options) => {
+                let nodes = self.options(options);
+                let more = self.peek_word().map(|token| grammar::find(rows, &token.text).is_none());
+                if more == Some(true) {
+                    self.unknown_option(options);
+                }
+                nodes
+            }
             Then::Block(inner) if self.open(row, span, inner) => {
                 self.around.push(rows);
                 let nodes = self.block(inner, Some((row, span)));
                 self.around.pop();
+                self.check_required(row, span, &nodes);
                 nodes
             }
             Then::Entries(head, options) if self.open(row, span, &[]) => {
@@ -189,6 +199,21 @@ impl Parser<'_> {
             Then::Block(_) | Then::Entries(..) | Then::Words(_) => Vec::new(),
         };
         Node { row, span, args, children }
+    }
+
+    /// Says what a block lacks that is not lowered, where that would be said.
+    fn check_required(&mut self, row: &'static Keyword, span: Span, nodes: &[Node]) {
+        if row.status != Status::Kept {
+            return;
+        }
+        for needed in grammar::inner(row).iter().filter(|row| row.default == "required") {
+            if !nodes.iter().any(|node| node.row.name == needed.name) {
+                let text = format!("`{}` without `{}`", row.name, needed.name);
+                let found = Diagnostic::error(span, text);
+                self.diagnostics
+                    .push(found.expected(format!("expected a `{}` in it", needed.name)));
+            }
+        }
     }
 
     /// Says once that keepalived reads only the first keyword of a line.

@@ -247,3 +247,10 @@ fn what_is_not_carried_out_is_kept_as_it_was_written() {
     }
     assert_eq!(read_text(&text).desired, read.desired);
 }
+
+#[test]
+fn a_checker_that_is_left_out_says_nothing_about_the_protocol() {
+    let text = "virtual_server fwmark 3 {\n real_server 10.0.0.2 80 {\n HTTP_GET {\n }\n }\n}\n";
+    let desired = read_text(text).desired;
+    assert_eq!(read_text(&print(&desired, Secrets::Shown)).desired, desired);
+}

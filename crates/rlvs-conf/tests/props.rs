@@ -296,7 +296,7 @@ fn virtual_address(family: Family) -> BoxedStrategy<VirtualAddress> {
     let names = (of(name()), of(name()), of(name()));
     let peer = of((of_family(family), 0..=32u8));
     let life = of((0..u64::from(u32::MAX)).prop_map(Duration::from_secs));
-    (of_family(family), 0..=32u8, broadcast, names, peer, life, any::<[bool; 6]>())
+    (of_family(family), 0..=30u8, broadcast, names, peer, life, any::<[bool; 6]>())
         .prop_map(
             |(address, prefix, broadcast, (interface, scope, label), peer, preferred, flags)| {
                 let [
@@ -485,6 +485,8 @@ fn global() -> BoxedStrategy<Global> {
         owner,
         script,
     });
+    let group4 = (0..1u32 << 28).prop_map(|bits| Ipv4Addr::from(0xe000_0000 | bits).into());
+    let group6 = any::<u128>().prop_map(|bits| Ipv6Addr::from(0xff << 120 | bits).into());
     let numbers = (any::<u8>(), 1..=65507u16, 1..u16::MAX, 1..=255u8);
     let daemon = (name(), of(name()), of(numbers), of(v4())).prop_map(
         |(interface, instance, numbers, group)| SyncDaemon {
@@ -497,7 +499,7 @@ fn global() -> BoxedStrategy<Global> {
             group,
         },
     );
-    (mail, fifo, of(daemon), of(user()), of(text()), v4(), v6(), any::<[bool; 3]>())
+    (mail, fifo, of(daemon), of(user()), of(text()), group4, group6, any::<[bool; 3]>())
         .prop_map(|(mail, fifo, sync_daemon, script_user, router_id, group4, group6, flags)| {
             Global {
                 router_id,

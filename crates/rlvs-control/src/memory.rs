@@ -34,6 +34,11 @@ impl Default for MemoryTable {
 }
 
 impl MemoryTable {
+    /// Returns a table of these services.
+    pub fn with(entries: Vec<ServiceEntry>, timeouts: Timeouts) -> Self {
+        Self { tracked: Vec::new(), entries, timeouts }
+    }
+
     /// Returns a service for a test to set its counters.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Child processes that do not outlive their purpose, and waiting for them without spinning.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -36,6 +36,13 @@ pub fn die_with_parent(command: &mut Command, signal: Signal) {
 #[derive(Debug)]
 pub struct Handle {
     pidfd: OwnedFd,
+}
+
+impl AsFd for Handle {
+    /// Returns the descriptor, which is readable when the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
 }
 
 impl Handle {

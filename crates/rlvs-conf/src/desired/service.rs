@@ -201,6 +201,16 @@ pub struct RealServer {
     pub kept: Vec<Statement>,
 }
 
+impl RealServer {
+    /// Returns whether a checker opens TCP connections to it.
+    pub fn is_checked_by_tcp(&self) -> bool {
+        self.checkers.iter().any(|checker| {
+            let kind = &checker.kind;
+            matches!(kind, CheckerKind::Http(_) | CheckerKind::Tcp | CheckerKind::Smtp { .. })
+        })
+    }
+}
+
 /// Looks whether a real server serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checker {

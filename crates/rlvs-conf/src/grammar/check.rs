@@ -91,7 +91,7 @@ pub(super) const PING: &[Keyword] = checker![NB_GET_RETRY.ours();];
 #[rustfmt::skip]
 pub(super) const SMTP: &[Keyword] = checker![NB_GET_RETRY.ours();
     done("helo_name", &[Arg::Text], "smtpchecker.keepalived.org", "name in the greeting"),
-    kept("host", NONE, "", "").block(HOST).instead("connect_ip, connect_port, bindto"),
+    kept("host", NONE, "", "ends of the check, in a block of their own").block(HOST),
 ];
 
 #[rustfmt::skip]

@@ -93,7 +93,7 @@ pub(super) const INSTANCE: &[Keyword] = &[
     done("native_ipv6", NONE, "", "the addresses are of IPv6"),
     kept("owner_ignore_adverts", NONE, "", "an address owner ignores other masters").newer(),
     kept("timer_expired_backup", &[Arg::Maybe(&Arg::Number(1, 254))], "", "yield when late").newer(),
-    kept("kernel_rx_buf_size", &[COUNT1], "", "receive buffer"),
+    kept("kernel_rx_buf_size", &[COUNT], "", "receive buffer"),
     kept("vrf", &[Arg::Interface], "", "VRF of the instance"),
     done("promote_secondaries", NONE, "", "other addresses of a prefix stay when the first goes"),
     kept("debug", &[Arg::Number(0, 4)], "", "").void(),

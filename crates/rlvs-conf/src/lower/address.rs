@@ -63,7 +63,13 @@ impl Lower<'_> {
         let mut addresses: Vec<VirtualAddress> = Vec::new();
         let mut met = std::collections::BTreeSet::new();
         for entry in node.entries(name) {
-            let Some(address) = virtual_address(entry) else { continue };
+            let Some(mut address) = virtual_address(entry) else { continue };
+            let made = matches!(address.broadcast, Broadcast::Ones | Broadcast::Zeros);
+            if made && address.prefix > 30 && address.address.is_ipv4() {
+                let text = "a prefix of this length has no broadcast address";
+                self.say(Diagnostic::error(entry.span, text));
+                address.broadcast = Broadcast::No;
+            }
             if !met.insert((address.address, address.interface.clone())) {
                 let text = format!("{} is there twice", address.address);
                 self.say(Diagnostic::warning(entry.span, text));

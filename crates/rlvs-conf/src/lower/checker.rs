@@ -168,7 +168,7 @@ impl Lower<'_> {
             self.required(node, "misc_path");
             return None;
         };
-        let command = self.command(path, true)?;
+        let command = self.command(path, false)?;
         let user = node.child("user").and_then(|user| user.user(0)).or_else(|| path.user(1));
         let timeout = node.time("misc_timeout").filter(|time| !time.is_zero());
         let dynamic = node.has("misc_dynamic");

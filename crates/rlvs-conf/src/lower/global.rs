@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::desired::{
     DynamicInterfaces, Fifo, FlushOnStop, Garp, Global, SyncDaemon, Timeouts, Version,
 };
+use crate::diagnostic::Diagnostic;
 use crate::lower::{Lower, common};
 use crate::tree::Node;
 use crate::value::Meaning;
@@ -79,8 +80,8 @@ impl Lower<'_> {
         }
         global.script_security |= node.has("enable_script_security");
         self.mail(node, global);
-        set(&mut global.group4, node.address("vrrp_mcast_group4").filter(IpAddr::is_ipv4));
-        set(&mut global.group6, node.address("vrrp_mcast_group6").filter(IpAddr::is_ipv6));
+        set(&mut global.group4, self.group(node, "vrrp_mcast_group4", IpAddr::is_ipv4));
+        set(&mut global.group6, self.group(node, "vrrp_mcast_group6", IpAddr::is_ipv6));
         set(&mut global.garp_interval, node.time("vrrp_garp_interval"));
         set(&mut global.gna_interval, node.time("vrrp_gna_interval"));
         set(&mut global.startup_delay, node.time("vrrp_startup_delay"));
@@ -95,6 +96,10 @@ impl Lower<'_> {
             global.flush_on_stop = if all { FlushOnStop::All } else { FlushOnStop::Services };
         }
         if let Some(timeouts) = node.child("lvs_timeouts") {
+            if timeouts.children.is_empty() {
+                let found = Diagnostic::error(timeouts.span, "`lvs_timeouts` without a time-out");
+                self.say(found.expected("expected `tcp`, `tcpfin` or `udp` and seconds"));
+            }
             let seconds = |name| timeouts.whole_seconds(name).filter(|time| !time.is_zero());
             let (tcp, tcp_fin, udp) = (seconds("tcp"), seconds("tcpfin"), seconds("udp"));
             global.timeouts = Timeouts { tcp, tcp_fin, udp };
@@ -102,6 +107,17 @@ impl Lower<'_> {
         global.initial_notifies |= node.has("rs_init_notifies");
         global.kept.extend(common::kept(&node.children));
         self.remember(node, global);
+    }
+
+    /// Returns a multicast group of a family.
+    fn group(&mut self, node: &Node, name: &str, family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
+        let (address, value) = (node.address(name)?, node.word(name)?);
+        let good = family(&address) && address.is_multicast();
+        if !good {
+            let text = format!("{address} is no group of this family");
+            self.say(Diagnostic::error(value.span, text).expected("expected a multicast address"));
+        }
+        good.then_some(address)
     }
 
     fn mail(&mut self, node: &Node, global: &mut Global) {

@@ -247,7 +247,8 @@ impl Lower<'_> {
 
     fn transport(&mut self, node: &Node, family: Family, strict: bool) -> Transport {
         let Some(block) = node.child("unicast_peer") else {
-            if let Some(child) = node.child("unicast_src_ip") {
+            let words = ["unicast_src_ip", "check_unicast_src"];
+            for child in words.iter().filter_map(|name| node.child(name)) {
                 let text = "no `unicast_peer`: multicast is used, and this has no effect";
                 self.say(Diagnostic::warning(child.span, text).objection(Objection::General));
             }

@@ -63,7 +63,7 @@ impl Lower<'_> {
                 .text("lb_algo")
                 .or_else(|| node.text("lvs_sched"))
                 .unwrap_or_else(|| "wlc".into()),
-            scheduler_flags: flags(node),
+            scheduler_flags: self.flags(node),
             one_packet: self.one_packet(node, protocol),
             persistence,
             method,
@@ -92,6 +92,11 @@ impl Lower<'_> {
                 continue;
             }
             server.real_servers.push(real_server);
+        }
+        if matches!(server.target, Target::Mark(..)) {
+            // What is left of the checkers tells, not what was written.
+            let tcp = server.real_servers.iter().any(RealServer::is_checked_by_tcp);
+            server.protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
         }
         if server.real_servers.is_empty() {
             let text = "a virtual server without real servers; it is left out";
@@ -277,12 +282,39 @@ impl Lower<'_> {
         })
     }
 
+    /// Returns flags 1 to 3 as bits.
+    fn flags(&mut self, node: &Node) -> u8 {
+        let scheduler = node.text("lb_algo").or_else(|| node.text("lvs_sched"));
+        let scheduler = scheduler.unwrap_or_default();
+        let mut bits = 0;
+        for child in &node.children {
+            let (of, bit) = match child.row.name {
+                "flag-1" => ("", 1),
+                "flag-2" => ("", 2),
+                "flag-3" => ("", 4),
+                "sh-fallback" => ("sh", 1),
+                "sh-port" => ("sh", 2),
+                "hashed" => ("sh", 0),
+                "mh-fallback" => ("mh", 1),
+                "mh-port" => ("mh", 2),
+                _ => continue,
+            };
+            if !of.is_empty() && scheduler != of {
+                let text = format!("`{}` is for the scheduler `{of}` only", child.row.name);
+                self.say(Diagnostic::error(child.span, text));
+            } else {
+                bits |= bit;
+            }
+        }
+        bits
+    }
+
     /// Holds the quorum to what the real servers can reach.
     fn quorum(&mut self, node: &Node, server: &mut VirtualServer) {
         let sum: u64 = server.real_servers.iter().map(|real| u64::from(real.weight)).sum();
         let quorum = &mut server.quorum;
         let at = |name| node.word(name).map_or(node.span, |value| value.span);
-        if sum > 0 && u64::from(quorum.weight) > sum {
+        if u64::from(quorum.weight) > sum {
             let text =
                 format!("the weights of all real servers are {sum}, which is used as the quorum");
             self.say(Diagnostic::warning(at("quorum"), text).objection(Objection::General));
@@ -334,13 +366,4 @@ fn tunnel(node: &Node) -> Tunnel {
         Some("gre") => Tunnel::Gre { checksum: node.has("csum") },
         _ => Tunnel::Ipip,
     }
-}
-
-/// Returns flags 1 to 3 as bits.
-fn flags(node: &Node) -> u8 {
-    let bit =
-        |names: &[&str], bit: u8| if names.iter().any(|name| node.has(name)) { bit } else { 0 };
-    bit(&["flag-1", "sh-fallback", "mh-fallback"], 1)
-        | bit(&["flag-2", "sh-port", "mh-port"], 2)
-        | bit(&["flag-3"], 4)
 }

@@ -14,7 +14,11 @@ use crate::value::Meaning;
 impl Lower<'_> {
     pub(super) fn address_group(&mut self, node: &Node) -> Option<AddressGroup> {
         let entries = node.children.iter().filter(|child| child.is_entry());
-        let members = entries.filter_map(member).collect();
+        let members: Vec<_> = entries.filter_map(member).collect();
+        if members.is_empty() {
+            let text = format!("nothing is in the group {}", node.name());
+            self.say(Diagnostic::error(node.span, text));
+        }
         Some(AddressGroup { name: node.name(), members })
     }
 

@@ -49,7 +49,10 @@ impl Printer {
             }
             to.flag("ops", server.one_packet);
             to.persistence(server);
-            to.number("quorum", server.quorum.weight);
+            // What is 0 because all weights are comes to be 0 again.
+            if server.quorum.weight > 0 {
+                to.number("quorum", server.quorum.weight);
+            }
             to.number("hysteresis", server.quorum.hysteresis);
             to.script("quorum_up", server.quorum.up.as_ref());
             to.script("quorum_down", server.quorum.down.as_ref());

@@ -99,7 +99,7 @@ impl Parser<'_> {
         (!wrong).then_some(node)
     }
 
-    fn unknown_option(&mut self, options: &'static [Keyword]) {
+    pub(super) fn unknown_option(&mut self, options: &'static [Keyword]) {
         let token = &self.tokens[self.at];
         let text = format!("`{}` is not known here", token.text);
         let mut found = Diagnostic::error(token.span, text);

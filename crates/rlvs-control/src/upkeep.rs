@@ -1,0 +1,249 @@
+//! Keeping a table as it should be: what differs is changed, what fails is tried again.
+//!
+//! Only services that are or were asked for are touched. What somebody else changed in them is
+//! reported, and put right.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::{
+    Destination, DestinationEntry, DestinationId, Service, ServiceEntry, ServiceId, Traffic,
+};
+use crate::plan::{Change, plan};
+use crate::table::{Error, Table};
+
+/// What came of an attempt to bring a table to what is desired.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Changes carried out.
+    pub done: Vec<Change>,
+    /// Changes refused. They stay in the difference.
+    pub refused: Vec<(Change, Error)>,
+    /// Of what was changed, what somebody else had made necessary.
+    pub foreign: Vec<Change>,
+}
+
+/// What a table should hold, and what was last seen to be in it.
+#[derive(Debug, Default)]
+pub struct Upkeep {
+    desired: BTreeMap<ServiceId, (Service, Vec<Destination>)>,
+    /// Services as they were when last brought to what was desired.
+    left: BTreeMap<ServiceId, ServiceEntry>,
+    /// Services whose table entry may differ.
+    dirty: BTreeSet<ServiceId>,
+}
+
+impl Upkeep {
+    /// Asks for a service with these destinations, or with `None` for its absence.
+    pub fn want(&mut self, id: ServiceId, service: Option<(Service, Vec<Destination>)>) {
+        let same = self.desired.get(&id) == service.as_ref();
+        if same && (self.left.contains_key(&id) || service.is_none()) {
+            return;
+        }
+        match service {
+            Some(service) => self.desired.insert(id, service),
+            None => self.desired.remove(&id),
+        };
+        self.dirty.insert(id);
+    }
+
+    /// Returns whether something is to be changed.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Returns whose service this is: one that is asked for.
+    pub fn services(&self) -> impl Iterator<Item = ServiceId> {
+        self.desired.keys().copied()
+    }
+
+    /// Brings what may differ to what is desired.
+    ///
+    /// # Errors
+    /// The table cannot be read. Nothing was changed then.
+    pub fn apply(&mut self, table: &mut dyn Table) -> Result<Report, Error> {
+        let touched = std::mem::take(&mut self.dirty);
+        let current = match read(table, &touched) {
+            Ok(current) => current,
+            Err(error) => {
+                self.dirty = touched;
+                return Err(error);
+            }
+        };
+        Ok(self.carry_out(table, &touched, current))
+    }
+
+    /// Looks at every service that is asked for, and puts right what differs.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn reconcile(&mut self, table: &mut dyn Table) -> Result<Report, Error> {
+        self.dirty.extend(self.desired.keys());
+        let touched = std::mem::take(&mut self.dirty);
+        let current = match table.services() {
+            Ok(current) => current,
+            Err(error) => {
+                self.dirty = touched;
+                return Err(error);
+            }
+        };
+        let named = |entry: &ServiceEntry| touched.contains(&entry.service.id);
+        let current = current.into_iter().filter(named).collect();
+        Ok(self.carry_out(table, &touched, current))
+    }
+
+    fn carry_out(
+        &mut self,
+        table: &mut dyn Table,
+        touched: &BTreeSet<ServiceId>,
+        current: Vec<ServiceEntry>,
+    ) -> Report {
+        let desired: Vec<ServiceEntry> = touched
+            .iter()
+            .filter_map(|id| self.desired.get(id))
+            .map(|(service, to)| entry(service, to))
+            .collect();
+        let mut report = Report { foreign: self.foreign(touched, &current), ..Report::default() };
+        let mut serving = Serving::new(&current, &desired);
+        for change in in_order(&current, plan(&current, &desired)) {
+            if serving.is_last(&change) {
+                self.dirty.insert(service_of(&change));
+                continue;
+            }
+            match change.apply(table) {
+                Ok(()) => {
+                    serving.take(&change);
+                    report.done.push(change);
+                }
+                Err(error) => report.refused.push((change, error)),
+            }
+        }
+        self.dirty.extend(report.refused.iter().map(|(change, _)| service_of(change)));
+        for id in touched.difference(&self.dirty) {
+            self.left.remove(id);
+        }
+        let clean = desired.into_iter().filter(|entry| !self.dirty.contains(&entry.service.id));
+        self.left.extend(clean.map(|entry| (entry.service.id, entry)));
+        report
+    }
+
+    /// Returns what brings the table back to how it was left.
+    fn foreign(&self, touched: &BTreeSet<ServiceId>, current: &[ServiceEntry]) -> Vec<Change> {
+        let left: Vec<ServiceEntry> =
+            touched.iter().filter_map(|id| self.left.get(id)).cloned().collect();
+        let known = |entry: &&ServiceEntry| self.left.contains_key(&entry.service.id);
+        let current: Vec<ServiceEntry> = current.iter().filter(known).map(bare).collect();
+        plan(&current, &left)
+    }
+}
+
+fn read(table: &mut dyn Table, ids: &BTreeSet<ServiceId>) -> Result<Vec<ServiceEntry>, Error> {
+    let mut entries = Vec::new();
+    for &id in ids {
+        match table.service(id) {
+            Ok(entry) => entries.push(entry),
+            Err(Error::NoService) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(entries)
+}
+
+/// Who takes connections while changes are carried out.
+struct Serving {
+    now: BTreeMap<ServiceId, BTreeSet<DestinationId>>,
+    /// Services that shall have somebody in the end.
+    shall: BTreeSet<ServiceId>,
+}
+
+impl Serving {
+    fn new(current: &[ServiceEntry], desired: &[ServiceEntry]) -> Self {
+        let of = |entry: &ServiceEntry| -> BTreeSet<DestinationId> {
+            let there = entry.destinations.iter().map(|to| to.destination);
+            there.filter(|to| to.weight > 0).map(|to| to.id).collect()
+        };
+        let now = current.iter().map(|entry| (entry.service.id, of(entry))).collect();
+        let shall = desired.iter().filter(|entry| !of(entry).is_empty());
+        Self { now, shall: shall.map(|entry| entry.service.id).collect() }
+    }
+
+    /// Returns whether a change would take the last destination from a service that shall have one:
+    /// what was to come first has been refused.
+    fn is_last(&self, change: &Change) -> bool {
+        let (service, gone) = match change {
+            Change::DeleteDestination(service, id) => (service, id),
+            Change::EditDestination(service, to) if to.weight == 0 => (service, &to.id),
+            _ => return false,
+        };
+        let now = self.now.get(service);
+        self.shall.contains(service) && now.is_some_and(|now| now.len() == 1 && now.contains(gone))
+    }
+
+    fn take(&mut self, change: &Change) {
+        let now = self.now.entry(service_of(change)).or_default();
+        match change {
+            Change::AddDestination(_, to) | Change::EditDestination(_, to) if to.weight > 0 => {
+                now.insert(to.id);
+            }
+            Change::EditDestination(_, to) => {
+                now.remove(&to.id);
+            }
+            Change::DeleteDestination(_, id) => {
+                now.remove(id);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Sorts changes so that no service is without a destination between two of them that has one before
+/// and after: first what takes connections more, then what takes them less.
+fn in_order(current: &[ServiceEntry], mut changes: Vec<Change>) -> Vec<Change> {
+    let weights: BTreeMap<_, u32> = current
+        .iter()
+        .flat_map(|entry| entry.destinations.iter().map(move |to| (entry.service.id, to)))
+        .map(|(service, to)| ((service, to.destination.id), to.destination.weight))
+        .collect();
+    changes.sort_by_key(|change| match change {
+        Change::AddService(_) => 0,
+        Change::AddDestination(..) => 1,
+        Change::EditService(_) => 2,
+        Change::EditDestination(service, to) => {
+            let before = weights.get(&(*service, to.id)).copied().unwrap_or(0);
+            if to.weight >= before { 3 } else { 4 }
+        }
+        Change::DeleteDestination(..) => 5,
+        Change::DeleteService(_) => 6,
+    });
+    changes
+}
+
+fn service_of(change: &Change) -> ServiceId {
+    match change {
+        Change::AddService(service) | Change::EditService(service) => service.id,
+        Change::DeleteService(id)
+        | Change::AddDestination(id, _)
+        | Change::EditDestination(id, _)
+        | Change::DeleteDestination(id, _) => *id,
+    }
+}
+
+fn entry(service: &Service, destinations: &[Destination]) -> ServiceEntry {
+    let destination = |&destination: &Destination| DestinationEntry {
+        destination,
+        active: 0,
+        inactive: 0,
+        persistent: 0,
+        traffic: Traffic::default(),
+    };
+    ServiceEntry {
+        service: service.clone(),
+        traffic: Traffic::default(),
+        // A table has the newest first, and what comes first in the configuration is added first.
+        destinations: destinations.iter().rev().map(destination).collect(),
+    }
+}
+
+fn bare(there: &ServiceEntry) -> ServiceEntry {
+    let destinations: Vec<_> = there.destinations.iter().rev().map(|to| to.destination).collect();
+    entry(&there.service, &destinations)
+}

@@ -1,0 +1,319 @@
+//! From the desired state of a configuration to health and tables.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use nix::unistd::{Gid, Group, Uid, User};
+use rlvs_conf::desired::{
+    self, AddressRange, Checker, CheckerKind, Desired, Member, RealServer, Script, Target,
+    VirtualServer,
+};
+use rlvs_control::checks::{Check, Quorum, Server, Service, Sorry, Timing};
+use rlvs_control::model::{self, Destination, DestinationId, Persistence, Protocol, ServiceId};
+
+use super::event::{Event, Kind};
+use super::probe;
+use super::reply::Wanted;
+use super::request::{Parts, Request};
+
+/// Who runs scripts if nobody is named and this user exists.
+const SCRIPT_USER: &str = "keepalived_script";
+/// The weight of a sorry server that serves.
+const SORRY_WEIGHT: u32 = 1;
+/// The edge comes first: it knows better what did not come in time.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// A configuration as health and tables need it.
+#[derive(Debug, Default)]
+pub(super) struct Config {
+    /// What is to be checked.
+    pub(super) health: Vec<Service<Request>>,
+    /// What else is known of each service, by name.
+    pub(super) services: BTreeMap<String, Known>,
+    /// What is not carried out.
+    pub(super) events: Vec<Event>,
+}
+
+/// What is known of a service besides its health.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// The services of the table: one, or one for each member of a group.
+    pub(super) tables: Vec<model::Service>,
+    /// Transport protocol, for names.
+    pub(super) protocol: Protocol,
+    /// Run when the quorum is gained.
+    pub(super) up: Option<Script>,
+    /// Run when the quorum is lost.
+    pub(super) down: Option<Script>,
+    /// Tell at stop too.
+    pub(super) at_stop: bool,
+    /// Mails about the quorum.
+    pub(super) mail: bool,
+    /// What is known of its servers.
+    pub(super) servers: BTreeMap<DestinationId, KnownServer>,
+    /// Its sorry server.
+    pub(super) sorry: Option<DestinationId>,
+}
+
+/// What is known of a server besides its health.
+#[derive(Clone, Debug)]
+pub(super) struct KnownServer {
+    /// Run when it is good.
+    pub(super) up: Option<Script>,
+    /// Run when it is bad.
+    pub(super) down: Option<Script>,
+    /// Mails about it.
+    pub(super) mail: bool,
+    /// It stays in the table when it is bad.
+    pub(super) inhibit: bool,
+}
+
+/// Reads what a configuration says about virtual servers.
+pub(super) fn read(desired: &Desired) -> Config {
+    let mut config = Config::default();
+    for server in &desired.virtual_servers {
+        let name = name(&server.target, server.protocol);
+        if config.services.contains_key(&name) {
+            config.say(&name, None, "it is configured twice", "the second is left out");
+            continue;
+        }
+        let servers = server.real_servers.iter();
+        let servers = servers.map(|real| config.server(desired, server, &name, real)).collect();
+        let sorry = server.sorry_server.as_ref().map(|sorry| Sorry {
+            destination: Destination {
+                id: DestinationId { address: sorry.address, port: sorry.port },
+                method: sorry.method,
+                weight: SORRY_WEIGHT,
+                upper_threshold: 0,
+                lower_threshold: 0,
+            },
+            inhibit: sorry.inhibit,
+        });
+        let quorum = Quorum { weight: server.quorum.weight, hysteresis: server.quorum.hysteresis };
+        config.services.insert(name.clone(), known(desired, server));
+        config.health.push(Service { name, quorum, sorry, servers });
+    }
+    config
+}
+
+impl Config {
+    fn say(&mut self, service: &str, server: Option<String>, cause: &str, consequence: &str) {
+        self.events.push(Event {
+            kind: Kind::Unsupported,
+            service: service.to_owned(),
+            server,
+            cause: cause.to_owned(),
+            consequence: consequence.to_owned(),
+            script: None,
+            mail: false,
+        });
+    }
+
+    fn server(
+        &mut self,
+        desired: &Desired,
+        service: &VirtualServer,
+        name: &str,
+        real: &RealServer,
+    ) -> Server<Request> {
+        let title = server_name(real.address, real.port, service.protocol);
+        let mut checks = Vec::new();
+        for checker in &real.checkers {
+            match request(desired, checker) {
+                Ok(request) => checks.push(Check {
+                    request,
+                    timing: timing(checker),
+                    starts_down: checker.starts_down,
+                }),
+                Err(why) => {
+                    self.say(name, Some(title.clone()), &why, "the server is not checked so");
+                }
+            }
+        }
+        let destination = Destination {
+            id: DestinationId { address: real.address, port: real.port },
+            method: real.method,
+            weight: real.weight,
+            upper_threshold: real.upper_threshold,
+            lower_threshold: real.lower_threshold,
+        };
+        Server { destination, inhibit: real.inhibit, checks }
+    }
+}
+
+fn known(desired: &Desired, server: &VirtualServer) -> Known {
+    let servers = server.real_servers.iter().map(|real| {
+        let id = DestinationId { address: real.address, port: real.port };
+        let (up, down) = (real.up.clone(), real.down.clone());
+        (id, KnownServer { up, down, mail: real.mail, inhibit: real.inhibit })
+    });
+    Known {
+        tables: tables(desired, server),
+        protocol: server.protocol,
+        up: server.quorum.up.clone(),
+        down: server.quorum.down.clone(),
+        at_stop: server.notify_at_stop,
+        mail: server.mail,
+        servers: servers.collect(),
+        sorry: server
+            .sorry_server
+            .as_ref()
+            .map(|sorry| DestinationId { address: sorry.address, port: sorry.port }),
+    }
+}
+
+/// Returns the services that a virtual server stands for in a table.
+fn tables(desired: &Desired, server: &VirtualServer) -> Vec<model::Service> {
+    let protocol = server.protocol;
+    let of = |address, port| ServiceId::Address { protocol, address, port };
+    let ids = match &server.target {
+        Target::Address(address, port) => vec![of(*address, *port)],
+        Target::Mark(mark, family) => vec![ServiceId::Mark { family: *family, mark: *mark }],
+        Target::Group(name) => {
+            let groups = desired.address_groups.iter();
+            let members = groups.filter(|group| group.name == *name).flat_map(|it| &it.members);
+            let mut ids = Vec::new();
+            for member in members {
+                match member {
+                    Member::Addresses(range, port) => {
+                        ids.extend(addresses(range).map(|address| of(address, *port)));
+                    }
+                    Member::Mark(mark, family) => {
+                        ids.push(ServiceId::Mark { family: *family, mark: *mark });
+                    }
+                }
+            }
+            ids
+        }
+    };
+    let persistence = server.persistence.as_ref();
+    let service = |id| model::Service {
+        id,
+        scheduler: server.scheduler.clone(),
+        scheduler_flags: server.scheduler_flags,
+        one_packet: server.one_packet,
+        persistence: persistence.map(|persistence| Persistence {
+            timeout_s: u32::try_from(persistence.timeout.as_secs()).unwrap_or(u32::MAX),
+            netmask: persistence.granularity,
+        }),
+        persistence_engine: persistence.and_then(|persistence| persistence.engine.clone()),
+    };
+    ids.into_iter().map(service).collect()
+}
+
+/// Returns every address of a range, which the configuration keeps short.
+fn addresses(range: &AddressRange) -> Box<dyn Iterator<Item = IpAddr>> {
+    match (range.first, range.last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => {
+            Box::new((u32::from(first)..=u32::from(last)).map(|it| Ipv4Addr::from(it).into()))
+        }
+        (IpAddr::V6(first), IpAddr::V6(last)) => {
+            Box::new((u128::from(first)..=u128::from(last)).map(|it| Ipv6Addr::from(it).into()))
+        }
+        _ => Box::new(std::iter::empty()),
+    }
+}
+
+fn request(desired: &Desired, checker: &Checker) -> Result<Request, String> {
+    if !probe::is_known(&checker.kind) {
+        return Err("its kind of check is not carried out yet".to_owned());
+    }
+    let mut wanted = Vec::new();
+    if let CheckerKind::Http(http) = &checker.kind {
+        for url in &http.urls {
+            wanted.push(Wanted::of(url).map_err(|error| format!("{}: {error}", url.path))?);
+        }
+    }
+    let user = match &checker.kind {
+        CheckerKind::Misc(misc) => {
+            user(misc.user.as_ref().or(desired.global.script_user.as_ref()))?
+        }
+        _ => None,
+    };
+    Ok(Request::new(Parts {
+        kind: checker.kind.clone(),
+        ends: checker.ends.clone(),
+        patience: patience(checker),
+        user,
+        wanted,
+        tell_all: checker.log_all_failures,
+    }))
+}
+
+/// Finds the user that a command is run as; `None` for that of this process.
+fn user(named: Option<&desired::User>) -> Result<Option<(Uid, Gid)>, String> {
+    let Some(named) = named else {
+        let default = User::from_name(SCRIPT_USER).ok().flatten();
+        let default = default.filter(|_| Uid::effective().is_root());
+        return Ok(default.map(|user| (user.uid, user.gid)));
+    };
+    let missing = |name: &str| format!("there is no user or group {name}");
+    let user = User::from_name(&named.user).ok().flatten().ok_or_else(|| missing(&named.user))?;
+    let group = match &named.group {
+        Some(name) => Group::from_name(name).ok().flatten().ok_or_else(|| missing(name))?.gid,
+        None => user.gid,
+    };
+    let ours = user.uid == Uid::effective() && group == Gid::effective();
+    Ok((!ours).then_some((user.uid, group)))
+}
+
+/// Returns the longest wait for one answer, which is no longer than that for all.
+fn patience(checker: &Checker) -> Duration {
+    let timing = &checker.timing;
+    timing.timeout.map_or(timing.connect_timeout, |whole| whole.min(timing.connect_timeout))
+}
+
+fn timing(checker: &Checker) -> Timing {
+    let timing = &checker.timing;
+    let (deadline, fast_recovery) = match &checker.kind {
+        // Connecting and answering, for each URL.
+        CheckerKind::Http(http) => {
+            let urls = u32::try_from(http.urls.len()).unwrap_or(u32::MAX);
+            (timing.connect_timeout.saturating_mul(2).saturating_mul(urls), http.fast_recovery)
+        }
+        CheckerKind::Misc(misc) => (misc.timeout, false),
+        _ => (timing.connect_timeout, false),
+    };
+    Timing {
+        delay_loop: timing.delay_loop,
+        warmup: timing.warmup,
+        retry: timing.retry,
+        delay_before_retry: timing.delay_before_retry,
+        deadline: timing.timeout.unwrap_or(deadline).saturating_add(GRACE),
+        fall: timing.fall,
+        rise: timing.rise,
+        fast_recovery,
+    }
+}
+
+/// Returns the name of a service in the log.
+pub(super) fn name(target: &Target, protocol: Protocol) -> String {
+    match target {
+        Target::Address(address, port) => server_name(*address, *port, protocol),
+        Target::Mark(mark, _) => format!("FWM {mark}"),
+        Target::Group(name) => format!("[{name}]:{}", protocol_name(protocol)),
+    }
+}
+
+/// Returns the name of a server in the log.
+pub(super) fn server_name(address: IpAddr, port: u16, protocol: Protocol) -> String {
+    format!("[{address}]:{}:{port}", protocol_name(protocol))
+}
+
+fn protocol_name(protocol: Protocol) -> String {
+    protocol.to_string().to_lowercase()
+}
+
+/// Returns the name of a service of a table in the log.
+pub(super) fn service_name(id: ServiceId) -> String {
+    match id {
+        ServiceId::Address { protocol, address, port } => server_name(address, port, protocol),
+        ServiceId::Mark { mark, .. } => format!("FWM {mark}"),
+    }
+}
+
+/// Returns an address and port as text.
+pub(super) fn end(id: DestinationId) -> String {
+    SocketAddr::new(id.address, id.port).to_string()
+}

@@ -1,0 +1,163 @@
+//! `UDP_CHECK` and `PING_CHECK`.
+
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::socket::{SockProtocol, SockType};
+use rlvs_conf::desired::{CheckerKind, Reply};
+use rlvs_control::checks::Outcome;
+use rlvs_wire::checksum;
+
+use super::{Progress, socket};
+use crate::keepalived::checks::request::Request;
+
+/// The longest datagram that is looked at.
+const DATAGRAM_MAX: usize = 65_536;
+
+/// Sends a datagram.
+#[derive(Debug)]
+pub(in crate::keepalived::checks) struct Udp {
+    socket: UdpSocket,
+    reply: Option<Reply>,
+}
+
+impl Udp {
+    pub(super) fn begin(request: &Request) -> Result<Self, Outcome> {
+        let CheckerKind::Udp(udp) = &request.kind else {
+            return Err(Outcome::Unknown("not a check by datagram".into()));
+        };
+        let socket = UdpSocket::from(socket::open(&request.ends, SockType::Datagram, None)?);
+        socket.send(&udp.payload).map_err(|error| socket::io_failed(&error))?;
+        Ok(Self { socket, reply: udp.reply.clone() })
+    }
+
+    pub(super) fn ready(&mut self) -> Progress {
+        let mut datagram = vec![0; DATAGRAM_MAX];
+        match self.socket.recv(&mut datagram) {
+            Ok(length) => Progress::Ended(judge(self.reply.as_ref(), &datagram[..length])),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Progress::Waiting,
+            Err(error) => Progress::Ended(socket::io_failed(&error)),
+        }
+    }
+}
+
+/// Holds an answer against what it must be like.
+fn judge(reply: Option<&Reply>, answer: &[u8]) -> Outcome {
+    let Some(reply) = reply else { return Outcome::Good };
+    let lengths = usize::from(reply.length_min)..=usize::from(reply.length_max);
+    if !lengths.contains(&answer.len()) {
+        return Outcome::Bad(format!("an answer of {} bytes", answer.len()));
+    }
+    let halves = answer.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    let same = |(wanted, half): (&Option<u8>, u8)| wanted.is_none_or(|wanted| wanted == half);
+    if answer.len() * 2 < reply.nibbles.len() || !reply.nibbles.iter().zip(halves).all(same) {
+        return Outcome::Bad("another answer than the configured one".into());
+    }
+    Outcome::Good
+}
+
+impl AsFd for Udp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Sends an ICMP echo request.
+#[derive(Debug)]
+pub(in crate::keepalived::checks) struct Ping {
+    socket: UdpSocket,
+    v6: bool,
+    /// The socket has whole IPv4 packets, and those of other checks too.
+    raw: bool,
+    /// Identifier, sequence number and payload, by which an answer is known.
+    key: [u8; 12],
+}
+
+impl Ping {
+    pub(super) fn begin(request: &Request, number: u64) -> Result<Self, Outcome> {
+        let v6 = request.ends.address.is_ipv6();
+        let protocol = if v6 { SockProtocol::IcmpV6 } else { SockProtocol::Icmp };
+        let open = |kind| socket::open(&request.ends, kind, Some(protocol));
+        // Not every host lets these be opened; a raw one needs a privilege.
+        let (descriptor, raw) = match open(SockType::Datagram) {
+            Ok(descriptor) => (descriptor, false),
+            Err(_) => (open(SockType::Raw)?, true),
+        };
+        let mut key = [0; 12];
+        key[..4].copy_from_slice(&(number as u32).to_be_bytes());
+        key[4..].copy_from_slice(&number.to_be_bytes());
+        let ping = Self { socket: UdpSocket::from(descriptor), v6, raw, key };
+        let message = ping.message();
+        ping.socket.send(&message).map_err(|error| socket::io_failed(&error))?;
+        Ok(ping)
+    }
+
+    /// Returns an echo request (RFC 792, RFC 4443 §4.1). The kernel sums those of ICMPv6.
+    fn message(&self) -> [u8; 16] {
+        let mut message = [0; 16];
+        message[0] = if self.v6 { 128 } else { 8 };
+        message[4..].copy_from_slice(&self.key);
+        if !self.v6 {
+            let sum = !checksum::fold(checksum::sum(&message));
+            message[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+        message
+    }
+
+    pub(super) fn ready(&mut self) -> Progress {
+        let mut packet = [0; 512];
+        loop {
+            match self.socket.recv(&mut packet) {
+                Ok(length) if self.is_answer(&packet[..length]) => {
+                    return Progress::Ended(Outcome::Good);
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Progress::Waiting,
+                Err(error) => return Progress::Ended(socket::io_failed(&error)),
+            }
+        }
+    }
+
+    fn is_answer(&self, packet: &[u8]) -> bool {
+        let header = match packet.first() {
+            Some(first) if self.raw && !self.v6 => usize::from(first & 15) * 4,
+            _ => 0,
+        };
+        let Some(message) = packet.get(header..header + 16) else { return false };
+        let kind = if self.v6 { 129 } else { 0 };
+        // Without a raw socket the identifier is the kernel's.
+        let from = if self.raw { 0 } else { 2 };
+        message[0] == kind && message[4 + from..16] == self.key[from..]
+    }
+}
+
+impl AsFd for Ping {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_held_against_halves_of_bytes() {
+        let reply = |nibbles: &[Option<u8>]| Reply {
+            nibbles: nibbles.to_vec(),
+            length_min: 1,
+            length_max: 3,
+        };
+        let check = |reply: &Reply, answer: &[u8]| judge(Some(reply), answer) == Outcome::Good;
+        let some = reply(&[Some(1), None, Some(3), Some(4)]);
+        assert!(check(&some, &[0x1f, 0x34]));
+        assert!(check(&some, &[0x10, 0x34, 0x77]));
+        assert!(!check(&some, &[0x1f, 0x35]));
+        assert!(!check(&some, &[0x1f]));
+        assert!(!check(&some, &[0x1f, 0x34, 0, 0]));
+        assert!(check(&reply(&[]), &[9]));
+        assert!(!check(&reply(&[]), &[]));
+        assert_eq!(judge(None, &[]), Outcome::Good);
+    }
+}

@@ -1,0 +1,77 @@
+//! Sockets of checks, with the ends that the configuration gives them. Nothing waits.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, setsockopt,
+    socket, sockopt,
+};
+use rlvs_conf::desired::Ends;
+use rlvs_control::checks::Outcome;
+
+/// Opens a socket and begins to connect it.
+pub(super) fn open(
+    ends: &Ends,
+    kind: SockType,
+    protocol: Option<SockProtocol>,
+) -> Result<OwnedFd, Outcome> {
+    let family = match ends.address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(family, kind, flags, protocol).map_err(lacking)?;
+    prepare(&socket, ends).map_err(failed)?;
+    // An ICMP socket takes no port.
+    let port = if protocol.is_some() { 0 } else { ends.port };
+    let to = SockaddrStorage::from(SocketAddr::new(ends.address, port));
+    match connect(socket.as_raw_fd(), &to) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn prepare(socket: &OwnedFd, ends: &Ends) -> nix::Result<()> {
+    if ends.mark != 0 {
+        setsockopt(socket, sockopt::Mark, &ends.mark)?;
+    }
+    if let Some(interface) = &ends.interface {
+        setsockopt(socket, sockopt::BindToDevice, &OsString::from(interface))?;
+    }
+    if ends.source.is_none() && ends.source_port.is_none() {
+        return Ok(());
+    }
+    let any: IpAddr = match ends.address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    setsockopt(socket, sockopt::ReuseAddr, &true)?;
+    let from = SocketAddr::new(ends.source.unwrap_or(any), ends.source_port.unwrap_or(0));
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(from))
+}
+
+/// Tells what a system call's error says: that of a full host says nothing about the server.
+pub(super) fn failed(error: Errno) -> Outcome {
+    match error {
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN => {
+            lacking(error)
+        }
+        _ => Outcome::Bad(error.desc().to_lowercase()),
+    }
+}
+
+pub(super) fn lacking(error: Errno) -> Outcome {
+    Outcome::Unknown(error.desc().to_lowercase())
+}
+
+/// The same for an error of the standard library.
+pub(super) fn io_failed(error: &io::Error) -> Outcome {
+    match error.raw_os_error() {
+        Some(number) => failed(Errno::from_raw(number)),
+        None => Outcome::Bad(error.to_string()),
+    }
+}
