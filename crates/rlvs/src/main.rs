@@ -12,8 +12,6 @@ use rlvs::{check, face, keepalived, lab, set};
 
 const IPVSADM: &str = "ipvsadm";
 const KEEPALIVED: &str = "keepalived";
-/// Names the back end of `ipvsadm` for tests and scripts.
-const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
 
 /// The Linux Virtual Server on XDP.
 #[derive(Parser)]
@@ -83,7 +81,7 @@ fn face(args: &[OsString]) -> Option<(&'static str, &[OsString])> {
 fn run_ipvsadm(args: &[OsString]) -> ExitCode {
     let environment = Environment {
         open: &mut face::open_table,
-        backend: std::env::var(BACKEND_VARIABLE).ok(),
+        backend: std::env::var(face::BACKEND_VARIABLE).ok(),
         names: &Names::system(),
         // A large restore opens the table once for each fill of this.
         stdin: &mut std::io::BufReader::with_capacity(1 << 20, std::io::stdin().lock()),

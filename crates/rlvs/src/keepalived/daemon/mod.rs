@@ -14,6 +14,7 @@ mod pid;
 mod program;
 mod routers;
 mod scripts;
+mod services;
 mod signals;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -26,7 +27,10 @@ use rlvs_control::vrrp::{Event, State};
 use rlvs_linux::netns::Namespace;
 use rlvs_linux::vrrp::{Told, Vrrp};
 
+use super::checks::{Event as ServiceEvent, Kind, Open};
 use super::options::Running;
+use crate::face;
+use crate::ipvsadm::Backend;
 use configuration::Found;
 use log::{Level, Log};
 use manager::Manager;
@@ -34,6 +38,7 @@ use notify::Notifier;
 use pid::PidFile;
 use routers::Routers;
 use scripts::Scripts;
+use services::Services;
 use signals::Wish;
 
 /// Status of a daemon that could not begin.
@@ -56,6 +61,10 @@ enum Happening {
     Routers(Told),
     /// The virtual routers have ended without being asked.
     RoutersLost,
+    /// A virtual server tells.
+    Service(ServiceEvent),
+    /// The checks have ended without being asked.
+    ServicesLost(String),
     /// A tracked script has ended; with what is new about it.
     Script { name: String, good: bool, news: Option<String> },
 }
@@ -120,6 +129,8 @@ struct Daemon {
     routers: Option<Vrrp>,
     /// What the virtual routers were last told to be.
     config: Config,
+    services: Option<Services>,
+    backend: Backend,
     scripts: Scripts,
     notifier: Notifier,
     manager: Manager,
@@ -149,6 +160,8 @@ impl Daemon {
             sender,
             routers: None,
             config: Config::default(),
+            services: None,
+            backend: backend(options)?,
             scripts: Scripts::default(),
             notifier: Notifier::new(&found.desired, log),
             manager: Manager::find(),
@@ -156,6 +169,7 @@ impl Daemon {
         };
         daemon.route(config)?;
         daemon.follow();
+        daemon.serve_desired()?;
         daemon.manager.ready(&daemon.summary());
         Ok((daemon, happenings))
     }
@@ -181,6 +195,12 @@ impl Daemon {
                     self.log.say(Level::Error, "the virtual routers have ended of themselves");
                     return STATUS_SOFTWARE;
                 }
+                Ok(Happening::Service(event)) => self.service(&event),
+                Ok(Happening::ServicesLost(why)) => {
+                    let line = format!("the checks have ended of themselves: {why}");
+                    self.log.say(Level::Error, line);
+                    return STATUS_SOFTWARE;
+                }
                 Ok(Happening::Script { name, good, news }) => self.script(&name, good, news),
                 Err(RecvTimeoutError::Timeout) => {
                     // Whoever answers, runs.
@@ -202,7 +222,16 @@ impl Daemon {
                 match happening {
                     Happening::Routers(Told::Ended) | Happening::RoutersLost => break,
                     Happening::Routers(told) => self.told(told),
-                    Happening::Wish(_) | Happening::Script { .. } => {}
+                    Happening::Service(event) => self.service(&event),
+                    _ => {}
+                }
+            }
+        }
+        if let Some(services) = self.services.take() {
+            services.stop(self.options.keep_services);
+            while let Ok(happening) = happenings.try_recv() {
+                if let Happening::Service(event) = happening {
+                    self.service(&event);
                 }
             }
         }
@@ -242,7 +271,8 @@ impl Daemon {
         self.notifier.reload(&found.desired);
         self.desired = found.desired;
         self.follow();
-        self.route(config).map_err(|(_, why)| why)
+        self.route(config).map_err(|(_, why)| why)?;
+        self.serve_desired().map_err(|(_, why)| why)
     }
 
     /// Runs the tracked scripts of the configuration.
@@ -283,6 +313,47 @@ impl Daemon {
         };
         let thread = std::thread::Builder::new().name("told".to_owned()).spawn(forward);
         thread.map(drop).map_err(|error| (STATUS_FATAL, error.to_string()))
+    }
+
+    /// Lets the virtual servers be those of the configuration.
+    fn serve_desired(&mut self) -> Result<(), Refusal> {
+        if let Some(services) = &self.services {
+            services.reload(&self.desired);
+            return Ok(());
+        }
+        if self.desired.virtual_servers.is_empty() {
+            return Ok(());
+        }
+        let backend = self.backend;
+        if backend == Backend::Rlvs {
+            self.attach();
+        }
+        let open: Open = Box::new(move || face::open_table(backend));
+        let services = Services::start(&self.desired, open, self.sender.clone());
+        self.services = Some(services.map_err(|error| (STATUS_FATAL, error.to_string()))?);
+        Ok(())
+    }
+
+    /// Attaches the data plane, if nothing is attached.
+    fn attach(&self) {
+        match face::attach_if_detached() {
+            Ok(lines) => lines.iter().for_each(|line| self.log.say(Level::Info, line)),
+            Err(error) => {
+                let line = format!("nothing is balanced; attaching failed: {error:#}");
+                self.log.say(Level::Error, line);
+            }
+        }
+    }
+
+    fn service(&mut self, event: &ServiceEvent) {
+        let level = match event.kind {
+            Kind::ServerUp | Kind::Weight | Kind::QuorumUp => Level::Notice,
+            Kind::Failed => Level::Info,
+            Kind::ServerDown | Kind::NotAsked | Kind::Unsupported | Kind::Foreign => Level::Warning,
+            Kind::QuorumDown | Kind::Refused => Level::Error,
+        };
+        self.log.say(level, event);
+        self.notifier.service(event);
     }
 
     fn told(&mut self, told: Told) {
@@ -348,6 +419,14 @@ impl Daemon {
         let (routers, servers) = (self.config.instances.len(), servers.len());
         format!("{routers} virtual router(s), {servers} virtual server(s), {real} real server(s)")
     }
+}
+
+/// Returns whose table is kept.
+fn backend(options: &Running) -> Result<Backend, Refusal> {
+    let named = options.backend.clone().or_else(|| std::env::var(face::BACKEND_VARIABLE).ok());
+    let Some(name) = named else { return Ok(Backend::default()) };
+    Backend::from_name(&name)
+        .ok_or_else(|| (STATUS_FATAL, format!("there is no backend {name}; rlvs and kernel are")))
 }
 
 fn level_of(event: &Event) -> Level {

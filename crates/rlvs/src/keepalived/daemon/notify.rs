@@ -10,6 +10,7 @@ use nix::unistd::mkfifo;
 use rlvs_conf::desired::{Desired, Fifo, Global, Notify, Script};
 use rlvs_control::vrrp::{State, Who};
 
+use super::super::checks::{Event, Kind};
 use super::log::{Level, Log};
 use super::program;
 
@@ -103,18 +104,25 @@ impl Notifier {
         self.tell_routers(&format!("INSTANCE \"{name}\" MASTER_RX_LOWER_PRI {priority}\n"));
     }
 
-    /// Runs a program of a service.
-    pub(super) fn start(&self, script: Option<&Script>, more: &[String]) {
+    fn start(&self, script: Option<&Script>, more: &[String]) {
         if let Some(script) = script {
             program::start(script, more, &self.global, &self.log);
         }
     }
 
-    /// Writes a line about services.
-    #[expect(dead_code, reason = "services come next")]
-    pub(super) fn tell_services(&mut self, line: &str) {
-        self.services.write(line, &self.log);
-        self.all.write(line, &self.log);
+    /// Tells of a virtual or a real server.
+    pub(super) fn service(&mut self, event: &Event) {
+        self.start(event.script.as_ref(), &[]);
+        let (service, server) = (&event.service, event.server.as_deref().unwrap_or_default());
+        let line = match event.kind {
+            Kind::ServerUp => format!("RS {server} {service} UP\n"),
+            Kind::ServerDown => format!("RS {server} {service} DOWN\n"),
+            Kind::QuorumUp => format!("VS {service} UP\n"),
+            Kind::QuorumDown => format!("VS {service} DOWN\n"),
+            _ => return,
+        };
+        self.services.write(&line, &self.log);
+        self.all.write(&line, &self.log);
     }
 
     fn tell_routers(&mut self, line: &str) {
