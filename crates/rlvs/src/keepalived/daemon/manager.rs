@@ -16,10 +16,11 @@ pub(super) struct Manager {
 impl Manager {
     /// Finds the manager by the environment.
     pub(super) fn find() -> Self {
-        let address = std::env::var("NOTIFY_SOCKET").ok().and_then(|path| match path.strip_prefix('@') {
-            Some(name) => SocketAddr::from_abstract_name(name).ok(),
-            None => SocketAddr::from_pathname(&path).ok(),
-        });
+        let address =
+            std::env::var("NOTIFY_SOCKET").ok().and_then(|path| match path.strip_prefix('@') {
+                Some(name) => SocketAddr::from_abstract_name(name).ok(),
+                None => SocketAddr::from_pathname(&path).ok(),
+            });
         let socket = address.and_then(|address| Some((UnixDatagram::unbound().ok()?, address)));
         let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
         let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));

@@ -386,8 +386,7 @@ impl Daemon {
         };
         let instance = self.config.instances.iter().find(|one| &*one.name == about);
         let Some(instance) = instance else { return String::new() };
-        let addresses: Vec<String> =
-            instance.held().map(|held| held.address.to_string()).collect();
+        let addresses: Vec<String> = instance.held().map(|held| held.address.to_string()).collect();
         format!("; it {does} {}", addresses.join(", "))
     }
 

@@ -177,11 +177,8 @@ fn make(path: &str) -> io::Result<File> {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(nix::libc::O_NONBLOCK)
-        .open(path)?;
+    let file =
+        OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.file_type().is_fifo() {
         return Err(io::Error::other("it is no pipe"));
     }

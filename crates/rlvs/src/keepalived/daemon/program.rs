@@ -94,7 +94,9 @@ fn check_safe(path: &Path) -> Result<(), String> {
         let is_sticky = data.is_dir() && data.mode() & 0o1000 != 0;
         if data.uid() != 0 || (data.mode() & 0o022 != 0 && !is_sticky) {
             let part = part.display();
-            return Err(format!("others than root may write {part}, and enable_script_security is set"));
+            return Err(format!(
+                "others than root may write {part}, and enable_script_security is set"
+            ));
         }
     }
     Ok(())

@@ -130,10 +130,11 @@ fn tracks(
     interfaces: &[desired::Tracked],
     scripts: &[desired::Tracked],
 ) -> Vec<Track> {
-    let track = |what, weight: Weight| Track { what, weight: weight.change, reverse: weight.reverse };
-    let interfaces = interfaces.iter().map(|one| {
-        track(Tracked::Interface(name(&one.name)), one.weight.unwrap_or_default())
-    });
+    let track =
+        |what, weight: Weight| Track { what, weight: weight.change, reverse: weight.reverse };
+    let interfaces = interfaces
+        .iter()
+        .map(|one| track(Tracked::Interface(name(&one.name)), one.weight.unwrap_or_default()));
     let scripts = scripts.iter().map(|one| {
         let own = desired.scripts.iter().find(|script| script.name == one.name);
         let weight = one.weight.or(own.map(|script| script.weight)).unwrap_or_default();

@@ -53,11 +53,7 @@ impl Scripts {
     }
 }
 
-fn begin(
-    script: TrackedScript,
-    global: Global,
-    to: Sender<Happening>,
-) -> std::io::Result<Running> {
+fn begin(script: TrackedScript, global: Global, to: Sender<Happening>) -> std::io::Result<Running> {
     let (end, ended) = channel();
     let name = script.name.clone();
     let runner = Runner { script: script.clone(), global: global.clone(), to, said: None };

@@ -12,8 +12,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use rlvs_conf::desired::{Desired, Target, VirtualServer};
 use rlvs_control::model::{DestinationId, ServiceEntry, ServiceId};
 
-use super::Happening;
 use super::super::checks::{Checks, Open};
+use super::Happening;
 
 /// What the thread is asked for.
 #[derive(Debug)]
@@ -35,7 +35,11 @@ impl Services {
     ///
     /// # Errors
     /// The kernel has no descriptor or thread for us.
-    pub(super) fn start(desired: &Desired, mut open: Open, to: Sender<Happening>) -> io::Result<Self> {
+    pub(super) fn start(
+        desired: &Desired,
+        mut open: Open,
+        to: Sender<Happening>,
+    ) -> io::Result<Self> {
         let mut desired = desired.clone();
         if let Ok(left) = open().and_then(|mut table| table.services()) {
             let servers = desired.virtual_servers.iter_mut();
@@ -132,7 +136,8 @@ impl Runner {
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         // Rounded up: the last millisecond is not spent spinning.
         let millis = left.map(|left| left.as_micros().div_ceil(1000));
-        let timeout = millis.map(|millis| PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX));
+        let timeout =
+            millis.map(|millis| PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX));
         let timeout = timeout.unwrap_or(PollTimeout::NONE);
         let mut descriptors = [
             PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),

@@ -31,8 +31,7 @@ pub(super) enum Wish {
 /// # Errors
 /// The kernel refused a handler or a thread.
 pub(super) fn listen(ignore_interrupt: bool, to: Sender<Happening>) -> io::Result<()> {
-    let mut signals =
-        Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, JSON, CLEAR])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, JSON, CLEAR])?;
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || {
         for signal in signals.forever() {
