@@ -19,9 +19,8 @@ use rlvs_linux::route::{Mac, Prefix, Rtnetlink};
 use rlvs_linux::sysctl;
 
 const NODE: &str = env!("CARGO_BIN_EXE_vrrp-node");
-const MS: Duration = Duration::from_millis(1);
 /// How much later than due something may come on a busy machine.
-const LATE: Duration = Duration::from_millis(150);
+const LATE: Duration = Duration::from_millis(250);
 /// keepalived and the kernel's clock round.
 const EARLY: Duration = Duration::from_millis(3);
 const THEIRS: u8 = 1;
@@ -433,7 +432,7 @@ fn assert_announced(wire: &Wire, variant: &Variant, taken: Duration) {
         frames.iter().find(announces).map(|one| one.time).ok_or(format!("{} frames", frames.len()))
     });
     let gap = first - taken;
-    assert!(gap < 50 * MS, "{gap:?}");
+    assert!(gap < LATE, "{gap:?}");
     eprintln!("{}: announced {gap:?} behind the advertisement", variant.name);
 }
 
@@ -469,7 +468,8 @@ fn as_master(variant: &Variant) {
     Rtnetlink::open_in(&wire.ours).unwrap().delete_address(index, prefix).unwrap();
     wait_for("the address", || if wire.has_vip(variant) { Ok(()) } else { Err("gone".to_owned()) });
     let back = now() - removed;
-    assert!(back < 100 * MS, "{back:?}");
+    assert!(back < LATE, "{back:?}");
+    eprintln!("{}: the address was back after {back:?}", variant.name);
     // Frozen, it is taken for dead; then it listens first, and is silent until its time has come.
     let handle = Handle::open(node.pid().unwrap()).unwrap();
     handle.signal(Signal::SIGSTOP).unwrap();
