@@ -378,8 +378,9 @@ mod tests {
     #[test]
     fn what_is_not_carried_out_is_said() {
         let config = config(
-            "virtual_server 10.0.0.1 80 {\n protocol TCP\n lb_kind NAT
-             real_server 10.1.1.1 80 {\n DNS_CHECK {\n }\n TCP_CHECK {\n }\n }\n }",
+            "bfd_instance B {\n neighbor_ip 10.1.1.2\n}
+             virtual_server 10.0.0.1 80 {\n protocol TCP\n lb_kind NAT
+             real_server 10.1.1.1 80 {\n BFD_CHECK {\n name B\n }\n TCP_CHECK {\n }\n }\n }",
         );
         assert_eq!(config.health[0].servers[0].checks.len(), 1);
         assert_eq!(config.events.len(), 1);

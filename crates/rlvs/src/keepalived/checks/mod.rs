@@ -5,6 +5,7 @@
 //! returns; scripts and mails that an event names are the owner's to carry out.
 
 mod config;
+mod dns;
 mod event;
 mod keeper;
 mod probe;
