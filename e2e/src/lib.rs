@@ -6,7 +6,8 @@
 //! of all from one description, [`packet`] makes frames with an independent library, [`network`] is
 //! the namespace whose routing table the programs ask, [`scene`] what most tests begin with,
 //! [`unusual`] adds options and cuts frames into fragments, [`world`] runs a frame through all bodies,
-//! holds them against each other and tells what changed, [`fuzz`] is one run of the fuzzer.
+//! holds them against each other and tells what changed, [`fuzz`] is one run of the fuzzer,
+//! [`fuzz_vrrp`] one of that of VRRP.
 
 #[expect(unsafe_code, reason = "the standard library opens no raw socket")]
 pub mod association;
@@ -14,6 +15,8 @@ pub mod association;
 pub mod bpf;
 #[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]
 pub mod fuzz;
+#[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]
+pub mod fuzz_vrrp;
 pub mod host;
 pub mod lab;
 #[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]

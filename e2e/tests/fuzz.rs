@@ -1,4 +1,4 @@
-//! What the fuzzer has found worth keeping, played again.
+//! What the fuzzers have found worth keeping, played again.
 
 use std::path::Path;
 
@@ -8,19 +8,24 @@ fn the_corpus_breaks_no_promise() {
 }
 
 #[test]
+fn the_corpus_of_vrrp_breaks_no_promise() {
+    play("corpus-vrrp", 100, e2e::fuzz_vrrp::run);
+}
+
+#[test]
 fn replies_to_checks_break_no_promise() {
     play("corpus-replies", 5, e2e::replies::run);
 }
 
-fn play(corpus: &str, least: u32, run: impl Fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(corpus);
+fn play(name: &str, at_least: usize, run: impl Fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(name);
     let mut played = 0;
-    for entry in folder.read_dir().expect("fuzz/corpus") {
-        let path = entry.expect("fuzz/corpus").path();
+    for entry in folder.read_dir().expect("a folder") {
+        let path = entry.expect("a folder").path();
         let data = std::fs::read(&path).expect("a file");
         println!("{}", path.display());
         run(&data);
         played += 1;
     }
-    assert!(played > least, "{played} files in {}", folder.display());
+    assert!(played > at_least, "{played} files in {}", folder.display());
 }

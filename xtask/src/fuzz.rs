@@ -1,4 +1,4 @@
-//! The fuzzers of the forwarding function, of keepalived.conf and of replies to checks.
+//! The fuzzers.
 
 use std::fs;
 
@@ -9,12 +9,26 @@ use crate::run;
 /// What is fuzzed.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum What {
-    /// The forwarding function
-    Process,
+    /// The forwarding function, by tables and frames
+    Packets,
+    /// The virtual routers, by packets
+    Vrrp,
     /// keepalived.conf
     Conf,
     /// Replies to checks
     Replies,
+}
+
+impl What {
+    /// Returns its program, the folder of what is found and that of what is kept.
+    const fn names(self) -> [&'static str; 3] {
+        match self {
+            Self::Packets => ["packets", "found", "corpus"],
+            Self::Vrrp => ["vrrp", "found-vrrp", "corpus-vrrp"],
+            Self::Conf => ["conf", "found-conf", "corpus-conf"],
+            Self::Replies => ["replies", "found-replies", "corpus-replies"],
+        }
+    }
 }
 
 /// What `cargo xtask fuzz` takes.
@@ -24,7 +38,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
     /// What to feed
-    #[arg(value_enum, default_value = "process")]
+    #[arg(value_enum, default_value = "packets")]
     what: What,
 }
 
@@ -45,11 +59,7 @@ const LENGTH_MAX: &str = "-max_len=1024";
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let folder = run::workspace()?.join("fuzz");
     let target = run::target()?.join("fuzz");
-    let (name, found, kept) = match arguments.what {
-        What::Process => ("rlvs-fuzz", "found", "corpus"),
-        What::Conf => ("conf", "found-conf", "corpus-conf"),
-        What::Replies => ("replies", "found-replies", "corpus-replies"),
-    };
+    let [name, found, kept] = arguments.what.names();
     let (found, kept) = (target.join(found), folder.join(kept));
     for folder in [&found, &kept] {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;

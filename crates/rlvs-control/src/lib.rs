@@ -4,7 +4,8 @@
 //! front end reads and edits a virtual-server table, [`check`] what every table refuses,
 //! [`memory`] the plain table that tests use, [`ring`] the order in which a scheduler takes
 //! destinations, [`plan`] what makes one table of another, [`checks`] health of real servers,
-//! [`upkeep`] a table kept as it should be. Nothing here opens a socket or a file.
+//! [`upkeep`] a table kept as it should be, [`vrrp`] the virtual routers that move addresses. Nothing
+//! here opens a socket or a file.
 #![forbid(unsafe_code)]
 
 pub mod check;
@@ -15,3 +16,4 @@ pub mod plan;
 pub mod ring;
 pub mod table;
 pub mod upkeep;
+pub mod vrrp;

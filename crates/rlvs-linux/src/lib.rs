@@ -4,7 +4,7 @@
 //! that every netlink family here goes through, [`route`] links, addresses, routes and neighbours,
 //! [`ethtool`] and [`sysctl`] the switches that netlink does not have, [`xdp_pass`] what a veth peer
 //! of native XDP needs, [`decap`] what a real server without tunnel devices needs, [`names`] the names
-//! of hosts and ports, [`dataplane`] our own table, [`ipvs`] the kernel's.
+//! of hosts and ports, [`dataplane`] our own table, [`ipvs`] the kernel's, [`vrrp`] the thread that moves addresses.
 
 pub mod dataplane;
 #[expect(unsafe_code, reason = "one kind of attachment that the loader does not have")]
@@ -20,5 +20,6 @@ pub mod netns;
 pub mod process;
 pub mod route;
 pub mod sysctl;
+pub mod vrrp;
 #[expect(unsafe_code, reason = "one program load that needs no loader")]
 pub mod xdp_pass;

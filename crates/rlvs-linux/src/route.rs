@@ -4,6 +4,7 @@
 //! of the kernel at the moment it is wanted; nothing is cached.
 
 mod ingress;
+mod monitor;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,8 +14,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{
-    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-    LinkXdp,
+    InfoBridge, InfoData, InfoKind, InfoMacVlan, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage, LinkXdp, MacVlanMode,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
@@ -25,6 +26,8 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+pub use monitor::Monitor;
 
 use crate::netlink;
 use crate::netns::{self, Namespace};
@@ -257,6 +260,26 @@ impl Rtnetlink {
             LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)])),
         ];
         self.add_link(name, info, || format!("making bridge {name}"))
+    }
+
+    /// Makes a second interface on top of `lower`, with a hardware address of its own, which hears
+    /// others of its kind on the wire only (macvlan, private).
+    ///
+    /// # Errors
+    /// A name that is taken, or a missing capability.
+    pub fn add_macvlan(&mut self, name: &str, lower: u32, mac: Mac) -> Result<(), Error> {
+        let mode = InfoData::MacVlan(vec![InfoMacVlan::Mode(MacVlanMode::Private)]);
+        let info = vec![LinkInfo::Kind(InfoKind::MacVlan), LinkInfo::Data(mode)];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Link(lower),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::LinkInfo(info),
+        ];
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let operation = || format!("making interface {name} with the address {mac}");
+        self.change(RouteNetlinkMessage::NewLink(message), flags, operation)
     }
 
     fn add_link(

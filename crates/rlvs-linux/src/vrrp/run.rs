@@ -1,0 +1,314 @@
+//! The loop: wait, read everything, let the router know, carry out what it wants.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::time::TimeSpec;
+use rlvs_control::model::Family;
+use rlvs_control::vrrp::config::VirtualAddress;
+use rlvs_control::vrrp::{Input, LinkState, Output, Received, Router};
+
+use super::channel::Channel;
+use super::own::OwnInterfaces;
+use super::{Command, Error, Told, frame_socket, rest};
+use crate::route::{self, Link, Mac, Monitor, Prefix, Rtnetlink};
+
+/// Packets of one socket that are read before others have their turn: more than wait in its buffer.
+const PACKETS_AT_ONCE: usize = 1024;
+
+/// Everything that the thread has.
+pub(super) struct Runner {
+    router: Router,
+    route: Rtnetlink,
+    monitor: Monitor,
+    frames: OwnedFd,
+    channels: BTreeMap<(Arc<str>, Family), Channel>,
+    links: BTreeMap<Arc<str>, Link>,
+    own: OwnInterfaces,
+    wake: Arc<EventFd>,
+    orders: Receiver<Command>,
+    told: Sender<Told>,
+    /// An orderly end was asked for.
+    ending: bool,
+}
+
+impl Runner {
+    pub(super) fn new(
+        router: Router,
+        wake: Arc<EventFd>,
+        orders: Receiver<Command>,
+        told: Sender<Told>,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            router,
+            // First, so that no change is missed behind the first listing.
+            monitor: Monitor::open()?,
+            route: Rtnetlink::open()?,
+            frames: frame_socket()?,
+            channels: BTreeMap::new(),
+            links: BTreeMap::new(),
+            own: OwnInterfaces::default(),
+            wake,
+            orders,
+            told,
+            ending: false,
+        })
+    }
+
+    pub(super) fn run(mut self) {
+        self.look_at_links();
+        while !self.ending {
+            self.wait();
+            // Packets come first: whoever has slept must hear before it speaks.
+            self.read_packets();
+            if self.monitor.has_changed() {
+                self.look_at_links();
+            }
+            self.obey();
+            self.router.handle_timeout(Instant::now());
+            self.carry_out();
+        }
+        for error in std::mem::take(&mut self.own).undo(&mut self.route) {
+            self.failed("", &*error);
+        }
+        self.tell(Told::Ended);
+    }
+
+    /// Sleeps until something happens or is due.
+    fn wait(&self) {
+        let due = self.router.poll_timeout().map(|(due, _)| due);
+        let time = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let mut descriptors = vec![
+            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
+        ];
+        let channels = self.channels.values();
+        let channels = channels.filter(|channel| channel.hears);
+        descriptors.extend(channels.map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN)));
+        // Interrupted or not: the caller looks at everything.
+        let _ready = ppoll(&mut descriptors, time.map(TimeSpec::from_duration), None).is_ok();
+    }
+
+    fn read_packets(&mut self) {
+        for packet in self.waiting_packets() {
+            self.input(Input::Packet(packet));
+        }
+    }
+
+    fn waiting_packets(&self) -> Vec<Received> {
+        let of_one = |channel: &Channel| -> Vec<Received> {
+            std::iter::from_fn(|| channel.receive()).take(PACKETS_AT_ONCE).collect()
+        };
+        self.channels.values().flat_map(of_one).collect()
+    }
+
+    /// Does what was asked for.
+    fn obey(&mut self) {
+        rest(&self.wake);
+        loop {
+            match self.orders.try_recv() {
+                Ok(Command::Input(input)) => {
+                    self.ending |= input == Input::Stop;
+                    let reload = matches!(input, Input::Reload(_));
+                    self.input(input);
+                    if reload {
+                        self.look_at_links();
+                    }
+                }
+                Ok(Command::Status(to)) => {
+                    // Whoever asked may have gone.
+                    let _heard = to.send(self.router.status()).is_ok();
+                }
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.ending = true;
+                    return self.input(Input::Stop);
+                }
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        self.router.handle(input, Instant::now());
+        self.carry_out();
+    }
+
+    /// Lists the interfaces, and lets the router know of them and of addresses that are missing.
+    fn look_at_links(&mut self) {
+        let links = match self.route.links() {
+            Ok(links) => links,
+            Err(error) => return self.failed("listing the interfaces", &error),
+        };
+        self.links = links.into_iter().map(|link| (link.name.as_str().into(), link)).collect();
+        self.make_virtual_macs();
+        self.open_channels();
+        let states = self.links.iter().map(|(name, link)| (name.clone(), state_of(link)));
+        self.input(Input::Links(states.collect()));
+        for (interface, address) in self.missing() {
+            self.input(Input::AddressRemoved { interface, address });
+        }
+    }
+
+    /// Returns the addresses of all instances that are not where they would be. Only a master's are
+    /// put back, which is the router's decision.
+    fn missing(&self) -> Vec<(Arc<str>, IpAddr)> {
+        let mut missing = Vec::new();
+        for config in self.router.instances() {
+            for VirtualAddress { address, interface, .. } in config.held() {
+                let interface = interface.as_ref().unwrap_or(config.outward());
+                let Some(link) = self.links.get(interface) else { continue };
+                if link.addresses.iter().all(|one| one.address != *address) {
+                    missing.push((interface.clone(), *address));
+                }
+            }
+        }
+        missing
+    }
+
+    /// Makes the interfaces that have a virtual router's own hardware address; the kernel's notice
+    /// of them brings us here again.
+    fn make_virtual_macs(&mut self) {
+        let mut wanted = Vec::new();
+        for config in self.router.instances() {
+            if let Some(name) = &config.virtual_mac
+                && let Some(lower) = self.links.get(&config.interface)
+                && !self.links.contains_key(name)
+            {
+                wanted.push((name.clone(), lower.clone(), Mac(config.mac())));
+            }
+        }
+        for (name, lower, mac) in wanted {
+            match self.own.make(&mut self.route, &name, &lower, mac) {
+                Ok(link) => drop(self.links.insert(name, link)),
+                Err(error) => self.failed("", &*error),
+            }
+        }
+    }
+
+    /// Opens the sockets that the instances need, and closes those of interfaces that are gone.
+    fn open_channels(&mut self) {
+        let mut wanted = BTreeMap::new();
+        for config in self.router.instances() {
+            for interface in [config.outward(), &config.interface] {
+                if let Some(link) = self.links.get(interface) {
+                    let hears = *interface == config.interface;
+                    wanted.insert((interface.clone(), config.family), (link.index, hears));
+                }
+            }
+        }
+        let is_open = |channel: &Channel| (channel.index, channel.hears);
+        self.channels.retain(|key, channel| wanted.get(key) == Some(&is_open(channel)));
+        for ((interface, family), (index, hears)) in wanted {
+            let key = (interface.clone(), family);
+            if self.channels.contains_key(&key) {
+                continue;
+            }
+            match Channel::open(&interface, index, family, hears) {
+                Ok(channel) => drop(self.channels.insert(key, channel)),
+                Err(error) => self.failed(&format!("opening a socket on {interface}"), &error),
+            }
+        }
+    }
+
+    /// Carries out everything that the router wants.
+    fn carry_out(&mut self) {
+        while let Some(output) = self.router.poll_output() {
+            match output {
+                Output::SendAdvert { interface, destination, packet, .. } => {
+                    self.send_advert(&interface, destination, &packet);
+                }
+                Output::SendFrame { interface, frame } => self.send_frame(&interface, &frame),
+                Output::AddAddress { interface, address } => self.add(&interface, &address),
+                Output::RemoveAddress { interface, address } => self.remove(&interface, &address),
+                Output::ReadFirst => {
+                    let packets = self.waiting_packets();
+                    let now = Instant::now();
+                    for packet in packets {
+                        self.router.handle(Input::Packet(packet), now);
+                    }
+                    self.router.handle(Input::AllRead, now);
+                }
+                Output::Notify { who, state, priority } => {
+                    self.tell(Told::State { who, state, priority });
+                }
+                Output::Log { about, event } => self.tell(Told::Log { about, event }),
+            }
+        }
+    }
+
+    fn send_advert(&self, interface: &Arc<str>, destination: IpAddr, packet: &[u8]) {
+        let key = (interface.clone(), Family::of(destination));
+        let sent = match self.channels.get(&key) {
+            Some(channel) => channel.send(packet, destination),
+            None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        };
+        if let Err(error) = sent {
+            self.failed(&format!("sending an advertisement by {interface}"), &error);
+        }
+    }
+
+    fn send_frame(&self, interface: &Arc<str>, frame: &[u8]) {
+        let Some(link) = self.links.get(interface) else { return };
+        if let Err(error) = super::sys::send_frame(&self.frames, link.index, frame) {
+            self.failed(&format!("announcing an address on {interface}"), &error);
+        }
+    }
+
+    fn add(&mut self, interface: &Arc<str>, address: &VirtualAddress) {
+        let Some(link) = self.links.get(interface) else {
+            let error = io::Error::from_raw_os_error(libc::ENODEV);
+            let what = format!("giving {interface} the address {}", address.address);
+            return self.failed(&what, &error);
+        };
+        let added = self.route.add_virtual_address(link.index, prefix(address));
+        self.check(added, &[libc::EEXIST]);
+    }
+
+    fn remove(&mut self, interface: &Arc<str>, address: &VirtualAddress) {
+        let Some(link) = self.links.get(interface) else { return };
+        let removed = self.route.delete_address(link.index, prefix(address));
+        self.check(removed, &[libc::EADDRNOTAVAIL, libc::ENODEV]);
+    }
+
+    /// Reports a failure, unless it says that all is as wanted.
+    fn check(&self, result: Result<(), route::Error>, fine: &[i32]) {
+        if let Err(error) = result
+            && !error.refusal().is_some_and(|number| fine.contains(&number))
+        {
+            self.failed("", &error);
+        }
+    }
+
+    fn failed(&self, what: &str, error: &dyn std::error::Error) {
+        let separator = if what.is_empty() { "" } else { ": " };
+        let mut text = format!("{what}{separator}{error}");
+        if let Some(source) = error.source() {
+            text = format!("{text}: {source}");
+        }
+        self.tell(Told::Failed { what: text });
+    }
+
+    fn tell(&self, told: Told) {
+        // Nobody may be listening.
+        let _heard = self.told.send(told).is_ok();
+    }
+}
+
+fn prefix(address: &VirtualAddress) -> Prefix {
+    Prefix { address: address.address, bits: address.bits }
+}
+
+fn state_of(link: &Link) -> LinkState {
+    LinkState {
+        running: link.up && link.carrier,
+        mac: link.mac.map(|mac| mac.0),
+        addresses: link.addresses.iter().map(|prefix| prefix.address).collect(),
+    }
+}
