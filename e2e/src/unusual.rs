@@ -25,6 +25,14 @@ fn set_length(frame: &mut [u8]) {
     }
 }
 
+/// Returns a frame whose IP header tells its length.
+#[must_use]
+pub fn resized(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    set_length(&mut frame);
+    frame
+}
+
 /// Returns an IPv4 frame with options, a multiple of four bytes.
 #[must_use]
 pub fn optioned(frame: &[u8], options: &[u8]) -> Vec<u8> {

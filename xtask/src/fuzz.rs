@@ -1,4 +1,4 @@
-//! The fuzzers of the forwarding function, of keepalived.conf, of VRRP and of replies to checks.
+//! The fuzzers.
 
 use std::fs;
 
@@ -9,14 +9,26 @@ use crate::run;
 /// What is fuzzed.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum What {
-    /// The forwarding function
-    Process,
+    /// The forwarding function, by tables and frames
+    Packets,
+    /// The virtual routers, by packets
+    Vrrp,
     /// keepalived.conf
     Conf,
-    /// The virtual routers
-    Vrrp,
     /// Replies to checks
     Replies,
+}
+
+impl What {
+    /// Returns its program, the folder of what is found and that of what is kept.
+    const fn names(self) -> [&'static str; 3] {
+        match self {
+            Self::Packets => ["packets", "found", "corpus"],
+            Self::Vrrp => ["vrrp", "found-vrrp", "corpus-vrrp"],
+            Self::Conf => ["conf", "found-conf", "corpus-conf"],
+            Self::Replies => ["replies", "found-replies", "corpus-replies"],
+        }
+    }
 }
 
 /// What `cargo xtask fuzz` takes.
@@ -26,7 +38,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
     /// What to feed
-    #[arg(value_enum, default_value = "process")]
+    #[arg(value_enum, default_value = "packets")]
     what: What,
 }
 
@@ -42,17 +54,12 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Bytes of an input.
 const LENGTH_MAX: &str = "-max_len=1024";
 
-/// Builds and runs a fuzzer, beginning with what is kept in its `fuzz/corpus…`, and adds to
-/// it whatever reaches code that nothing kept there does.
+/// Builds and runs the fuzzer, beginning with what is kept in `fuzz/corpus`, and adds to it whatever
+/// reaches code that nothing kept there does.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let folder = run::workspace()?.join("fuzz");
     let target = run::target()?.join("fuzz");
-    let (name, found, kept) = match arguments.what {
-        What::Process => ("rlvs-fuzz", "found", "corpus"),
-        What::Conf => ("conf", "found-conf", "corpus-conf"),
-        What::Vrrp => ("rlvs-fuzz-vrrp", "found-vrrp", "corpus-vrrp"),
-        What::Replies => ("replies", "found-replies", "corpus-replies"),
-    };
+    let [name, found, kept] = arguments.what.names();
     let (found, kept) = (target.join(found), folder.join(kept));
     for folder in [&found, &kept] {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;

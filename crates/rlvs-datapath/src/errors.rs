@@ -9,8 +9,8 @@
 //! time-out. What quotes anything else passes as it came.
 
 use rlvs_wire::{
-    DESTINATION_PORT, SOURCE_PORT, bytes_at, checksum, icmp, ipv4, ipv6, put_at, sctp, tcp, u8_at,
-    u16_at, u32_at, u64_at, udp,
+    DESTINATION_PORT, SOURCE_PORT, bytes_at, checksum, gre, icmp, ipip, ipv4, ipv6, put_at, sctp,
+    tcp, u8_at, u16_at, u32_at, u64_at, udp,
 };
 
 use crate::abi::{Destination, Row, Service, method};
@@ -18,7 +18,7 @@ use crate::connection::Context;
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, IP, Ip, L4_V4, L4_V6, Packet, Substitute, V4, V6, lower_v4};
-use crate::process::{Half, does_not_fit, forward};
+use crate::process::{Half, Stage, does_not_fit, forward};
 use crate::reason::Reason;
 use crate::tables::{Tables, bump};
 
@@ -27,10 +27,16 @@ use crate::tables::{Tables, bump};
 pub fn related<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
     let packet = match A::quoted(frame) {
         Ok(packet) => packet,
+        Err(Reason::OtherProtocol) if A::quotes_tunnel(frame) => {
+            return Verdict::Next(Stage::relay::<A>());
+        }
         Err(reason) => return Verdict::Pass(reason),
     };
     let Some(Half { key, is_reply }) = context.half(&packet) else {
-        return Verdict::Pass(Reason::NoService);
+        return match packet.protocol {
+            udp::PROTOCOL => Verdict::Next(Stage::relay::<A>()),
+            _ => Verdict::Pass(Reason::NoService),
+        };
     };
     let Some(found) = context.find_live(&key) else { return Verdict::Pass(Reason::NoConnection) };
     if packet.ttl <= 1 {
@@ -127,6 +133,8 @@ pub trait Quote: Ip {
     /// Returns what an ICMP error quotes, as the packet against it: what was its source is the target.
     /// Length and time to live are the error's own.
     fn quoted<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason>;
+    /// Returns whether a message is an error about a packet in a tunnel without ports.
+    fn quotes_tunnel<F: Frame>(frame: &mut F) -> bool;
     /// Replaces one end of an error and the opposite end of what it quotes, lowers the time to live, lets
     /// checksums follow.
     fn translate_error<F: Frame>(
@@ -159,10 +167,7 @@ impl Quote for V4 {
         let total = u16_at(head, IP + ipv4::TOTAL_LENGTH);
         let ttl = u8_at(head, IP + ipv4::TTL);
         let target = u32_at(head, IP + ipv4::DESTINATION);
-        if !matches!(
-            u8_at(head, L4_V4 + icmp::TYPE),
-            icmp::UNREACHABLE | icmp::SOURCE_QUENCH | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM
-        ) {
+        if !is_error(u8_at(head, L4_V4 + icmp::TYPE)) {
             return Err(Reason::OtherProtocol);
         }
         let head = frame.head::<HEADERS_V4>().ok_or(Reason::Malformed)?;
@@ -187,6 +192,13 @@ impl Quote for V4 {
             ttl,
             length: u32::from(total),
         })
+    }
+
+    #[inline(always)]
+    fn quotes_tunnel<F: Frame>(frame: &mut F) -> bool {
+        let Some(head) = frame.head::<HEADERS_V4>() else { return false };
+        is_error(u8_at(head, L4_V4 + icmp::TYPE))
+            && is_tunnel(u8_at(head, QUOTE_V4 + ipv4::PROTOCOL))
     }
 
     #[inline(always)]
@@ -259,6 +271,13 @@ impl Quote for V6 {
     }
 
     #[inline(always)]
+    fn quotes_tunnel<F: Frame>(frame: &mut F) -> bool {
+        let Some(head) = frame.head::<HEADERS_V6>() else { return false };
+        u8_at(head, L4_V6 + icmp::TYPE) & icmp::INFORMATIONAL_V6 == 0
+            && is_tunnel(u8_at(head, QUOTE_V6 + ipv6::NEXT_HEADER))
+    }
+
+    #[inline(always)]
     fn translate_error<F: Frame>(
         frame: &mut F,
         packet: &Packet<Self>,
@@ -291,9 +310,18 @@ impl Quote for V6 {
     }
 }
 
+/// Returns whether an ICMP message is an error, by its type.
+#[inline(always)]
+pub(crate) fn is_error(kind: u8) -> bool {
+    matches!(
+        kind,
+        icmp::UNREACHABLE | icmp::SOURCE_QUENCH | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM
+    )
+}
+
 /// Checks the IP header of a message that is neither TCP nor UDP.
 #[inline(always)]
-fn is_other<A: Ip, F: Frame>(frame: &mut F) -> Result<(), Reason> {
+pub(crate) fn is_other<A: Ip, F: Frame>(frame: &mut F) -> Result<(), Reason> {
     match A::parse(frame) {
         Err(Reason::OtherProtocol) => Ok(()),
         Err(reason) => Err(reason),
@@ -301,9 +329,14 @@ fn is_other<A: Ip, F: Frame>(frame: &mut F) -> Result<(), Reason> {
     }
 }
 
+#[inline(always)]
+fn is_tunnel(protocol: u8) -> bool {
+    matches!(protocol, ipip::PROTOCOL_V4 | ipip::PROTOCOL_V6 | gre::PROTOCOL)
+}
+
 /// Returns a protocol whose header begins with two ports.
 #[inline(always)]
-fn with_ports(protocol: u8) -> Result<u8, Reason> {
+pub(crate) fn with_ports(protocol: u8) -> Result<u8, Reason> {
     match protocol {
         tcp::PROTOCOL | udp::PROTOCOL | sctp::PROTOCOL => Ok(protocol),
         _ => Err(Reason::OtherProtocol),

@@ -14,6 +14,7 @@ use crate::frame::{Frame, Verdict};
 use crate::hash;
 use crate::ip::{Flow, Ip, Packet};
 use crate::layout::{Layout, Piece};
+use crate::local::Sender;
 use crate::moved::Moved;
 use crate::process::{Half, Stage, answer, deliver, leave_too_big};
 use crate::reason::Reason;
@@ -39,6 +40,17 @@ pub fn odd<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) 
 #[inline(always)]
 pub fn odd_open<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
     carry(context, frame, open::<A, F, T>).unwrap_or_else(Verdict::Pass)
+}
+
+/// Returns such a packet, of which all or the begin is there.
+#[inline(always)]
+pub fn begin<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+) -> Result<Packet<A>, Reason> {
+    let layout: Layout<A> = A::layout(frame, context.tables)?;
+    let (ports, flags) = layout.ports(frame)?;
+    Ok(layout.with(ports, layout.protocol, flags))
 }
 
 /// Finds the parts of a packet and has `work` send it, which is told the hash of the
@@ -143,6 +155,12 @@ fn open<A: Ip, F: Frame, T: Tables>(
     _: u64,
 ) -> Result<Verdict, Reason> {
     let service = context.service_of(packet).ok_or(Reason::NoService)?;
+    match context.sender(frame, service) {
+        Sender::Client => {}
+        Sender::Peer => return Err(Reason::FromPeer),
+        Sender::Here => return Err(Reason::Local),
+        Sender::Unknown => return Ok(Verdict::Next(Stage::peers::<A>())),
+    }
     Ok(match context.open::<A, _, true>(frame, packet, service) {
         Opening::To(id) => {
             let too_big = |frame: &mut Moved<'_, F>, _| leave_too_big::<A, _>(frame);

@@ -27,6 +27,7 @@ pub mod mss;
 pub mod process;
 pub mod reason;
 pub mod refuse;
+pub mod relay;
 pub mod schedule;
 pub mod state;
 pub mod sweep;

@@ -29,6 +29,7 @@ use crate::local::{self, Sender};
 use crate::mss;
 use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
+use crate::relay::{self, Relayed};
 use crate::schedule::{Opening, quiet};
 use crate::state::{self, Seen};
 use crate::tables::{Tables, Time, bump};
@@ -75,11 +76,15 @@ pub enum Stage {
     Clamp4 = 16,
     /// The same over IPv6.
     Clamp6 = 17,
+    /// An ICMP error may be about a tunnel's packet over IPv4.
+    Relay4 = 18,
+    /// The same over IPv6.
+    Relay6 = 19,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -98,6 +103,8 @@ impl Stage {
         Self::Associate6,
         Self::Clamp4,
         Self::Clamp6,
+        Self::Relay4,
+        Self::Relay6,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has
@@ -130,6 +137,8 @@ impl Stage {
             Self::Associate6 => "associate6",
             Self::Clamp4 => "clamp4",
             Self::Clamp6 => "clamp6",
+            Self::Relay4 => "relay4",
+            Self::Relay6 => "relay6",
         }
     }
 
@@ -154,7 +163,9 @@ impl Stage {
             14 => Self::Associate4,
             15 => Self::Associate6,
             16 => Self::Clamp4,
-            _ => Self::Clamp6,
+            17 => Self::Clamp6,
+            18 => Self::Relay4,
+            _ => Self::Relay6,
         }
     }
 
@@ -168,8 +179,15 @@ impl Stage {
         if A::FAMILY == 4 { Self::Clamp4 } else { Self::Clamp6 }
     }
 
+    /// Returns the stage of errors about tunnels for an IP version.
     #[inline(always)]
-    const fn peers<A: Ip>() -> Self {
+    pub const fn relay<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Relay4 } else { Self::Relay6 }
+    }
+
+    /// Returns the stage that asks for directors for an IP version.
+    #[inline(always)]
+    pub const fn peers<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Peers4 } else { Self::Peers6 }
     }
 
@@ -266,11 +284,14 @@ pub fn sctp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
 pub fn peers<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| {
         let (packet, open) = match A::parse(frame) {
-            Ok(packet) => (packet, Stage::open::<A>()),
-            Err(Reason::OtherProtocol) => match association::parse::<A, F>(frame) {
-                Ok(packet) => (packet, Stage::associate::<A>()),
-                Err(reason) => return Verdict::Pass(reason),
-            },
+            Ok(packet) => (Ok(packet), Stage::open::<A>()),
+            Err(Reason::Options | Reason::Fragment) => {
+                (fragment::begin::<A, F, T>(context, frame), Stage::odd_open::<A>())
+            }
+            Err(_) => (association::parse::<A, F>(frame), Stage::associate::<A>()),
+        };
+        let packet = match packet {
+            Ok(packet) => packet,
             Err(reason) => return Verdict::Pass(reason),
         };
         if let Some(service) = context.service_of(&packet) {
@@ -290,6 +311,12 @@ pub fn associate<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdi
 #[inline(always)]
 pub fn clamp<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
     settle(frame, tables, |context, frame, _| mss::clamp::<A, F, T>(context, frame))
+}
+
+/// Carries out the stages [`Stage::Relay4`] and [`Stage::Relay6`].
+#[inline(always)]
+pub fn relay<A: Relayed, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| relay::relay::<A, F, T>(context, frame))
 }
 
 /// Carries out a stage, for bodies that call it like any function.
@@ -313,6 +340,8 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Associate6 => associate::<V6, F, T>(frame, tables),
         Stage::Clamp4 => clamp::<V4, F, T>(frame, tables),
         Stage::Clamp6 => clamp::<V6, F, T>(frame, tables),
+        Stage::Relay4 => relay::<V4, F, T>(frame, tables),
+        Stage::Relay6 => relay::<V6, F, T>(frame, tables),
     }
 }
 

@@ -107,7 +107,14 @@ fn refuse_v4<F: Frame, const N: usize>(frame: &mut F, header: u64) -> Option<()>
     frame.reframe(ADDED, N)?;
     let head = frame.head::<N>()?;
     write_ethernet(head, &ethernet);
-    let quoted = IP + ADDED;
+    complete_v4(head, header);
+    Some(())
+}
+
+/// Writes the headers before a quoted packet, which the error is about and whose ends are its own.
+#[inline(always)]
+pub(crate) fn complete_v4<const N: usize>(head: &mut [u8; N], header: u64) {
+    let quoted = IP + ipv4::LENGTH + icmp::LENGTH;
     let client: [u8; 4] = rlvs_wire::bytes_at(head, quoted + ipv4::SOURCE);
     let service: [u8; 4] = rlvs_wire::bytes_at(head, quoted + ipv4::DESTINATION);
     put_at(head, IP, [0x45, TOS]);
@@ -122,7 +129,6 @@ fn refuse_v4<F: Frame, const N: usize>(frame: &mut F, header: u64) -> Option<()>
     put_at(head, at, header.to_be_bytes());
     let sum = sum_from(head, at, N);
     put_at(head, at + 2, (!checksum::fold(sum)).to_be_bytes());
-    Some(())
 }
 
 /// `N` is the length of the frame that leaves.
@@ -133,7 +139,14 @@ fn refuse_v6<F: Frame, const N: usize>(frame: &mut F, header: u64) -> Option<()>
     frame.reframe(ADDED, N)?;
     let head = frame.head::<N>()?;
     write_ethernet(head, &ethernet);
-    let quoted = IP + ADDED;
+    complete_v6(head, header);
+    Some(())
+}
+
+/// As [`complete_v4`].
+#[inline(always)]
+pub(crate) fn complete_v6<const N: usize>(head: &mut [u8; N], header: u64) {
+    let quoted = IP + ipv6::LENGTH + icmp::LENGTH;
     let client: [u8; 16] = rlvs_wire::bytes_at(head, quoted + ipv6::SOURCE);
     let service: [u8; 16] = rlvs_wire::bytes_at(head, quoted + ipv6::DESTINATION);
     let payload = (N - IP - ipv6::LENGTH) as u16;
@@ -147,7 +160,6 @@ fn refuse_v6<F: Frame, const N: usize>(frame: &mut F, header: u64) -> Option<()>
     let pseudo = u64::from(payload) + u64::from(icmp::PROTOCOL_V6);
     let sum = pseudo + sum_from(head, IP + ipv6::SOURCE, N);
     put_at(head, at + 2, (!checksum::fold(sum)).to_be_bytes());
-    Some(())
 }
 
 #[inline(always)]

@@ -100,6 +100,8 @@ programs! {
     rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
     rlvs_xdp_clamp4, rlvs_tc_clamp4: process::clamp::<V4, _, _>;
     rlvs_xdp_clamp6, rlvs_tc_clamp6: process::clamp::<V6, _, _>;
+    rlvs_xdp_relay4, rlvs_tc_relay4: process::relay::<V4, _, _>;
+    rlvs_xdp_relay6, rlvs_tc_relay6: process::relay::<V6, _, _>;
 }
 
 /// Hangs where frames leave, if there are real servers on this host.

@@ -1,6 +1,8 @@
 //! Every kind of check tells good from bad, and many of them cost little.
 
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, UdpSocket};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::Backlog;
@@ -89,6 +91,59 @@ fn datagrams_tell_good_from_bad() {
         assert!(comes_up(reply, port), "the answer fits");
         assert!(!comes_up(&reply.replace("686X", "6a6X"), port), "another answer is asked for");
     });
+}
+
+#[test]
+fn name_servers_and_mail_servers_tell_good_from_bad() {
+    alone("talk", || {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            let mut query = [0; 512];
+            while let Ok((length, from)) = server.recv_from(&mut query) {
+                // An answer to whoever asks for addresses, and `no such name` to others.
+                let kind = query[length - 3];
+                query[2] |= 0x80;
+                query[3] = if kind == 1 { 0 } else { 3 };
+                drop(server.send_to(&query[..length], from));
+            }
+        });
+        let dns = |kind: &str| format!("DNS_CHECK {{\n type {kind}\n name a.b\n retry 0\n }}");
+        assert!(comes_up(&dns("A"), port));
+        assert!(!comes_up(&dns("MX"), port));
+        assert!(!comes_up(&dns("A"), CLOSED));
+
+        let (port, said) = mail_server("220-hello\r\n220 there\r\n");
+        let smtp = "SMTP_CHECK {\n helo_name lb.example.com\n }";
+        assert!(comes_up(smtp, port));
+        assert_eq!(said.recv().unwrap(), "HELO lb.example.com\r\nQUIT\r\n");
+        assert!(!comes_up(smtp, mail_server("421 busy\r\n").0));
+    });
+}
+
+/// Greets everybody, agrees to all, and tells what it heard.
+fn mail_server(greeting: &'static str) -> (u16, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut heard = String::new();
+            let mut talk = || -> std::io::Result<()> {
+                stream.write_all(greeting.as_bytes())?;
+                let mut lines = BufReader::new(stream.try_clone()?);
+                for answer in ["250 well met\r\n", "221 bye\r\n"] {
+                    lines.read_line(&mut heard)?;
+                    stream.write_all(answer.as_bytes())?;
+                }
+                Ok(())
+            };
+            // Who hears 421 may leave.
+            drop(talk());
+            drop(tell.send(heard));
+        }
+    });
+    (port, told)
 }
 
 #[test]

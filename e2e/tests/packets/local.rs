@@ -6,6 +6,7 @@ use e2e::network::{self, Network, client, server, server_mac, vip};
 use e2e::packet::{Kind, Packet};
 use e2e::scene::{PORT, REAL_PORT, TCP, UDP, description, destination, plain, request, service};
 use e2e::table::{Description, Server};
+use e2e::unusual::{extended, fragments, optioned, resized};
 use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::{Interface, destination_flag, method, service_flag};
 use rlvs_datapath::frame::Verdict;
@@ -197,6 +198,17 @@ fn pair(network: &Network, family: u8) -> Description {
     description(network, vec![service(family, TCP, servers.to_vec())])
 }
 
+/// The frame with options or extension headers, and the first fragment of a longer one.
+fn disguises(frame: &[u8]) -> Vec<Vec<u8>> {
+    let longer = [frame, &[7; 64]].concat();
+    let (disguised, longer) = if frame[12..14] == [0x08, 0x00] {
+        (optioned(frame, &[1, 1, 1, 0]), resized(&longer))
+    } else {
+        (extended(frame, &[(60, &[1, 4, 0, 0, 0, 0])]), resized(&longer))
+    };
+    vec![disguised, fragments(&longer, 77, 40).swap_remove(0)]
+}
+
 #[test]
 fn what_the_other_director_sends_is_not_balanced_again() {
     network::run("peers", |network| {
@@ -215,6 +227,11 @@ fn what_the_other_director_sends_is_not_balanced_again() {
                 let outcome = world.step(&from_peer.bytes()).same();
                 assert_eq!(outcome.verdict, Verdict::Pass(Reason::FromPeer));
                 assert_eq!(outcome.bytes, from_peer.bytes());
+            }
+            for disguised in disguises(&from_peer.bytes()) {
+                let outcome = world.step(&disguised).same();
+                assert_eq!(outcome.verdict, Verdict::Pass(Reason::FromPeer));
+                assert_eq!(outcome.bytes, disguised);
             }
             // The first client gets the director, the second the other one.
             let outcome = world.step_tc(&Input::new(&syn.bytes(), network.inside.index));

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use e2e::bpf::Input;
-use e2e::network::{self, Network, server, server_mac};
-use e2e::packet::{Kind, Packet, set_udp_checksum, transport};
+use e2e::network::{self, GATEWAY_MAC, Network, client, server, server_mac, vip};
+use e2e::packet::{Kind, Message, Packet, set_udp_checksum, transport};
 use e2e::scene::{TCP, TUNNEL_PORT, UDP, description, request, service, tunnelled};
 use e2e::table::Description;
 use e2e::world::World;
@@ -420,5 +420,95 @@ fn a_full_table_tunnels_by_the_hash_alone() {
             last = step.changes;
         }
         assert!(last.iter().any(|line| line.starts_with("reason stateless = ")), "{last:?}");
+    });
+}
+
+/// An error from a router on the tunnel's way, about an outer packet of which that many bytes are
+/// quoted.
+fn error(case: Case, network: &Network, outer: &[u8], kind: [u8; 2], mtu: u16) -> Message {
+    let [high, low] = mtu.to_be_bytes();
+    Message {
+        from: server_mac(12),
+        to: network.outside.mac,
+        source: server(case.outer, 99),
+        target: case.ends().0,
+        ttl: 60,
+        kind,
+        rest: [0, 0, high, low],
+        payload: outer.to_vec(),
+    }
+}
+
+/// What the client is told.
+fn told(case: Case, network: &Network, inner: &[u8], kind: [u8; 2], mtu: usize) -> Vec<u8> {
+    let [high, low] = (mtu as u16).to_be_bytes();
+    let message = Message {
+        from: network.inside.mac,
+        to: GATEWAY_MAC,
+        source: vip(case.inner, 100),
+        target: client(case.inner, 7),
+        ttl: 64,
+        kind,
+        rest: [0, 0, high, low],
+        payload: inner[..if case.inner == 4 { 28 } else { 48 }].to_vec(),
+    };
+    let mut bytes = message.bytes();
+    if case.inner == 4 {
+        mark(&mut bytes, 0xc0, false);
+        bytes[18..20].fill(0);
+        bytes[24..26].fill(0);
+        let checksum = !sum(&bytes[14..34], 0);
+        bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn clients_are_told_of_errors_about_a_tunnel() {
+    network::run("tun-errors", |network| {
+        let mut world = World::new(network, &Case::all()[0].description(network));
+        let back = Verdict::Transmit { interface: network.inside.index };
+        for case in Case::all().into_iter().filter(|case| case.inner == case.outer) {
+            let (too_big, unreachable) =
+                if case.outer == 4 { ([3, 4], [3, 1]) } else { ([2, 0], [1, 3]) };
+            for kind in [Kind::Tcp(SYN), Kind::Udp] {
+                world.reset(&case.description(network));
+                let packet = Packet { payload: vec![9; 600], ..request(network, case.inner, kind) };
+                let mut frame = packet.bytes();
+                mark(&mut frame, 0, true);
+                let sent = world.step(&frame).same().bytes[ETHERNET..].to_vec();
+                let inner = lowered(&packet, 0, true);
+                let from = |message: &Message| message.bytes();
+                for (said, mtu, left) in
+                    [(too_big, 1400, 1400 - case.overhead()), (unreachable, 0, 0)]
+                {
+                    for quoted in [case.overhead() + 48, sent.len()] {
+                        let message = error(case, network, &sent[..quoted], said, mtu);
+                        let input = from(&message);
+                        let step =
+                            world.step_with(&Input::new(&input, network.outside.index)).same();
+                        assert_eq!(step.verdict, back, "{case:?} {kind:?} {said:?}");
+                        assert_eq!(step.bytes, told(case, network, &inner, said, left), "{case:?}");
+                    }
+                }
+                // Of another tunnel, of a connection that is not there, cut short: not ours.
+                let mut other = sent.clone();
+                let at = if case.outer == 4 { 19 } else { 39 };
+                other[at] ^= 1;
+                let mut stranger = sent.clone();
+                let at = case.overhead() + if case.inner == 4 { 15 } else { 23 };
+                stranger[at] ^= 1;
+                for quote in [&other, &stranger, &sent[..case.overhead() + 20].to_vec()] {
+                    let input = from(&error(case, network, quote, too_big, 1400));
+                    let step = world.step_with(&Input::new(&input, network.outside.index)).same();
+                    assert!(
+                        matches!(step.verdict, Verdict::Pass(_)),
+                        "{case:?} {:?}",
+                        step.verdict
+                    );
+                    assert_eq!(step.bytes, input);
+                }
+            }
+        }
     });
 }

@@ -14,10 +14,11 @@ impl<R> ServerState<R> {
         self.asked.unwrap_or(self.destination.weight)
     }
 
-    /// Returns its place in the table, if it has one. Who may not serve has weight 0 or none.
+    /// Returns its place in the table, if it has one. Who is good and may not serve has weight 0: its
+    /// connections go on.
     fn destination(&self, serves: bool) -> Option<Destination> {
         let weight = if serves && self.is_up() { self.weight() } else { 0 };
-        let there = self.inhibit || (serves && self.is_up());
+        let there = self.inhibit || self.is_up();
         there.then_some(Destination { weight, ..self.destination })
     }
 }

@@ -63,11 +63,14 @@ pub enum Group {
     Peers,
     /// Where the largest segment that ends announce is limited.
     Clamps,
+    /// By destinations at the end of a tunnel.
+    Tunnels,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 4] = [Self::Ordinary, Self::Associations, Self::Peers, Self::Clamps];
+    pub const ALL: [Self; 5] =
+        [Self::Ordinary, Self::Associations, Self::Peers, Self::Clamps, Self::Tunnels];
 
     const fn of(stage: Stage) -> Self {
         match stage {
@@ -76,6 +79,7 @@ impl Group {
             }
             Stage::Peers4 | Stage::Peers6 => Self::Peers,
             Stage::Clamp4 | Stage::Clamp6 => Self::Clamps,
+            Stage::Relay4 | Stage::Relay6 => Self::Tunnels,
             _ => Self::Ordinary,
         }
     }

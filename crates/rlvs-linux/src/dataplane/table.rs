@@ -499,6 +499,7 @@ impl BpfTable {
                 record.reply = self.reply_id(owner, record)?;
             }
             ForwardingMethod::Tunnel(tunnel) => {
+                load::ensure_group(Group::Tunnels)?;
                 let (source, target) = (neighbours::source(to.id.address), to.id.address);
                 let headers = records::tunnel(tunnel, owner.family, source, target);
                 self.maps.tunnels.update(id, &headers)?;

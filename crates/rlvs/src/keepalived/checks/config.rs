@@ -46,6 +46,8 @@ pub(super) struct Known {
     pub(super) up: Option<Script>,
     /// Run when the quorum is lost.
     pub(super) down: Option<Script>,
+    /// Addresses without which its checks rest (`ha_suspend`).
+    pub(super) suspend: Vec<IpAddr>,
     /// Tell at stop too.
     pub(super) at_stop: bool,
     /// Mails about the quorum.
@@ -148,8 +150,14 @@ fn known(desired: &Desired, server: &VirtualServer) -> Known {
         let (up, down) = (real.up.clone(), real.down.clone());
         (id, KnownServer { up, down, mail: real.mail, inhibit: real.inhibit })
     });
+    let tables = tables(desired, server);
+    let address = |table: &model::Service| match table.id {
+        ServiceId::Address { address, .. } if server.suspend => Some(address),
+        _ => None,
+    };
     Known {
-        tables: tables(desired, server),
+        suspend: tables.iter().filter_map(address).collect(),
+        tables,
         protocol: server.protocol,
         up: server.quorum.up.clone(),
         down: server.quorum.down.clone(),
@@ -316,4 +324,70 @@ pub(super) fn service_name(id: ServiceId) -> String {
 /// Returns an address and port as text.
 pub(super) fn end(id: DestinationId) -> String {
     SocketAddr::new(id.address, id.port).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let read = rlvs_conf::read_text(text);
+        assert!(!read.diagnostics.has_errors(), "{:#?}", read.diagnostics);
+        super::read(&read.desired)
+    }
+
+    #[test]
+    fn a_group_is_one_service_of_health_and_many_of_the_table() {
+        let config = config(
+            "virtual_server_group G {\n 10.0.0.1-3 80\n fd00::1 443\n fwmark 7\n}
+             virtual_server group G {\n protocol TCP\n lb_kind TUN\n ha_suspend
+             real_server 10.1.1.1 80 {\n TCP_CHECK {\n }\n }\n }",
+        );
+        assert_eq!(config.health.len(), 1);
+        assert_eq!(config.health[0].name, "[G]:tcp");
+        let known = &config.services["[G]:tcp"];
+        let names: Vec<_> = known.tables.iter().map(|table| service_name(table.id)).collect();
+        let first = ["[10.0.0.1]:tcp:80", "[10.0.0.2]:tcp:80", "[10.0.0.3]:tcp:80"];
+        assert_eq!(names[..3], first);
+        assert_eq!(names[3..], ["[fd00::1]:tcp:443", "FWM 7"]);
+        assert_eq!(known.suspend.len(), 4);
+    }
+
+    #[test]
+    fn an_attempt_has_a_deadline() {
+        let check = |check: &str| {
+            let text = format!(
+                "virtual_server 10.0.0.1 80 {{\n protocol TCP\n lb_kind NAT
+                 real_server 10.1.1.1 80 {{\n {check}\n }}\n }}"
+            );
+            let checks = config(&text).health.remove(0).servers.remove(0).checks;
+            let check = checks.into_iter().next().unwrap();
+            let deadline = check.timing.deadline - GRACE;
+            (deadline.as_millis(), check.request.patience.as_millis())
+        };
+        assert_eq!(check("TCP_CHECK {\n connect_timeout 2\n }"), (2000, 2000));
+        let url = "url {\n path /\n }\n";
+        let http = |more: &str| format!("HTTP_GET {{\n {url} {more}\n }}");
+        assert_eq!(check(&http("connect_timeout 2")), (4000, 2000));
+        assert_eq!(check(&http(&format!("{url} connect_timeout 2"))), (8000, 2000));
+        assert_eq!(check(&http("timeout 3")), (3000, 3000));
+        let misc = "MISC_CHECK {\n misc_path /bin/true\n misc_timeout 4\n }";
+        assert_eq!(check(misc).0, 4000);
+    }
+
+    #[test]
+    fn what_is_not_carried_out_is_said() {
+        let config = config(
+            "bfd_instance B {\n neighbor_ip 10.1.1.2\n}
+             virtual_server 10.0.0.1 80 {\n protocol TCP\n lb_kind NAT
+             real_server 10.1.1.1 80 {\n BFD_CHECK {\n name B\n }\n TCP_CHECK {\n }\n }\n }",
+        );
+        assert_eq!(config.health[0].servers[0].checks.len(), 1);
+        assert_eq!(config.events.len(), 1);
+        assert_eq!(
+            config.events[0].to_string(),
+            "[10.1.1.1]:tcp:80 of VS [10.0.0.1]:tcp:80: its kind of check is not carried out yet: \
+             the server is not checked so"
+        );
+    }
 }

@@ -5,6 +5,7 @@
 //! returns; scripts and mails that an event names are the owner's to carry out.
 
 mod config;
+mod dns;
 mod event;
 mod keeper;
 mod probe;
@@ -16,6 +17,7 @@ mod tls;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
@@ -76,6 +78,12 @@ impl Checks {
         let gone = ids(&before).into_iter().filter(|id| !wanted.contains(id));
         self.keeper.wish(gone.map(|id| (id, None)).collect());
         self.drain(now);
+    }
+
+    /// Returns the services whose checks rest while none of these addresses is on this host.
+    pub fn suspendable(&self) -> impl Iterator<Item = (&str, &[IpAddr])> {
+        let services = self.known.iter().map(|(name, known)| (&**name, &*known.suspend));
+        services.filter(|(_, addresses)| !addresses.is_empty())
     }
 
     /// Lets the checks of a service rest or go on (`ha_suspend`).

@@ -1,4 +1,4 @@
-//! `UDP_CHECK` and `PING_CHECK`.
+//! `UDP_CHECK`, `DNS_CHECK` and `PING_CHECK`.
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
@@ -10,6 +10,7 @@ use rlvs_control::checks::Outcome;
 use rlvs_wire::checksum;
 
 use super::{Progress, socket};
+use crate::keepalived::checks::dns;
 use crate::keepalived::checks::request::Request;
 
 /// The longest datagram that is looked at.
@@ -19,32 +20,62 @@ const DATAGRAM_MAX: usize = 65_536;
 #[derive(Debug)]
 pub(in crate::keepalived::checks) struct Udp {
     socket: UdpSocket,
-    reply: Option<Reply>,
+    wanted: Wanted,
+}
+
+/// What an answer to a datagram must be like.
+#[derive(Debug)]
+enum Wanted {
+    /// Anything, and nothing too.
+    Anything,
+    /// These bytes.
+    Bytes(Reply),
+    /// The answer to this query.
+    Dns(Vec<u8>),
 }
 
 impl Udp {
-    pub(super) fn begin(request: &Request) -> Result<Self, Outcome> {
-        let CheckerKind::Udp(udp) = &request.kind else {
-            return Err(Outcome::Unknown("not a check by datagram".into()));
+    pub(super) fn begin(request: &Request, number: u64) -> Result<Self, Outcome> {
+        let (payload, wanted) = match &request.kind {
+            CheckerKind::Udp(udp) => {
+                let wanted = udp.reply.clone().map_or(Wanted::Anything, Wanted::Bytes);
+                (udp.payload.clone(), wanted)
+            }
+            CheckerKind::Dns { record, name } => {
+                let query = dns::query(number as u16, record, name).map_err(Outcome::Unknown)?;
+                (query.clone(), Wanted::Dns(query))
+            }
+            _ => return Err(Outcome::Unknown("not a check by datagram".into())),
         };
         let socket = UdpSocket::from(socket::open(&request.ends, SockType::Datagram, None)?);
-        socket.send(&udp.payload).map_err(|error| socket::io_failed(&error))?;
-        Ok(Self { socket, reply: udp.reply.clone() })
+        socket.send(&payload).map_err(|error| socket::io_failed(&error))?;
+        Ok(Self { socket, wanted })
     }
 
     pub(super) fn ready(&mut self) -> Progress {
         let mut datagram = vec![0; DATAGRAM_MAX];
-        match self.socket.recv(&mut datagram) {
-            Ok(length) => Progress::Ended(judge(self.reply.as_ref(), &datagram[..length])),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Progress::Waiting,
-            Err(error) => Progress::Ended(socket::io_failed(&error)),
+        loop {
+            let answer = match self.socket.recv(&mut datagram) {
+                Ok(length) => &datagram[..length],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Progress::Waiting,
+                Err(error) => return Progress::Ended(socket::io_failed(&error)),
+            };
+            match &self.wanted {
+                Wanted::Anything => return Progress::Ended(Outcome::Good),
+                Wanted::Bytes(reply) => return Progress::Ended(judge(reply, answer)),
+                Wanted::Dns(query) => match dns::judge(query, answer) {
+                    Some(Ok(())) => return Progress::Ended(Outcome::Good),
+                    Some(Err(why)) => return Progress::Ended(Outcome::Bad(why)),
+                    // The answer to another query, too late.
+                    None => {}
+                },
+            }
         }
     }
 }
 
 /// Holds an answer against what it must be like.
-fn judge(reply: Option<&Reply>, answer: &[u8]) -> Outcome {
-    let Some(reply) = reply else { return Outcome::Good };
+fn judge(reply: &Reply, answer: &[u8]) -> Outcome {
     let lengths = usize::from(reply.length_min)..=usize::from(reply.length_max);
     if !lengths.contains(&answer.len()) {
         return Outcome::Bad(format!("an answer of {} bytes", answer.len()));
@@ -149,7 +180,7 @@ mod tests {
             length_min: 1,
             length_max: 3,
         };
-        let check = |reply: &Reply, answer: &[u8]| judge(Some(reply), answer) == Outcome::Good;
+        let check = |reply: &Reply, answer: &[u8]| judge(reply, answer) == Outcome::Good;
         let some = reply(&[Some(1), None, Some(3), Some(4)]);
         assert!(check(&some, &[0x1f, 0x34]));
         assert!(check(&some, &[0x10, 0x34, 0x77]));
@@ -158,6 +189,5 @@ mod tests {
         assert!(!check(&some, &[0x1f, 0x34, 0, 0]));
         assert!(check(&reply(&[]), &[9]));
         assert!(!check(&reply(&[]), &[]));
-        assert_eq!(judge(None, &[]), Outcome::Good);
     }
 }

@@ -3,6 +3,7 @@
 mod datagram;
 mod http;
 mod misc;
+mod smtp;
 mod socket;
 
 use std::net::TcpStream;
@@ -16,6 +17,7 @@ use super::request::Request;
 use datagram::{Ping, Udp};
 use http::HttpGet;
 use misc::Command;
+use smtp::Smtp;
 
 /// How far an attempt has come.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub(super) enum Probe {
     Ping(Ping),
     /// Runs a command.
     Misc(Command),
+    /// Talks to a mail server.
+    Smtp(Smtp),
 }
 
 /// A command that was killed.
@@ -61,11 +65,10 @@ pub(super) fn is_known(kind: &CheckerKind) -> bool {
         | CheckerKind::Tcp
         | CheckerKind::Misc(_)
         | CheckerKind::Ping
-        | CheckerKind::Udp(_) => true,
-        CheckerKind::Dns { .. }
-        | CheckerKind::Smtp { .. }
-        | CheckerKind::Bfd { .. }
-        | CheckerKind::File { .. } => false,
+        | CheckerKind::Udp(_)
+        | CheckerKind::Dns { .. }
+        | CheckerKind::Smtp { .. } => true,
+        CheckerKind::Bfd { .. } | CheckerKind::File { .. } => false,
     }
 }
 
@@ -77,13 +80,13 @@ impl Probe {
                 Self::Tcp(TcpStream::from(socket::open(&request.ends, SockType::Stream, None)?))
             }
             CheckerKind::Http(_) => Self::Http(Box::new(HttpGet::begin(request)?)),
-            CheckerKind::Udp(_) => Self::Udp(Udp::begin(request)?),
+            CheckerKind::Udp(_) | CheckerKind::Dns { .. } => {
+                Self::Udp(Udp::begin(request, number)?)
+            }
+            CheckerKind::Smtp { .. } => Self::Smtp(Smtp::begin(request)?),
             CheckerKind::Ping => Self::Ping(Ping::begin(request, number)?),
             CheckerKind::Misc(misc) => Self::Misc(Command::begin(misc, request.user)?),
-            CheckerKind::Dns { .. }
-            | CheckerKind::Smtp { .. }
-            | CheckerKind::Bfd { .. }
-            | CheckerKind::File { .. } => {
+            CheckerKind::Bfd { .. } | CheckerKind::File { .. } => {
                 return Err(Outcome::Unknown(format!("{request} is not carried out yet")));
             }
         })
@@ -101,6 +104,7 @@ impl Probe {
             Self::Udp(udp) => udp.ready(),
             Self::Ping(ping) => ping.ready(),
             Self::Misc(command) => command.ready(),
+            Self::Smtp(smtp) => smtp.ready(),
         }
     }
 
@@ -132,6 +136,7 @@ impl AsFd for Probe {
             Self::Udp(udp) => udp.as_fd(),
             Self::Ping(ping) => ping.as_fd(),
             Self::Misc(command) => command.as_fd(),
+            Self::Smtp(smtp) => smtp.as_fd(),
         }
     }
 }
