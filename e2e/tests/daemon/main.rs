@@ -137,6 +137,7 @@ fn a_master_that_is_killed_is_replaced_and_comes_back() {
     within(master_down, "the backup takes over", || when(site.has_vip(Second)));
     let _master = Daemon::start(&site, First, &router(200));
     // It hears that another is master, lets go, and takes over in order.
+    wait_until("it lets go", &false, || site.has_vip(First));
     backup.wait_said("MASTER to BACKUP", 1);
     wait_until("one has it", &(true, false), || (site.has_vip(First), site.has_vip(Second)));
 }

@@ -33,7 +33,7 @@ pub(super) struct Found {
 pub(super) fn find(options: &Running) -> Found {
     let how = host::options(options.id.clone(), options.all);
     let found = read(&options.file, &mut Here(Host { asked: true }), &how);
-    let lines: Vec<(Level, String)> = lines(&found);
+    let mut lines: Vec<(Level, String)> = lines(&found);
     let errors = lines.iter().filter(|(level, _)| *level == Level::Error).count();
     let shown = options.file.display();
     let fatal = match found.diagnostics.status(false) {
@@ -51,6 +51,9 @@ pub(super) fn find(options: &Running) -> Found {
     if !options.services {
         desired.virtual_servers.clear();
     }
+    lines.extend(
+        left_out(&desired).map(|what| (Level::Warning, format!("{what} is not carried out"))),
+    );
     Found { desired, lines, fatal, errors, empty }
 }
 
@@ -70,6 +73,21 @@ fn lines(found: &Configuration) -> Vec<(Level, String)> {
         (level, format!("{place}{}{expected}{help}", one.message))
     };
     found.diagnostics.iter().map(line).collect()
+}
+
+/// Returns what is asked for besides virtual routers, and not carried out.
+fn left_out(desired: &Desired) -> impl Iterator<Item = &'static str> {
+    let global = &desired.global;
+    [
+        (!global.startup_delay.is_zero(), "vrrp_startup_delay"),
+        (global.sync_daemon.is_some(), "lvs_sync_daemon"),
+        (global.timeouts != Default::default(), "lvs_timeouts"),
+        (global.flush, "lvs_flush"),
+        (global.mail.server.is_some() && !global.mail.to.is_empty(), "mail about changes"),
+        (desired.virtual_servers.iter().any(|server| server.suspend), "ha_suspend"),
+    ]
+    .into_iter()
+    .filter_map(|(asked, what)| asked.then_some(what))
 }
 
 /// This host; but interfaces may come and go while a daemon runs, and so be missing now.
