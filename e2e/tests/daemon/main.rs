@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use e2e::lab::{wait_for, wait_until};
 use nix::sys::signal::Signal;
 
-use site::Host::{First, Second, Web1, Web2};
-use site::{Daemon, PROGRAM, Site, VIP};
+use rlvs::lab::site::Host::{First, Second, Web1, Web2};
+use rlvs::lab::site::{HOW_TO, VIP};
+
+use site::{Daemon, PROGRAM, Site};
 
 /// Of the how-to's check: a round begins, its attempt fails in its time, and so does the next.
 const OUT_MAX: Duration = Duration::from_secs(2 * (6 + 3));
@@ -24,24 +26,14 @@ const LATE: Duration = Duration::from_secs(1);
 const ONE: &str = "192.168.1.101:80";
 const TWO: &str = "192.168.1.102:80";
 
-fn how_to() -> String {
-    include_str!("../../../crates/rlvs-conf/tests/keepalived/how-to.conf").to_owned()
-}
-
 /// The how-to's virtual router alone.
 fn router(priority: u8) -> String {
-    let text = how_to();
-    let (router, _) = text.split_once("virtual_server").unwrap();
+    let (router, _) = HOW_TO.split_once("virtual_server").unwrap();
     router.replace("priority 100", &format!("priority {priority}"))
 }
 
 fn both() -> Vec<(String, u32)> {
     vec![(ONE.to_owned(), 3), (TWO.to_owned(), 2)]
-}
-
-fn sorted(mut rows: Vec<(String, u32)>) -> Vec<(String, u32)> {
-    rows.sort();
-    rows
 }
 
 #[track_caller]
@@ -62,50 +54,50 @@ fn the_how_to_runs_as_it_stands() {
     let site = Site::new();
     let _first = site.web(Web1);
     let second = site.web(Web2);
-    let mut daemon = Daemon::start(&site, First, &how_to());
-    wait_until("the virtual address", &true, || site.has_vip(First));
+    let mut daemon = Daemon::start(&site, First, HOW_TO);
+    wait_until("the virtual address", &true, || site.vip_is_at(First));
     daemon.wait_said("eth0 attached", 1);
-    wait_until("both servers", &both(), || sorted(site.destinations(First)));
-    wait_for("an answer", || site.ask());
+    wait_until("both servers", &both(), || site.table(First));
+    site.wait_answer();
     let counts = site.ask_often(50);
     let expected = BTreeMap::from([("Server 1".to_owned(), 30), ("Server 2".to_owned(), 20)]);
     assert_eq!(counts, expected);
 
     drop(second);
     let alone = vec![(ONE.to_owned(), 3)];
-    within(OUT_MAX, "a stopped server is taken out", || when(site.destinations(First) == alone));
+    within(OUT_MAX, "a stopped server is taken out", || when(site.table(First) == alone));
     assert_eq!(site.ask_often(20), BTreeMap::from([("Server 1".to_owned(), 20)]));
     let said = daemon.said();
     assert!(said.contains("[192.168.1.102]:tcp:80 of VS [192.168.1.200]:tcp:80"), "{said}");
 
     let _second = site.web(Web2);
-    within(BACK_MAX, "a server comes back", || when(sorted(site.destinations(First)) == both()));
+    within(BACK_MAX, "a server comes back", || when(site.table(First) == both()));
     assert_eq!(site.ask_often(50), expected);
 
     assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
-    assert!(!site.has_vip(First));
-    assert_eq!(site.destinations(First), []);
+    assert!(!site.vip_is_at(First));
+    assert_eq!(site.table(First), []);
 }
 
 #[test]
 fn a_server_that_was_out_stays_out_over_a_crash() {
     let site = Site::new();
     let _first = site.web(Web1);
-    let quick = how_to().replace("delay_loop 6", "delay_loop 0.3");
+    let quick = HOW_TO.replace("delay_loop 6", "delay_loop 0.3");
     let mut daemon = Daemon::start(&site, First, &quick);
     let alone = vec![(ONE.to_owned(), 3)];
-    wait_until("only one server", &alone, || site.destinations(First));
-    wait_until("the virtual address", &true, || site.has_vip(First));
+    wait_until("only one server", &alone, || site.table(First));
+    wait_until("the virtual address", &true, || site.vip_is_at(First));
     daemon.end(Signal::SIGKILL);
-    assert_eq!(site.destinations(First), alone, "the table needs no process");
-    wait_for("an answer", || site.ask());
+    assert_eq!(site.table(First), alone, "the table needs no process");
+    site.wait_answer();
     let daemon = Daemon::start(&site, First, &quick);
     daemon.wait_said("INIT to MASTER", 1);
     for _ in 0..50 {
-        assert_eq!(site.ask(), Ok("Server 1".to_owned()));
-        assert_eq!(site.destinations(First), alone);
+        assert_eq!(site.ask().unwrap(), "Server 1");
+        assert_eq!(site.table(First), alone);
     }
-    assert!(site.has_vip(First));
+    assert!(site.vip_is_at(First));
     assert!(!daemon.said().contains("Adding service"), "{}", daemon.said());
 }
 
@@ -114,13 +106,13 @@ fn a_master_that_ends_hands_over() {
     let site = Site::new();
     let mut master = Daemon::start(&site, First, &router(200));
     let backup = Daemon::start(&site, Second, &router(100));
-    wait_until("the master", &true, || site.has_vip(First));
-    assert!(!site.has_vip(Second));
+    wait_until("the master", &true, || site.vip_is_at(First));
+    assert!(!site.vip_is_at(Second));
     assert_eq!(master.end(Signal::SIGTERM), Some(0));
-    assert!(!site.has_vip(First));
+    assert!(!site.vip_is_at(First));
     // 156/256 s.
     let skew = Duration::from_millis(610);
-    within(skew, "the backup takes over", || when(site.has_vip(Second)));
+    within(skew, "the backup takes over", || when(site.vip_is_at(Second)));
     assert!(backup.said().contains("192.168.1.100 resigns"), "{}", backup.said());
     assert!(!master.pid_file.exists());
 }
@@ -130,16 +122,16 @@ fn a_master_that_is_killed_is_replaced_and_comes_back() {
     let site = Site::new();
     let mut master = Daemon::start(&site, First, &router(200));
     let backup = Daemon::start(&site, Second, &router(100));
-    wait_until("the master", &true, || site.has_vip(First));
+    wait_until("the master", &true, || site.vip_is_at(First));
     master.end(Signal::SIGKILL);
-    assert!(site.has_vip(First), "nobody is there to remove it");
+    assert!(site.vip_is_at(First), "nobody is there to remove it");
     let master_down = Duration::from_millis(3610);
-    within(master_down, "the backup takes over", || when(site.has_vip(Second)));
+    within(master_down, "the backup takes over", || when(site.vip_is_at(Second)));
     let _master = Daemon::start(&site, First, &router(200));
     // It hears that another is master, lets go, and takes over in order.
-    wait_until("it lets go", &false, || site.has_vip(First));
+    wait_until("it lets go", &false, || site.vip_is_at(First));
     backup.wait_said("MASTER to BACKUP", 1);
-    wait_until("one has it", &(true, false), || (site.has_vip(First), site.has_vip(Second)));
+    wait_until("one has it", &(true, false), || (site.vip_is_at(First), site.vip_is_at(Second)));
 }
 
 #[test]
@@ -147,15 +139,15 @@ fn a_master_that_is_restarted_at_once_stays_master() {
     let site = Site::new();
     let mut master = Daemon::start(&site, First, &router(200));
     let backup = Daemon::start(&site, Second, &router(100));
-    wait_until("the master", &true, || site.has_vip(First));
+    wait_until("the master", &true, || site.vip_is_at(First));
     master.end(Signal::SIGKILL);
     let again = Daemon::start(&site, First, &router(200));
     again.wait_said("INIT to MASTER: going on where an earlier process was cut off", 1);
-    assert!(site.has_vip(First));
+    assert!(site.vip_is_at(First));
     // It speaks: the other would have taken over by now.
     let silence = Instant::now() + Duration::from_secs(5);
     wait_for("the time of a master to pass", || {
-        assert!(site.has_vip(First) && !site.has_vip(Second));
+        assert!(site.vip_is_at(First) && !site.vip_is_at(Second));
         when(Instant::now() > silence)
     });
     assert!(!backup.said().contains("to MASTER"), "{}", backup.said());
@@ -165,13 +157,13 @@ fn a_master_that_is_restarted_at_once_stays_master() {
 fn a_reload_changes_what_differs_and_an_error_nothing() {
     let site = Site::new();
     let _servers = [site.web(Web1), site.web(Web2)];
-    let whole = how_to();
+    let whole = HOW_TO;
     let (before, second) = whole.split_at(whole.find("    real_server 192.168.1.102").unwrap());
     let daemon = Daemon::start(&site, First, &format!("{before}}}\n"));
-    wait_until("the virtual address", &true, || site.has_vip(First));
-    wait_for("an answer", || site.ask());
+    wait_until("the virtual address", &true, || site.vip_is_at(First));
+    site.wait_answer();
     let alone = vec![(ONE.to_owned(), 3)];
-    assert_eq!(site.destinations(First), alone);
+    assert_eq!(site.table(First), alone);
 
     let remove = || fs::remove_file(&daemon.file).unwrap();
     let wrong = [format!("{whole}vrrp_instance VI_2 {{\n prioritty 3\n}}\n"), String::new()];
@@ -179,26 +171,26 @@ fn a_reload_changes_what_differs_and_an_error_nothing() {
         fs::write(&daemon.file, text).unwrap();
         daemon.signal(Signal::SIGHUP);
         daemon.wait_said("not reloaded", number + 1);
-        assert_eq!(site.destinations(First), alone);
+        assert_eq!(site.table(First), alone);
     }
     remove();
     daemon.signal(Signal::SIGHUP);
     daemon.wait_said("not reloaded", wrong.len() + 1);
-    assert_eq!(site.destinations(First), alone);
+    assert_eq!(site.table(First), alone);
     assert!(daemon.said().contains("prioritty"), "{}", daemon.said());
 
-    let counted = site.program(First, "ipvsadm -L -n --stats").ok();
+    let counted = site.output(First, &["ipvsadm", "-L", "-n", "--stats"]).unwrap();
     fs::write(&daemon.file, format!("{before}{second}")).unwrap();
     daemon.signal(Signal::SIGHUP);
     daemon.wait_said(" reloaded: ", 1);
-    wait_until("both servers", &both(), || sorted(site.destinations(First)));
+    wait_until("both servers", &both(), || site.table(First));
     let row = |listing: &str| {
         let row = listing.lines().find(|line| line.contains(ONE)).unwrap().to_owned();
         row.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    let now = site.program(First, "ipvsadm -L -n --stats").ok();
+    let now = site.output(First, &["ipvsadm", "-L", "-n", "--stats"]).unwrap();
     assert_eq!(row(&now), row(&counted), "the first server is as it was");
-    assert!(site.has_vip(First));
+    assert!(site.vip_is_at(First));
     let said = daemon.said();
     assert_eq!(said.matches(" to MASTER").count(), 1, "{said}");
     assert_eq!(said.matches("to BACKUP").count(), 1, "{said}");
@@ -208,8 +200,8 @@ fn a_reload_changes_what_differs_and_an_error_nothing() {
 #[test]
 fn scripts_decide_and_are_told() {
     let site = Site::new();
-    let folder = site.folder.display();
-    let good = site.folder.join("good");
+    let folder = site.directory().display();
+    let good = site.directory().join("good");
     fs::write(&good, "").unwrap();
     let text = format!(
         "global_defs {{\n script_user root\n vrrp_notify_fifo {folder}/pipe\n}}\n\
@@ -224,19 +216,19 @@ fn scripts_decide_and_are_told() {
         )
     );
     let mut daemon = Daemon::start(&site, First, &text);
-    wait_until("the virtual address", &true, || site.has_vip(First));
+    wait_until("the virtual address", &true, || site.vip_is_at(First));
     fs::remove_file(&good).unwrap();
-    wait_until("the fault", &false, || site.has_vip(First));
+    wait_until("the fault", &false, || site.vip_is_at(First));
     daemon.wait_said("MASTER to FAULT: script chk fails", 1);
-    wait_until("notify_fault", &true, || site.folder.join("fault").exists());
+    wait_until("notify_fault", &true, || site.directory().join("fault").exists());
     fs::write(&good, "").unwrap();
     daemon.wait_said("FAULT to BACKUP", 1);
     let lines = ["BACKUP", "MASTER", "FAULT", "BACKUP"];
     wait_for("notify", || {
-        let said = fs::read_to_string(site.folder.join("notified")).unwrap_or_default();
+        let said = fs::read_to_string(site.directory().join("notified")).unwrap_or_default();
         when(lines.iter().all(|state| said.contains(&format!("INSTANCE VI_1 {state} 200"))))
     });
-    let mut pipe = fs::File::open(site.folder.join("pipe")).unwrap();
+    let mut pipe = fs::File::open(site.directory().join("pipe")).unwrap();
     let mut bytes = [0; 4096];
     let read = std::io::Read::read(&mut pipe, &mut bytes).unwrap();
     let expected: String =
@@ -252,12 +244,14 @@ fn a_tracked_interface_is_followed() {
         .replace("advert_int 1", "advert_int 1\n track_interface {\n eth1 weight -150\n }");
     let daemon = Daemon::start(&site, First, &text);
     let _backup = Daemon::start(&site, Second, &router(100));
-    wait_until("the master", &true, || site.has_vip(First));
+    wait_until("the master", &true, || site.vip_is_at(First));
     site.ip(First, "link set eth1 down");
     daemon.wait_said("priority 200 to 50", 1);
-    wait_until("the other", &(false, true), || (site.has_vip(First), site.has_vip(Second)));
+    wait_until("the other", &(false, true), || (site.vip_is_at(First), site.vip_is_at(Second)));
     site.ip(First, "link set eth1 up");
-    wait_until("the master again", &(true, false), || (site.has_vip(First), site.has_vip(Second)));
+    wait_until("the master again", &(true, false), || {
+        (site.vip_is_at(First), site.vip_is_at(Second))
+    });
 }
 
 #[test]
@@ -265,10 +259,10 @@ fn a_second_daemon_and_one_without_rights_are_refused() {
     let site = Site::new();
     let daemon = Daemon::start(&site, First, &router(200));
     daemon.wait_said("INIT to BACKUP", 1);
-    let (file, pid) = (daemon.file.display(), daemon.pid_file.display());
-    let said = site.program(First, &format!("keepalived -n -l -f {file} -p {pid}"));
-    assert_eq!(said.status, Some(1), "{said:?}");
-    assert!(said.errors.contains("is running and has"), "{said:?}");
+    let (file, pid) = (daemon.file.clone(), daemon.pid_file.clone());
+    let mut second = Daemon::start_with(&site, First, file, pid);
+    assert_eq!(second.ended(), Some(1));
+    assert!(second.said().contains("is running and has"), "{}", second.said());
 
     // As nobody, who comes no further than that.
     let output = Command::new("setpriv")
@@ -285,18 +279,18 @@ fn a_second_daemon_and_one_without_rights_are_refused() {
 #[test]
 fn in_the_background_it_is_found_by_its_pid_file() {
     let site = Site::new();
-    let (file, pid) = (site.folder.join("a.conf"), site.folder.join("a.pid"));
+    let (file, pid) = (site.directory().join("a.conf"), site.directory().join("a.pid"));
     fs::write(&file, router(255)).unwrap();
-    let log = site.folder.join("daemon.log");
-    let (file, shown) = (file.display(), pid.display());
-    let line = format!("keepalived -f {file} -p {shown} -g{}", log.display());
-    site.program(First, &line).ok();
-    wait_until("the virtual address", &true, || site.has_vip(First));
+    let log = site.directory().join("daemon.log");
+    let [file, shown] = [&file, &pid].map(|path| path.display().to_string());
+    let words = ["keepalived", "-f", &file, "-p", &shown, &format!("-g{}", log.display())];
+    site.output(First, &words).unwrap();
+    wait_until("the virtual address", &true, || site.vip_is_at(First));
     let number: u32 = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
     let handle = rlvs_linux::process::Handle::open(number).unwrap();
     handle.signal(Signal::SIGTERM).unwrap();
     assert!(handle.wait_for(e2e::lab::TIME_MAX).unwrap());
-    assert!(!site.has_vip(First) && !pid.exists());
+    assert!(!site.vip_is_at(First) && !pid.exists());
     let said = fs::read_to_string(&log).unwrap();
-    assert!(said.contains(VIP) && said.contains("stopped"), "{said}");
+    assert!(said.contains(&VIP.to_string()) && said.contains("stopped"), "{said}");
 }
