@@ -51,12 +51,12 @@ impl<'a> Scene<'a> {
         self.wait("the first answer", TIME_MAX, |site| Ok(site.ask().is_ok()))?;
         self.distribution("before", requests, [3, 2])?;
 
-        writeln!(self.screen, "web2# systemctl stop nginx")?;
+        writeln!(self.screen, "  (the web server of Server 2 is stopped)")?;
         drop(second);
         self.during(|site| Ok(site.destinations(First)?.len() == 1))?;
         self.distribution("after", requests, [1, 0])?;
 
-        writeln!(self.screen, "web2# systemctl start nginx")?;
+        writeln!(self.screen, "  (it is started again)")?;
         let _second = self.site.web_server(Web2)?;
         let is_back = |site: &Site| Ok(site.destinations(First)?.len() == 2);
         self.wait("Server 2 is back", TIME_MAX, is_back)?;
