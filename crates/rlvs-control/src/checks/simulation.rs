@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::reload::part;
 use super::*;
 use crate::memory::MemoryTable;
 use crate::model::{
