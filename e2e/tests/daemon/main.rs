@@ -6,14 +6,16 @@ mod site;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use e2e::lab::{wait_for, wait_until};
+use e2e::lab::{inside, wait_for, wait_until};
 use nix::sys::signal::Signal;
 
 use rlvs::lab::site::Host::{First, Second, Web1, Web2};
 use rlvs::lab::site::{HOW_TO, VIP};
+use rlvs_linux::process::{Guard, Handle};
 
 use site::{Daemon, PROGRAM, Site};
 
@@ -282,15 +284,57 @@ fn in_the_background_it_is_found_by_its_pid_file() {
     let (file, pid) = (site.directory().join("a.conf"), site.directory().join("a.pid"));
     fs::write(&file, router(255)).unwrap();
     let log = site.directory().join("daemon.log");
-    let [file, shown] = [&file, &pid].map(|path| path.display().to_string());
-    let words = ["keepalived", "-f", &file, "-p", &shown, &format!("-g{}", log.display())];
-    site.output(First, &words).unwrap();
+    // From outside of its namespace, and by a name that is relative.
+    let status = Command::new(PROGRAM)
+        .args(["keepalived", "-s", site.host(First).name(), "-f", "a.conf", "-p", "a.pid"])
+        .arg(format!("-g{}", log.display()))
+        .current_dir(site.directory())
+        .status();
+    assert!(status.unwrap().success());
     wait_until("the virtual address", &true, || site.vip_is_at(First));
     let number: u32 = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
-    let handle = rlvs_linux::process::Handle::open(number).unwrap();
+    let handle = Handle::open(number).unwrap();
+    fs::remove_file(&file).unwrap();
+    handle.signal(Signal::SIGHUP).unwrap();
+    wait_until("the reload", &true, || {
+        fs::read_to_string(&log).unwrap_or_default().contains("not reloaded")
+    });
     handle.signal(Signal::SIGTERM).unwrap();
     assert!(handle.wait_for(e2e::lab::TIME_MAX).unwrap());
     assert!(!site.vip_is_at(First) && !pid.exists());
     let said = fs::read_to_string(&log).unwrap();
     assert!(said.contains(&VIP.to_string()) && said.contains("stopped"), "{said}");
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let site = Site::new();
+    let path = site.directory().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(e2e::lab::TIME_MAX)).unwrap();
+    let file = site.directory().join("a.conf");
+    fs::write(&file, router(200)).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["keepalived", "-n", "-l", "-f"]).arg(&file);
+    command.arg("-p").arg(site.directory().join("a.pid")).stderr(Stdio::null());
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    inside(site.host(First), &mut command);
+    let mut guard = Guard::new(command.spawn().unwrap());
+    let said = |text: &str| {
+        wait_for(text, || {
+            let mut bytes = [0; 512];
+            let length = socket.recv(&mut bytes).map_err(|error| error.to_string())?;
+            let said = String::from_utf8_lossy(&bytes[..length]).into_owned();
+            if said.contains(text) { Ok(()) } else { Err(said) }
+        });
+    };
+    let handle = Handle::open(guard.pid().unwrap()).unwrap();
+    said("READY=1");
+    said("WATCHDOG=1");
+    handle.signal(Signal::SIGHUP).unwrap();
+    said("RELOADING=1\nMONOTONIC_USEC=");
+    said("READY=1");
+    handle.signal(Signal::SIGTERM).unwrap();
+    said("STOPPING=1");
+    assert!(guard.wait_for(e2e::lab::TIME_MAX).unwrap().is_some_and(|status| status.success()));
 }

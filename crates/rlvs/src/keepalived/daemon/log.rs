@@ -54,13 +54,13 @@ pub(in crate::keepalived) struct Log {
 
 impl Log {
     /// Starts the thread that writes.
-    pub(super) fn start(options: &Running) -> io::Result<(Self, JoinHandle<()>)> {
+    pub(super) fn start(sink: Sink, detail: bool) -> io::Result<(Self, JoinHandle<()>)> {
         let (lines, waiting) = sync_channel(WAITING_MAX);
         let lost = Arc::new(AtomicU64::new(0));
-        let writer = Writer { sink: Sink::open(options)?, lost: lost.clone() };
+        let writer = Writer { sink, lost: lost.clone() };
         let thread = std::thread::Builder::new().name("log".to_owned());
         let thread = thread.spawn(move || writer.run(&waiting))?;
-        Ok((Self { lines, lost, detail: options.detail }, thread))
+        Ok((Self { lines, lost, detail }, thread))
     }
 
     /// Writes a line, unless too many wait.
@@ -82,14 +82,19 @@ impl Log {
     }
 }
 
-enum Sink {
+/// Where lines go.
+pub(super) enum Sink {
+    /// Standard error, or a file.
     Stream(Box<dyn Write + Send>),
+    /// The host's log, with a facility.
     Syslog(UnixDatagram, u8),
+    /// Nobody wants them.
     Nowhere,
 }
 
 impl Sink {
-    fn open(options: &Running) -> io::Result<Self> {
+    /// Opens what the command line asks for.
+    pub(super) fn open(options: &Running) -> io::Result<Self> {
         if options.console {
             return Ok(Self::Stream(Box::new(io::stderr())));
         }

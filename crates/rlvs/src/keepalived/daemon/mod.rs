@@ -17,6 +17,7 @@ mod scripts;
 mod services;
 mod signals;
 
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -74,20 +75,20 @@ type Refusal = (u8, String);
 
 /// Runs the daemon, and returns the status to end with.
 pub(super) fn run(options: Running) -> u8 {
-    let outcome = match &options.namespace {
-        None => begin(&options),
-        Some(name) => Namespace::open(name)
-            .and_then(|namespace| namespace.run(|| begin(&options)))
-            .unwrap_or_else(|error| Err((STATUS_FATAL, error.to_string()))),
-    };
-    outcome.unwrap_or_else(|(status, why)| {
+    begin(options).unwrap_or_else(|(status, why)| {
         eprintln!("keepalived: {why}");
         status
     })
 }
 
-fn begin(options: &Running) -> Result<u8, Refusal> {
-    let found = configuration::find(options);
+/// Does what can fail in the foreground, goes to the background if that is wanted, and runs.
+fn begin(mut options: Running) -> Result<u8, Refusal> {
+    let failed = |error: std::io::Error| (STATUS_FATAL, error.to_string());
+    // In the background all is relative to /.
+    options.file = std::path::absolute(&options.file).map_err(failed)?;
+    let namespace = options.namespace.as_deref().map(Namespace::open).transpose();
+    let namespace = namespace.map_err(|error| (STATUS_FATAL, error.to_string()))?;
+    let found = configuration::find(&options);
     if let Some((status, why)) = &found.fatal {
         found.lines.iter().for_each(|(_, line)| eprintln!("keepalived: {line}"));
         return Err((*status, why.clone()));
@@ -99,15 +100,29 @@ fn begin(options: &Running) -> Result<u8, Refusal> {
     if !missing.is_empty() {
         return Err((STATUS_RIGHTS, missing.join("; ")));
     }
-    let take = |path: &std::path::PathBuf| PidFile::take(path);
+    let take =
+        |path: &PathBuf| PidFile::take(&std::path::absolute(path).map_err(|e| e.to_string())?);
     let files: Result<Vec<PidFile>, String> = options.pid_files.iter().map(take).collect();
     let mut files = files.map_err(|why| (STATUS_FATAL, why))?;
-    let failed = |error: std::io::Error| (STATUS_FATAL, error.to_string());
+    let sink = log::Sink::open(&options).map_err(failed)?;
     if !options.foreground {
+        // No thread has been started yet: none is lost.
         nix::unistd::daemon(false, false).map_err(|error| failed(error.into()))?;
     }
     files.iter_mut().try_for_each(PidFile::write).map_err(failed)?;
-    let (log, writer) = Log::start(options).map_err(failed)?;
+    let work = || carry_out(&options, found, sink);
+    match namespace {
+        None => work(),
+        Some(namespace) => {
+            namespace.run(work).unwrap_or_else(|error| Err((STATUS_FATAL, error.to_string())))
+        }
+    }
+}
+
+/// Runs in the calling thread's namespace until the end.
+fn carry_out(options: &Running, found: Found, sink: log::Sink) -> Result<u8, Refusal> {
+    let (log, writer) =
+        Log::start(sink, options.detail).map_err(|error| (STATUS_FATAL, error.to_string()))?;
     let ended = Daemon::start(options, found, &log).map(|(mut daemon, happenings)| {
         let status = daemon.serve(&happenings);
         daemon.stop(&happenings);
@@ -193,6 +208,10 @@ impl Daemon {
                 Ok(Happening::Routers(told)) => self.told(told),
                 Ok(Happening::RoutersLost) => {
                     self.log.say(Level::Error, "the virtual routers have ended of themselves");
+                    // Nobody is there to be asked for an orderly end; the addresses stay.
+                    if let Some(routers) = self.routers.take() {
+                        std::mem::forget(routers);
+                    }
                     return STATUS_SOFTWARE;
                 }
                 Ok(Happening::Service(event)) => self.service(&event),

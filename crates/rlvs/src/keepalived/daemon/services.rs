@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -51,7 +52,13 @@ impl Services {
         let checks = Checks::new(&desired, open, u64::from(std::process::id()))?;
         let runner = Runner { checks, wake: wake.clone(), orders: received, to };
         let thread = std::thread::Builder::new().name("services".to_owned());
-        let thread = thread.spawn(move || runner.run())?;
+        let lost = runner.to.clone();
+        let thread = thread.spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| runner.run())).is_err() {
+                // The main thread may have ended.
+                lost.send(Happening::ServicesLost("a fault in the program".to_owned())).ok();
+            }
+        })?;
         Ok(Self { orders, wake, thread })
     }
 
