@@ -14,15 +14,16 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS,
-    Endpoints4, Endpoints6, FRAGMENT_BUCKETS, Fragments, INTERFACE_BUCKETS, Interfaces, LOCKS,
-    Limit, OCCUPANCY_WORDS, PRESENCE_WORDS, REASONS, ROUTES, Route, Row, Schedule, Service,
-    Settings, Tunnel, Word,
+    self, AllCounts, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS,
+    ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS,
+    Favourites, Fragments, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules,
+    OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row,
+    Schedule, Service, Settings, Tunnel, Wides, Word,
 };
 
 use rlvs_linux::dataplane::stages::{self, Group};
 
-use crate::host::{HostTables, IDS, RING_ELEMENTS, SEGMENT};
+use crate::host::{HostTables, IDS, RING_LINES, SEGMENT};
 
 /// A type of the maps' layout.
 ///
@@ -35,6 +36,10 @@ unsafe impl Plain for Settings {}
 unsafe impl Plain for Connections4 {}
 // SAFETY: as above.
 unsafe impl Plain for Connections6 {}
+// SAFETY: as above.
+unsafe impl Plain for Wides {}
+// SAFETY: as above.
+unsafe impl Plain for MarkRules {}
 // SAFETY: as above; the buckets of fragments have the same type. The endpoints of IPv6 have the layout of its connections.
 unsafe impl Plain for Endpoints4 {}
 // SAFETY: as above.
@@ -48,6 +53,12 @@ unsafe impl Plain for Tunnel {}
 // SAFETY: as above.
 unsafe impl Plain for Counts {}
 // SAFETY: as above.
+unsafe impl Plain for RingLine {}
+// SAFETY: as above.
+unsafe impl Plain for Errand {}
+// SAFETY: as above.
+unsafe impl Plain for Favourites {}
+// SAFETY: as above.
 unsafe impl Plain for Row {}
 // SAFETY: as above.
 unsafe impl Plain for Route {}
@@ -55,6 +66,8 @@ unsafe impl Plain for Route {}
 unsafe impl Plain for Interfaces {}
 // SAFETY: as above.
 unsafe impl Plain for Limit {}
+// SAFETY: as above.
+unsafe impl Plain for Estimate {}
 // SAFETY: an integer in a cell.
 unsafe impl Plain for Cell<u64> {}
 // SAFETY: an integer.
@@ -207,23 +220,29 @@ impl Bpf {
             ("settings", 1, size_of::<Settings>()),
             ("connections4", connections4, size_of::<Connections4>()),
             ("connections6", connections6, size_of::<Connections6>()),
+            ("wide", settings.wide_mask + 1, size_of::<Wides>()),
+            ("marks", 1, size_of::<MarkRules>()),
             ("endpoints4", ENDPOINT4_BUCKETS, size_of::<Endpoints4>()),
             ("endpoints6", ENDPOINT6_BUCKETS, size_of::<Endpoints6>()),
             ("presence", PRESENCE_WORDS, size_of::<Word>()),
             ("services", IDS, size_of::<Service>()),
             ("schedules", IDS, size_of::<Schedule>()),
-            ("rings", RING_ELEMENTS, 8),
+            ("rings", RING_LINES, size_of::<RingLine>()),
             ("destinations", IDS, size_of::<Destination>()),
             ("tunnels", IDS, size_of::<Tunnel>()),
-            ("counts", IDS, size_of::<Counts>()),
+            ("counts", 1, size_of::<AllCounts>()),
+            ("overloads", OVERLOAD_WORDS, size_of::<Word>()),
+            ("errands", settings.cpus, size_of::<Errand>()),
+            ("favourites", FAVOURITES, size_of::<Favourites>()),
             ("rows", IDS * settings.cpus, size_of::<Row>()),
             ("routes", ROUTES * settings.cpus, size_of::<Route>()),
             ("interfaces", INTERFACE_BUCKETS, size_of::<Interfaces>()),
             ("fragments", FRAGMENT_BUCKETS, size_of::<Fragments>()),
-            ("occupancy", 2 * OCCUPANCY_WORDS, size_of::<Word>()),
-            ("locks", 2 * LOCKS, size_of::<Word>()),
+            ("occupancy", 3 * OCCUPANCY_WORDS, size_of::<Word>()),
+            ("locks", LOCK_KINDS * LOCKS, size_of::<Word>()),
             ("reasons", REASONS * settings.cpus, size_of::<Word>()),
             ("limits", settings.cpus, size_of::<Limit>()),
+            ("estimates", abi::ESTIMATES, size_of::<Estimate>()),
         ];
         let mut loader = EbpfLoader::new();
         for &(name, elements, _) in &maps {
@@ -255,6 +274,10 @@ impl Bpf {
         for (name, bytes) in dense(tables) {
             self.memory(name).write(0, &bytes);
         }
+        let (destinations, services) = tables.estimates.split_at(IDS as usize);
+        let first = abi::IDS as usize * size_of::<Estimate>();
+        self.memory("estimates").write(0, bytes_of(destinations));
+        self.memory("estimates").write(first, bytes_of(services));
         let mut entered = self.entered.lock().expect("no thread panicked");
         let [four, six] = &mut *entered;
         let (memory4, memory6) = (self.memory("endpoints4"), self.memory("endpoints6"));
@@ -283,8 +306,13 @@ impl Bpf {
         }
         tables.connections4 = read(self, "connections4");
         tables.connections6 = read(self, "connections6");
+        tables.wide = read(self, "wide");
         tables.schedules = read(self, "schedules");
         tables.counts = read(self, "counts");
+        tables.counts.truncate(IDS as usize);
+        tables.overloads = read(self, "overloads");
+        tables.errands = read(self, "errands");
+        tables.favourites = read(self, "favourites");
         tables.rows = read(self, "rows");
         tables.routes = read(self, "routes");
         tables.fragments = read(self, "fragments");
@@ -292,6 +320,11 @@ impl Bpf {
         tables.locks = read(self, "locks");
         tables.reasons = read(self, "reasons");
         tables.limits = read(self, "limits");
+        let mut estimates: Vec<Estimate> = read(self, "estimates");
+        let services = estimates.split_off(abi::IDS as usize);
+        estimates.truncate(IDS as usize);
+        estimates.extend(services.into_iter().take(IDS as usize));
+        tables.estimates = estimates;
     }
 
     /// Writes the settings alone.
@@ -308,14 +341,24 @@ impl Bpf {
         let mut pairs: Vec<(&str, usize, usize, &[u8])> = vec![
             ("connections4", 128, 0, bytes_of(&tables.connections4)),
             ("connections6", 128, 0, bytes_of(&tables.connections6)),
+            ("wide", 64, 0, bytes_of(&tables.wide)),
             ("schedules", 64, 0, bytes_of(&tables.schedules)),
             ("counts", 16, 0, bytes_of(&tables.counts)),
+            ("overloads", 8, 0, bytes_of(&tables.overloads)),
+            ("errands", 64, 0, bytes_of(&tables.errands)),
+            ("favourites", 256, 0, bytes_of(&tables.favourites)),
             ("rows", 64, 0, bytes_of(&tables.rows)),
             ("reasons", 8, 0, bytes_of(&tables.reasons)),
             ("limits", 64, 0, bytes_of(&tables.limits)),
             ("fragments", 64, 0, bytes_of(&tables.fragments)),
             ("occupancy", 8, 0, bytes_of(occupied(0))),
             ("occupancy", 8, 8 * OCCUPANCY_WORDS as usize, bytes_of(occupied(OCCUPANCY_WORDS))),
+            (
+                "occupancy",
+                8,
+                16 * OCCUPANCY_WORDS as usize,
+                bytes_of(occupied(2 * OCCUPANCY_WORDS)),
+            ),
         ];
         if all {
             pairs.push(("routes", 64, 0, bytes_of(&tables.routes)));
@@ -472,18 +515,22 @@ fn run_summed(
 
 /// Returns the maps but the endpoints as bytes.
 fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
-    let rings: Vec<u64> = tables.rings.iter().map(|&id| id.into()).collect();
     vec![
         ("settings", bytes_of(std::slice::from_ref(&tables.settings)).to_vec()),
         ("connections4", bytes_of(&tables.connections4).to_vec()),
         ("connections6", bytes_of(&tables.connections6).to_vec()),
+        ("wide", bytes_of(&tables.wide).to_vec()),
+        ("marks", bytes_of(std::slice::from_ref(&tables.marks)).to_vec()),
         ("presence", bytes_of(&tables.presence).to_vec()),
         ("services", bytes_of(&tables.services).to_vec()),
         ("schedules", bytes_of(&tables.schedules).to_vec()),
-        ("rings", bytes_of(&rings).to_vec()),
+        ("rings", bytes_of(&tables.rings).to_vec()),
         ("destinations", bytes_of(&tables.destinations).to_vec()),
         ("tunnels", bytes_of(&tables.tunnels).to_vec()),
         ("counts", bytes_of(&tables.counts).to_vec()),
+        ("overloads", bytes_of(&tables.overloads).to_vec()),
+        ("errands", bytes_of(&tables.errands).to_vec()),
+        ("favourites", bytes_of(&tables.favourites).to_vec()),
         ("rows", bytes_of(&tables.rows).to_vec()),
         ("routes", bytes_of(&tables.routes).to_vec()),
         ("interfaces", bytes_of(&tables.interfaces).to_vec()),

@@ -7,11 +7,11 @@
 
 use std::net::IpAddr;
 
-use rlvs_datapath::abi::{Interface, Tunnel, destination_flag, interface_flag, method, scheduler};
+use rlvs_datapath::abi::{Interface, Tunnel, destination_flag, interface_flag, method};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
 
-use crate::host::{HostFrame, HostTables, IDS, RING_ELEMENTS, Routes, Way, decide};
+use crate::host::{HostFrame, HostTables, IDS, RING_LINES, Routes, Way, decide};
 use crate::network::{client, forbidden, server, server_mac, unresolved_client, vip};
 use crate::packet::{Kind, Packet};
 use crate::scene::tunnelled;
@@ -96,7 +96,8 @@ fn description(script: &mut Script<'_>) -> Description {
             } else {
                 rlvs_wire::udp::PROTOCOL
             },
-            scheduler: if bits & 4 == 0 { scheduler::RR } else { scheduler::WRR },
+            scheduler: 1 + u32::from(script.below(15)),
+            scheduler_flags: u32::from(bits >> 2 & 3),
             servers,
         });
     }
@@ -132,7 +133,8 @@ fn real_server(script: &mut Script<'_>, family: u8) -> Server {
     };
     let port = if method == method::MASQUERADE { 8080 } else { 80 };
     let tunnel = Tunnel::default();
-    Server { address, port, method, weight: u32::from(bits >> 6), tunnel }
+    let (upper, lower) = (u32::from(bits >> 3 & 1) * 4, u32::from(bits >> 2 & 1));
+    Server { address, port, method, weight: u32::from(bits >> 6), upper, lower, tunnel }
 }
 
 fn routes() -> Routes {
@@ -164,7 +166,7 @@ fn spoil(script: &mut Script<'_>, tables: &mut HostTables) {
         2 => tables.destinations[id].method = low as u8,
         3 => tables.destinations[id].address = (u128::from(word) * 0x1_0000_0001).to_be_bytes(),
         4 => tables.services[id].flags = low,
-        5 => tables.rings[at % RING_ELEMENTS as usize] = low,
+        5 => tables.rings[at / 16 % RING_LINES as usize].elements[at % 16] = word,
         6 => tables.schedules[id].ring.set(word),
         7 => tables.connections4[at % 4].slots[at / 4 % 8].value.set(word),
         8 => tables.connections6[at % 4].slots[at / 4 % 4].value.set(word),

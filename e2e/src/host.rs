@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
-    Fragments, Hop, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
-    REASONS, ROUTES, Route, Row, Schedule, Service, Settings, Tunnel, Word,
+    self, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand,
+    Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, Hop, INTERFACE_BUCKETS,
+    Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
+    PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row, Schedule, Scratch, Service, Settings,
+    Tunnel, Wides, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
 use rlvs_datapath::process::{go_on, process};
@@ -20,8 +22,8 @@ use rlvs_datapath::tunnel::{self, Brief};
 pub const IDS: u32 = 128;
 /// Bytes of payload in each segment of a frame that the kernel will cut.
 pub const SEGMENT: u32 = 1000;
-/// Ring elements of a test's table.
-pub const RING_ELEMENTS: u32 = 1024;
+/// Ring lines of a test's table.
+pub const RING_LINES: u32 = 1024;
 
 /// Where the routing table leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +193,12 @@ pub struct HostTables {
     pub connections4: Vec<Connections4>,
     /// Map `connections6`.
     pub connections6: Vec<Connections6>,
+    /// Map `wide`.
+    pub wide: Vec<Wides>,
+    /// Map `marks`.
+    pub marks: MarkRules,
+    /// Map `scratch`.
+    pub scratch: Vec<Scratch>,
     /// Map `endpoints4`.
     pub endpoints4: BTreeMap<u32, Endpoints4>,
     /// Map `endpoints6`.
@@ -202,13 +210,19 @@ pub struct HostTables {
     /// Map `schedules`.
     pub schedules: Vec<Schedule>,
     /// Map `rings`.
-    pub rings: Vec<u32>,
+    pub rings: Vec<RingLine>,
     /// Map `destinations`.
     pub destinations: Vec<Destination>,
     /// Map `tunnels`.
     pub tunnels: Vec<Tunnel>,
     /// Map `counts`.
     pub counts: Vec<Counts>,
+    /// Map `overloads`.
+    pub overloads: Vec<Word>,
+    /// Map `errands`.
+    pub errands: Vec<Errand>,
+    /// Map `favourites`.
+    pub favourites: Vec<Favourites>,
     /// Map `rows`.
     pub rows: Vec<Row>,
     /// Map `routes`.
@@ -225,6 +239,8 @@ pub struct HostTables {
     pub reasons: Vec<Word>,
     /// Map `limits`.
     pub limits: Vec<Limit>,
+    /// Map `estimates`.
+    pub estimates: Vec<Estimate>,
     empty4: Endpoints4,
     empty6: Endpoints6,
 }
@@ -241,23 +257,30 @@ impl HostTables {
             cpu: Cell::new(0),
             connections4: many(settings.connections4_mask + 1),
             connections6: many(settings.connections6_mask + 1),
+            wide: many(settings.wide_mask + 1),
+            scratch: many(settings.cpus),
+            marks: MarkRules::default(),
             endpoints4: BTreeMap::new(),
             endpoints6: BTreeMap::new(),
             presence: many(PRESENCE_WORDS),
             services: many(IDS),
             schedules: many(IDS),
-            rings: many(RING_ELEMENTS),
+            rings: many(RING_LINES),
             destinations: many(IDS),
             tunnels: many(IDS),
             counts: many(IDS),
+            overloads: many(OVERLOAD_WORDS),
+            errands: many(settings.cpus),
+            favourites: many(FAVOURITES),
             rows: many(IDS * settings.cpus),
             routes: many(ROUTES * settings.cpus),
             interfaces: many(INTERFACE_BUCKETS),
             fragments: many(FRAGMENT_BUCKETS),
-            occupancy: many(2 * OCCUPANCY_WORDS),
-            locks: many(2 * LOCKS),
+            occupancy: many(3 * OCCUPANCY_WORDS),
+            locks: many(LOCK_KINDS * LOCKS),
             reasons: many(REASONS * settings.cpus),
             limits: many(settings.cpus),
+            estimates: many(2 * IDS),
             empty4: Endpoints4::default(),
             empty6: Endpoints6::default(),
             settings,
@@ -281,6 +304,15 @@ impl Tables for HostTables {
     fn connections6(&self, index: u32) -> Option<&Connections6> {
         self.connections6.get(index as usize)
     }
+    fn wide(&self, index: u32) -> Option<&Wides> {
+        self.wide.get(index as usize)
+    }
+    fn marks(&self) -> Option<&MarkRules> {
+        Some(&self.marks)
+    }
+    fn scratch(&self, cpu: u32) -> Option<&Scratch> {
+        self.scratch.get(cpu as usize)
+    }
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {
         Some(self.endpoints4.get(&index).unwrap_or(&self.empty4))
     }
@@ -296,8 +328,8 @@ impl Tables for HostTables {
     fn schedule(&self, id: u32) -> Option<&Schedule> {
         self.schedules.get(id as usize)
     }
-    fn ring(&self, index: u32) -> Option<u32> {
-        self.rings.get(index as usize).copied()
+    fn ring_line(&self, index: u32) -> Option<&RingLine> {
+        self.rings.get(index as usize)
     }
     fn destination(&self, id: u32) -> Option<&Destination> {
         self.destinations.get(id as usize)
@@ -305,8 +337,17 @@ impl Tables for HostTables {
     fn tunnel(&self, id: u32) -> Option<&Tunnel> {
         self.tunnels.get(id as usize)
     }
-    fn counts(&self, id: u32) -> Option<&Counts> {
-        self.counts.get(id as usize)
+    fn all_counts(&self) -> Option<&[Counts]> {
+        Some(&self.counts)
+    }
+    fn overload(&self, index: u32) -> Option<&Word> {
+        self.overloads.get(index as usize)
+    }
+    fn errand(&self, cpu: u32) -> Option<&Errand> {
+        self.errands.get(cpu as usize)
+    }
+    fn favourites(&self, index: u32) -> Option<&Favourites> {
+        self.favourites.get(index as usize)
     }
     fn row(&self, index: u32) -> Option<&Row> {
         self.rows.get(index as usize)
@@ -331,6 +372,11 @@ impl Tables for HostTables {
     }
     fn limit(&self, cpu: u32) -> Option<&Limit> {
         self.limits.get(cpu as usize)
+    }
+    fn estimate(&self, index: u32) -> Option<&Estimate> {
+        // The tables of a test have fewer ids than the maps.
+        let index = if index < abi::IDS { index } else { index - abi::IDS + IDS };
+        self.estimates.get(index as usize)
     }
     fn read(&self, word: &Word) -> u64 {
         word.get()

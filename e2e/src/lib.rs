@@ -5,14 +5,15 @@
 //! [`host`] is its host body, [`bpf`] its XDP and TC bodies in the kernel, [`table`] fills the maps
 //! of all from one description, [`packet`] makes frames with an independent library, [`network`] is
 //! the namespace whose routing table the programs ask, [`scene`] what most tests begin with,
-//! [`unusual`] adds options and cuts frames into fragments, [`world`] runs a frame through all bodies,
-//! holds them against each other and tells what changed, [`fuzz`] is one run of the fuzzer,
-//! [`fuzz_vrrp`] one of that of VRRP.
+//! [`director`] edits a service as the control plane does, [`unusual`] adds options and cuts frames
+//! into fragments, [`world`] runs a frame through all bodies, holds them against each other and tells
+//! what changed, [`fuzz`], [`fuzz_vrrp`] and [`restore`] are one run of a fuzzer each.
 
 #[expect(unsafe_code, reason = "the standard library opens no raw socket")]
 pub mod association;
 #[expect(unsafe_code, reason = "maps are memory shared with the kernel")]
 pub mod bpf;
+pub mod director;
 #[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]
 pub mod fuzz;
 #[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]
@@ -23,6 +24,7 @@ pub mod lab;
 pub mod network;
 pub mod packet;
 pub mod replies;
+pub mod restore;
 pub mod scene;
 pub mod snapshot;
 pub mod table;

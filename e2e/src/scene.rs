@@ -29,6 +29,8 @@ pub fn destination(family: u8, number: u8, method: u8) -> Server {
         port,
         method,
         weight: 1,
+        upper: 0,
+        lower: 0,
         tunnel: Tunnel::default(),
     }
 }
@@ -39,14 +41,14 @@ pub fn tunnelled(family: u8, outer: u8, number: u8, form: u8, checksum: u8) -> S
     let ends = (network::server(outer, 1), network::server(outer, number));
     let tunnel = Tunnel::new(ends, family, form, checksum, TUNNEL_PORT);
     let address = network::server(outer, number);
-    Server { address, port: PORT, method: method::TUNNEL, weight: 1, tunnel }
+    Server { address, tunnel, ..destination(outer, number, method::TUNNEL) }
 }
 
 /// Returns a round-robin service on virtual address 100.
 #[must_use]
 pub fn service(family: u8, protocol: u8, servers: Vec<Server>) -> Virtual {
     let address = network::vip(family, 100);
-    Virtual { address, port: PORT, protocol, scheduler: scheduler::RR, servers }
+    Virtual { address, port: PORT, protocol, scheduler: scheduler::RR, scheduler_flags: 0, servers }
 }
 
 /// Returns tables with these services on both sides of the network.

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rlvs_datapath::abi::{Hop, OCCUPANCY_WORDS, REASONS, Slot4, Slot6};
+use rlvs_datapath::abi::{Hop, OCCUPANCY_WORDS, REASONS, Slot4, Slot6, Word};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::reason::Reason;
 use rlvs_datapath::state::State;
 use rlvs_datapath::tables::Time;
+use rlvs_datapath::template::ASSURED;
+use rlvs_datapath::wide;
 
 use crate::host::{HostTables, address_of};
 use crate::table::FIRST_REPLY;
@@ -58,9 +60,8 @@ pub fn take(tables: &HostTables) -> Snapshot {
     // Most words are zero, and there are many.
     for (index, word) in (0u32..).zip(&tables.occupancy).filter(|(_, word)| word.get() != 0) {
         for bit in (0..64).filter(|bit| word.get() >> bit & 1 != 0) {
-            let (family, first) =
-                if index < OCCUPANCY_WORDS { (4, 0) } else { (6, OCCUPANCY_WORDS) };
-            add(1, &|| format!("occupied v{family} {}", (index - first) * 64 + bit));
+            let table = ["v4", "v6", "wide"][(index / OCCUPANCY_WORDS) as usize];
+            add(1, &|| format!("occupied {table} {}", index % OCCUPANCY_WORDS * 64 + bit));
         }
     }
     for route in tables.routes.iter().filter(|route| route.hop.get().interface != 0) {
@@ -74,6 +75,7 @@ pub fn take(tables: &HostTables) -> Snapshot {
     }
     words.extend(sums.into_iter().map(|(name, sum)| (name, sum.to_string())));
     words.extend(connections(tables));
+    words.extend(wide_entries(tables));
     words
 }
 
@@ -127,6 +129,58 @@ pub fn connections(tables: &HostTables) -> Snapshot {
     for Slot6 { key, value, high, low } in tables.connections6.iter().flat_map(|b| &b.slots) {
         let bits = (u128::from(high.get()) << 64) | u128::from(low.get());
         enter(key.get(), value.get(), address_of(6, &bits.to_be_bytes()));
+    }
+    entries
+}
+
+/// Looks at the wide table: a connection is `CLIENT:PORT to VIP:PORT` or `SERVER:PORT to CLIENT:PORT`,
+/// a template `CLIENT template sN`, and what it controls stands behind its destination.
+///
+/// # Panics
+/// Two slots hold the same half.
+#[must_use]
+pub fn wide_entries(tables: &HostTables) -> Snapshot {
+    let now = Time::now(tables, &tables.settings);
+    let mut entries = Snapshot::new();
+    for slot in tables.wide.iter().flat_map(|bucket| &bucket.slots) {
+        let (key, value) = (slot.key.get(), Value(slot.value.get()));
+        if key == 0 && value.0 == 0 {
+            continue;
+        }
+        let address = |words: &[Word; 2]| {
+            let bits = u128::from(words[0].get()) << 64 | u128::from(words[1].get());
+            match wide::family_of(key) {
+                4 => IpAddr::V4(Ipv4Addr::from_bits(bits as u32)),
+                _ => address_of(6, &bits.to_be_bytes()),
+            }
+        };
+        let (port, peer_port, _) = wide::ports_of(key);
+        let (client, id) = (address(&slot.client), value.destination());
+        let held = slot.other[0].get();
+        let template =
+            |word| (format!("{client} {word} s{port}"), format!(" holds {}", held as u32));
+        let protocol = wide::protocol_of(key);
+        let ends =
+            [(client, port), (address(&slot.peer), peer_port)].map(|(a, p)| format!("{a}:{p}"));
+        let (name, more) = match wide::kind_of(key) {
+            wide::kind::REQUEST => {
+                (format!("{} to {} {protocol}", ends[0], ends[1]), String::new())
+            }
+            wide::kind::REPLY => (format!("{} to {} {protocol}", ends[1], ends[0]), String::new()),
+            wide::kind::TEMPLATE => template("template"),
+            wide::kind::DEAD => template("dead template"),
+            other => (format!("{client} of kind {other}"), String::new()),
+        };
+        let state = match State::NAMES.get(value.state().0 as usize) {
+            Some(_) if wide::kind_of(key) >= wide::kind::TEMPLATE && value.state() == ASSURED => {
+                "ASSURED"
+            }
+            name => name.unwrap_or(&"?"),
+        };
+        let live = if value.is_live() { "" } else { " not live" };
+        let text = format!("{state} d{id}{more}{live}{}", age(now, value.time()));
+        let twice = entries.insert(name.clone(), text);
+        assert_eq!(twice, None, "{name} is in the table twice");
     }
     entries
 }

@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use rlvs_control::scheduler::{self, Candidate};
 use rlvs_datapath::abi::{
-    Destination, INTERFACE_BUCKETS, Interface, LAYOUT, Service, Settings, Slot4, Slot6, Tunnel,
-    destination_flag, endpoint_kind, method, scheduler, service_flag,
+    Destination, INTERFACE_BUCKETS, Interface, LAYOUT, RING_LINE, Service, Settings, Slot4, Slot6,
+    Tunnel, destination_flag, endpoint_kind, method, service_flag,
 };
 use rlvs_datapath::endpoint::Key;
 use rlvs_datapath::ip::{Ip, V4, V6};
+use rlvs_datapath::schedulers::Ring;
 use rlvs_datapath::state::State;
 use rlvs_wire::checksum;
 
@@ -36,6 +38,10 @@ pub struct Server {
     pub method: u8,
     /// Its weight.
     pub weight: u32,
+    /// Its upper threshold.
+    pub upper: u32,
+    /// Its lower threshold.
+    pub lower: u32,
     /// Its tunnel, if the method is one.
     pub tunnel: Tunnel,
 }
@@ -49,9 +55,11 @@ pub struct Virtual {
     pub port: u16,
     /// IP protocol.
     pub protocol: u8,
-    /// A [`scheduler`] number.
+    /// A [`scheduler`](rlvs_datapath::abi::scheduler) number.
     pub scheduler: u32,
-    /// Its destinations, in the order in which rr picks them.
+    /// Flags of the scheduler.
+    pub scheduler_flags: u32,
+    /// Its destinations, newest first: in the order in which rr picks them.
     pub servers: Vec<Server>,
 }
 
@@ -97,7 +105,7 @@ impl Description {
             timeouts,
             services: self.services.len() as u32 + 1,
             destinations: destinations as u32 + 1,
-            ..Settings::default()
+            wide_mask: self.buckets - 1,
         }
     }
 
@@ -123,8 +131,8 @@ impl Description {
                 family: if address.is_ipv4() { 4 } else { 6 },
                 flags: service_flag::LIVE,
                 scheduler: service.scheduler,
-                head: 0,
-                reserved: [0; 8],
+                scheduler_flags: service.scheduler_flags,
+                ..Service::default()
             };
             let first = destination_id + 1;
             for server in &service.servers {
@@ -148,6 +156,9 @@ impl Description {
                     service: service_id,
                     reply,
                     weight: server.weight,
+                    last_weight: server.weight,
+                    upper: server.upper,
+                    lower: server.lower,
                     address_delta: checksum::delta(sum(address), sum(server.address)),
                     port_delta: checksum::delta(port, server.port),
                     tunnel: if server.method == method::TUNNEL { destination_id } else { 0 },
@@ -159,32 +170,38 @@ impl Description {
             for (id, server) in (first as usize..).zip(&service.servers) {
                 tables.tunnels[id] = server.tunnel;
             }
-            let ring = ring(service, first);
-            let range = ring_start..ring_start + ring.len();
-            tables.rings[range].copy_from_slice(&ring);
-            let word = (ring_start as u64) << 32 | ring.len() as u64;
-            tables.schedules[service_id as usize].ring.set(word);
-            ring_start += ring.len();
+            let list: Vec<Candidate> = (first..).zip(&service.servers).map(candidate).collect();
+            let layout = scheduler::lay_out(service.scheduler, &list, None, 0);
+            let lines = layout.elements.chunks(RING_LINE as usize);
+            for (line, elements) in tables.rings[ring_start..].iter_mut().zip(lines.clone()) {
+                line.elements[..elements.len()].copy_from_slice(elements);
+            }
+            let (start, length) = (ring_start as u32, layout.elements.len() as u32);
+            let ring = Ring::new(service.scheduler, service.scheduler_flags, start, length);
+            tables.schedules[service_id as usize].ring.set(ring.0);
+            ring_start += lines.len();
         }
         tables
     }
 }
 
-/// Lays out one round of a service's picks.
-fn ring(service: &Virtual, first: u32) -> Vec<u32> {
-    let weighted: Vec<(u32, u32)> =
-        (first..).zip(service.servers.iter().map(|server| server.weight)).collect();
-    let highest = weighted.iter().map(|&(_, weight)| weight).max().unwrap_or(0);
-    if service.scheduler != scheduler::WRR {
-        return weighted.into_iter().filter(|&(_, weight)| weight > 0).map(|(id, _)| id).collect();
-    }
-    // A level at a time, from the highest weight down to 1.
-    let level =
-        |level| weighted.iter().filter(move |&&(_, weight)| weight >= level).map(|&(id, _)| id);
-    (1..=highest).rev().flat_map(level).collect()
+fn candidate((id, server): (u32, &Server)) -> Candidate {
+    let Server { address, port, weight, upper, .. } = *server;
+    Candidate { id, weight, last_weight: weight, limited: upper != 0, address, port }
 }
 
-fn enter(tables: &mut HostTables, kind: u64, address: IpAddr, port: u16, protocol: u8, id: u32) {
+/// Enters an endpoint.
+///
+/// # Panics
+/// There is no room.
+pub fn enter(
+    tables: &mut HostTables,
+    kind: u64,
+    address: IpAddr,
+    port: u16,
+    protocol: u8,
+    id: u32,
+) {
     match address {
         IpAddr::V4(address) => {
             let address = V4(address.to_bits());

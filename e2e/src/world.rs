@@ -288,6 +288,8 @@ fn base_of_clock(network: &Network, bpf: &Bpf, buckets: u32) -> u32 {
         port: 53,
         method: rlvs_datapath::abi::method::DIRECT,
         weight: 1,
+        upper: 0,
+        lower: 0,
         tunnel: rlvs_datapath::abi::Tunnel::default(),
     };
     let service = Virtual {
@@ -295,6 +297,7 @@ fn base_of_clock(network: &Network, bpf: &Bpf, buckets: u32) -> u32 {
         port: 53,
         protocol: rlvs_wire::udp::PROTOCOL,
         scheduler: rlvs_datapath::abi::scheduler::RR,
+        scheduler_flags: 0,
         servers: vec![server],
     };
     let description = Description {

@@ -87,7 +87,18 @@ fn description(network: &Network, unresolved: bool) -> Description {
             servers.push(tunnelled(family, outer, 16, form, tunnel_checksum::OUTER));
             let mut service = service(family, protocol, servers);
             service.address = vip(family, number);
-            service.scheduler = if number == 100 { scheduler::WRR } else { scheduler::RR };
+            service.scheduler = match (family, number, protocol) {
+                (4, 100, TCP) => scheduler::WRR,
+                (4, 100, _) => scheduler::WLC,
+                (4, _, TCP) => scheduler::LBLCR,
+                (4, ..) => scheduler::P2C,
+                (_, 100, TCP) => scheduler::SH,
+                (_, 100, _) => scheduler::MH,
+                (_, _, TCP) => scheduler::NQ,
+                _ => scheduler::RR,
+            };
+            service.scheduler_flags = u32::from(family == 6);
+            (service.servers[0].upper, service.servers[0].lower) = (3, 1);
             services.push(service);
         }
         let mut nat = service(family, TCP, vec![destination(family, 15, method::MASQUERADE)]);

@@ -17,6 +17,11 @@ fn replies_to_checks_break_no_promise() {
     play("corpus-replies", 5, e2e::replies::run);
 }
 
+#[test]
+fn lines_to_restore_break_no_promise() {
+    play("corpus-restore", 50, e2e::restore::run);
+}
+
 fn play(name: &str, at_least: usize, run: impl Fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(name);
     let mut played = 0;

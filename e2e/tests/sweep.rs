@@ -14,7 +14,7 @@ use e2e::packet::Kind;
 use e2e::scene::{SCTP, TCP, UDP, description, destination, request, service};
 use e2e::snapshot;
 use e2e::table::SECOND;
-use rlvs_datapath::abi::method;
+use rlvs_datapath::abi::{method, service_flag, settings_flag};
 use rlvs_wire::tcp::SYN;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -143,5 +143,58 @@ fn associations_leave_by_their_own_time_outs() {
         }
         wait(&bpf, &mut tables, |seen| !seen.keys().any(|name| name.starts_with("occupied")));
         assert!(snapshot::connections(&tables).is_empty());
+    });
+}
+
+/// A template stays as long as its connections, a minute at a time, and goes with them.
+#[test]
+fn templates_and_connections_of_every_port_leave_in_time() {
+    network::run("sweep-wide", |network| {
+        let servers = vec![destination(4, 11, method::MASQUERADE)];
+        let mut any = service(4, UDP, servers.clone());
+        any.port = 0;
+        any.address = network::vip(4, 101);
+        any.servers[0].port = 0;
+        let mut description = description(network, vec![service(4, UDP, servers), any]);
+        description.flags |= settings_flag::WIDE;
+        let mut settings = description.settings();
+        let mut bpf = Bpf::load(&settings, Body::Xdp);
+        let mut tables = description.build();
+        for service in &mut tables.services[1..=2] {
+            service.flags |= service_flag::SPECIAL;
+            (service.persistence, service.mask) = (10 * SECOND, [0xff; 16]);
+        }
+        bpf.push(&tables);
+        bpf.arm();
+        for (number, vip) in (1..=20).flat_map(|number| [(number, 100), (number, 101)]) {
+            let mut packet = request(network, 4, Kind::Udp);
+            packet.source = (client(4, number), 1000).into();
+            packet.target = (network::vip(4, vip), 80).into();
+            let ran = bpf.run(Body::Xdp, &Input::new(&packet.bytes(), network.inside.index));
+            assert_eq!(ran.expect("a frame").code, 4);
+        }
+        let counts = |seen: &snapshot::Snapshot| {
+            let names = ["d1 inactive", "d2 inactive", "d1 persistent", "d2 persistent"];
+            names.map(|name| count(seen, name))
+        };
+        let mut pass = |units: u32, wanted: &[u32]| {
+            settings.clock_offset += units;
+            bpf.set(&settings);
+            tables.settings = settings;
+            wait(&bpf, &mut tables, |seen| counts(seen).starts_with(wanted));
+            // Twice round the table: nothing else changes.
+            std::thread::park_timeout(Duration::from_millis(500));
+            wait(&bpf, &mut tables, |seen| counts(seen).starts_with(wanted));
+        };
+        pass(0, &[20; 4]);
+        // The templates' time is over, their connections' is not.
+        pass(11 * SECOND, &[20; 4]);
+        pass(100 * SECOND, &[20; 4]);
+        // All that they control is gone; some have what is left of a minute.
+        pass(190 * SECOND, &[0, 0]);
+        pass(61 * SECOND, &[0; 4]);
+        wait(&bpf, &mut tables, |seen| !seen.keys().any(|name| name.starts_with("occupied")));
+        assert!(snapshot::wide_entries(&tables).is_empty());
+        assert!(tables.locks.iter().all(|lock| lock.get() == 0));
     });
 }

@@ -17,6 +17,8 @@ enum What {
     Conf,
     /// Replies to checks
     Replies,
+    /// `ipvsadm -R`, by lines
+    Restore,
 }
 
 impl What {
@@ -27,6 +29,7 @@ impl What {
             Self::Vrrp => ["vrrp", "found-vrrp", "corpus-vrrp"],
             Self::Conf => ["conf", "found-conf", "corpus-conf"],
             Self::Replies => ["replies", "found-replies", "corpus-replies"],
+            Self::Restore => ["restore", "found-restore", "corpus-restore"],
         }
     }
 }
@@ -54,7 +57,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Bytes of an input.
 const LENGTH_MAX: &str = "-max_len=1024";
 
-/// Builds and runs the fuzzer, beginning with what is kept in `fuzz/corpus`, and adds to it whatever
+/// Builds and runs the fuzzer, beginning with what is kept in `fuzz`, and adds to it whatever
 /// reaches code that nothing kept there does.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let folder = run::workspace()?.join("fuzz");

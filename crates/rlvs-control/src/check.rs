@@ -10,8 +10,11 @@ use crate::model::{Destination, ForwardingMethod, Netmask, Service, ServiceId, T
 use crate::table::Error;
 
 /// The schedulers that IPVS has, by the name that `-s` takes.
-pub const SCHEDULERS: [&str; 13] =
-    ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh"];
+pub const SCHEDULERS: [&str; 14] =
+    ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos"];
+
+/// The schedulers that only the data plane of ours has.
+pub const OWN_SCHEDULERS: [&str; 1] = ["p2c"];
 
 /// The scheduler name that stands for no scheduler: nothing is scheduled.
 pub const NO_SCHEDULER: &str = "none";
@@ -34,12 +37,13 @@ pub fn service(service: &Service) -> Result<(), Error> {
     service.persistence.map_or(Ok(()), |persistence| netmask(service.id, persistence.netmask))
 }
 
-/// Accepts the name of a scheduler of IPVS, or `none`.
+/// Accepts the name of a scheduler of IPVS or of ours, or `none`.
 ///
 /// # Errors
 /// [`Error::UnknownScheduler`].
 pub fn scheduler(name: &str) -> Result<(), Error> {
-    if name == NO_SCHEDULER || SCHEDULERS.contains(&name) {
+    let known = SCHEDULERS.contains(&name) || OWN_SCHEDULERS.contains(&name);
+    if known || name == NO_SCHEDULER {
         return Ok(());
     }
     Err(Error::UnknownScheduler(name.to_owned()))

@@ -3,6 +3,7 @@
 //! Everything here is plain data in host byte order. What the kernel's IPVS would refuse is
 //! refused by the table, not by these types; what cannot be said in IPVS cannot be built.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -23,15 +24,24 @@ impl fmt::Display for Protocol {
     /// Writes the name that IPVS has for the protocol in `/proc/net/ip_vs_conn`.
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp => to.pad("TCP"),
-            Self::Udp => to.pad("UDP"),
-            Self::Sctp => to.pad("SCTP"),
+            Self::Other(0) => to.pad("IP"),
             Self::Other(number) => to.pad(&format!("IP_{number}")),
+            _ => to.pad(self.name().unwrap_or_default()),
         }
     }
 }
 
 impl Protocol {
+    /// Returns the name that IPVS has for the protocol, if it has one.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Tcp => Some("TCP"),
+            Self::Udp => Some("UDP"),
+            Self::Sctp => Some("SCTP"),
+            Self::Other(_) => None,
+        }
+    }
+
     /// Returns the IP protocol number.
     pub fn number(self) -> u8 {
         match self {
@@ -287,9 +297,9 @@ pub struct Connection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionLine {
     /// Protocol by its name in IPVS.
-    pub protocol: String,
+    pub protocol: Cow<'static, str>,
     /// State by its name in IPVS.
-    pub state: String,
+    pub state: Cow<'static, str>,
     /// Whole seconds until it expires.
     pub expires_s: u32,
     /// Client address and port.
@@ -314,8 +324,11 @@ pub struct EngineData {
 impl From<Connection> for ConnectionLine {
     fn from(connection: Connection) -> Self {
         Self {
-            protocol: connection.protocol.to_string(),
-            state: connection.state.to_owned(),
+            protocol: match connection.protocol.name() {
+                Some(name) => name.into(),
+                None => connection.protocol.to_string().into(),
+            },
+            state: connection.state.into(),
             expires_s: connection.expires_s,
             client: connection.client,
             virtual_address: connection.virtual_address,

@@ -97,6 +97,26 @@ impl State {
         }
     }
 
+    /// Returns the state after `added` destinations have come to the front of the list one by one, as
+    /// [`Self::changed`] after each; `members` is the list after that.
+    #[must_use]
+    pub fn grown(self, members: &[Member], added: usize) -> Self {
+        if self.kind == Kind::Rr || added == 0 {
+            return self;
+        }
+        let (new, old) = members.split_at(added.min(members.len()));
+        let mut divisor = old.iter().fold(0, |divisor, member| gcd(divisor, member.weight));
+        let mut heaviest = old.iter().map(|member| member.weight).max().unwrap_or(0);
+        let mut level = self.level;
+        for member in new.iter().rev() {
+            divisor = gcd(divisor, member.weight);
+            heaviest = heaviest.max(member.weight);
+            let step = divisor.max(1);
+            level = adapted(level, step, heaviest.saturating_sub(step - 1));
+        }
+        Self { last: 0, level, ..self }
+    }
+
     /// Returns the state after the destination `id` has gone; `members` is the list before that.
     // As ip_vs_rr_del_dest() and ip_vs_wrr_dest_changed().
     #[must_use]
@@ -307,7 +327,10 @@ fn highest_level(members: &[Member], step: u32) -> u32 {
 // As ip_vs_wrr_dest_changed().
 fn adapt_level(level: u32, members: &[Member]) -> u32 {
     let step = step(members);
-    let highest = highest_level(members, step);
+    adapted(level, step, highest_level(members, step))
+}
+
+fn adapted(level: u32, step: u32, highest: u32) -> u32 {
     match step {
         _ if level > highest || level == 0 => highest,
         1 => level,

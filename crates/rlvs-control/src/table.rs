@@ -72,6 +72,13 @@ pub trait Table {
     fn delete_destination(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error>;
     /// Removes every service.
     fn flush(&mut self) -> Result<(), Error>;
+    /// Says that many edits follow: until [`Self::commit`] they need not be in force. Each is still
+    /// refused at once or not at all, and whoever reads the table sees all of them.
+    fn batch(&mut self) {}
+    /// Puts in force what [`Self::batch`] has let wait.
+    fn commit(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
     /// Lists every service with its destinations, in the table's own order.
     fn services(&mut self) -> Result<Vec<ServiceEntry>, Error>;
     /// Returns one service with its destinations.

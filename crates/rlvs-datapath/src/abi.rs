@@ -11,12 +11,23 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
-/// Elements of the ring map, each a destination id in 64 bits, as the kernel stores array elements.
-pub const RING_ELEMENTS: u32 = 1 << 20;
+/// Elements of the ring map, each an [`element`](crate::schedulers::element).
+pub const RING_ELEMENTS: u32 = RING_LINES * RING_LINE;
+/// Elements that are looked up together. Every ring begins a line of its own; what is left of its
+/// last line is 0.
+pub const RING_LINE: u32 = 16;
+/// Lines of the ring map.
+pub const RING_LINES: u32 = 1 << 17;
+/// Entries of the map `favourites`.
+pub const FAVOURITES: u32 = 1 << 10;
+/// Destinations that one of them has room for.
+pub const FAVOURITE_MEMBERS: usize = 28;
+/// Words of the map `overloads`: a bit for each destination.
+pub const OVERLOAD_WORDS: u32 = IDS / 64;
 /// Buckets of the IPv4 endpoint map; with two choices of four slots each it holds [`IDS`] services
 /// and as many reply endpoints at half its fill.
 pub const ENDPOINT4_BUCKETS: u32 = 1 << 16;
@@ -30,11 +41,14 @@ pub const ROUTES: u32 = 1 << 12;
 pub const INTERFACE_BUCKETS: u32 = 1 << 8;
 /// Locks of one kind.
 pub const LOCKS: u32 = 1 << 12;
+/// Kinds of locks: request halves, reply halves, templates.
+pub const LOCK_KINDS: u32 = 3;
 /// Largest number of CPUs.
 pub const CPUS: u32 = 1 << 10;
 /// Pairs of connection buckets that one bit of the occupancy map stands for.
 pub const GROUP: u32 = 64;
-/// Words of the occupancy map for one connection table: a bit for each group of 2^26 pairs.
+/// Words of the occupancy map for one table: a bit for each group of 2^26 places. The tables are
+/// IPv4, IPv6, wide.
 pub const OCCUPANCY_WORDS: u32 = (1 << 26) / GROUP / 64;
 /// Buckets of the fragment map.
 pub const FRAGMENT_BUCKETS: u32 = 1 << 11;
@@ -42,6 +56,8 @@ pub const FRAGMENT_BUCKETS: u32 = 1 << 11;
 pub const CONNECTIONS4_DEFAULT: u32 = 1 << 18;
 /// Default number of bucket pairs of the IPv6 connection table (4 connections fit in one).
 pub const CONNECTIONS6_DEFAULT: u32 = 1 << 17;
+/// Default number of buckets of the wide table (4 entries fit in one).
+pub const WIDE_DEFAULT: u32 = 1 << 16;
 
 /// A 64-bit word that several CPUs change.
 pub type Word = Cell<u64>;
@@ -74,11 +90,11 @@ pub struct Settings {
     pub services: u32,
     /// Destination ids below this have been in use.
     pub destinations: u32,
+    /// Buckets of the wide table minus one.
+    pub wide_mask: u32,
     /// The largest segment that ends of connections may announce, in bytes; 0 if they announce what
     /// they like.
     pub mss: u32,
-    /// 0.
-    pub reserved: u32,
 }
 
 /// Bits of [`Settings::flags`].
@@ -102,6 +118,13 @@ pub mod settings_flag {
     pub const LOCAL_SERVERS: u32 = 128;
     /// There is, or was, a NAT destination: clients on this host are served.
     pub const LOCAL_CLIENTS: u32 = 256;
+    /// Rates are not estimated, as with `run_estimation` 0.
+    pub const NO_ESTIMATION: u32 = 1 << 16;
+    /// There is, or was, a service whose packets no endpoint names: what belongs to nothing may belong
+    /// to it.
+    pub const WIDE: u32 = 1 << 17;
+    /// A template does not lead to a destination of weight 0, as with `expire_quiescent_template`.
+    pub const EXPIRE_QUIESCENT: u32 = 1 << 18;
 }
 
 /// What an endpoint is looked up for.
@@ -110,6 +133,10 @@ pub mod endpoint_kind {
     pub const SERVICE: u64 = 1;
     /// The address and port of a NAT destination: replies.
     pub const REPLY: u64 = 2;
+    /// A firewall mark in place of the address: requests.
+    pub const MARK: u64 = 3;
+    /// The address and port of a NAT destination whose requests leave no entry: replies.
+    pub const ONE_PACKET: u64 = 4;
 }
 
 /// A slot that is found by a key and holds a value: an IPv4 connection or endpoint.
@@ -168,6 +195,102 @@ pub type Endpoints6 = Bucket<Slot6, SLOTS6>;
 /// [`fragment`](crate::fragment).
 pub type Fragments = Bucket<Slot4, SLOTS6>;
 
+/// A slot of the wide table, a cache line: a connection with all that names it, or a persistence
+/// template; see [`wide`](crate::wide).
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default)]
+pub struct WideSlot {
+    /// What it is, with protocol and ports; 0 while nothing is published here.
+    pub key: Word,
+    /// As in the slots of the other tables; 0 while the slot is free.
+    pub value: Word,
+    /// Client address, upper and lower half.
+    pub client: [Word; 2],
+    /// The other end's address: the virtual one in requests, the real server's in replies. Of a
+    /// template, its destination id in the lower half.
+    pub peer: [Word; 2],
+    /// Of a reply half, the virtual address. Of a template, its time-out and what it controls in the
+    /// first word.
+    pub other: [Word; 2],
+}
+
+/// Slots in a bucket of the wide table.
+pub const WIDE_SLOTS: usize = 4;
+/// Four cache lines of the wide table.
+pub type Wides = Bucket<WideSlot, WIDE_SLOTS>;
+
+/// What a stage leaves for the next on the same CPU, in the map `scratch`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    /// Source address of the packet.
+    pub source: [Word; 2],
+    /// Destination address of the packet.
+    pub target: [Word; 2],
+    /// Its ports (32 bits), length (32).
+    pub ports: Word,
+    /// Its protocol, flags and time to live (8 bits each); the stage that carries it on (8).
+    pub brief: Word,
+    /// The service that it goes to; 0 if that is to be found out.
+    pub service: Word,
+    /// The destination that was chosen, as [`special`](crate::special) has it.
+    pub chosen: Word,
+    /// A connection that made way, of which its template has to be told.
+    pub owed: Word,
+    /// The same of one that did not come about.
+    pub unborn: Word,
+    /// The destination of this datagram alone; 0 for none.
+    pub once: Word,
+    /// Why no entries were made, with bit 31; 0 if they were.
+    pub refused: Word,
+    /// Makes cache lines.
+    pub reserved: [Word; 4],
+}
+
+/// Rules that give marks.
+pub const MARK_RULES: u32 = 128;
+
+/// A rule that gives a mark to packets by where they go. Addresses are two words in host order, an
+/// IPv4 one in the second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkRule {
+    /// The address under the mask.
+    pub network: [u64; 2],
+    /// The mask.
+    pub mask: [u64; 2],
+    /// First and last port.
+    pub ports: [u16; 2],
+    /// IP protocol; 0 for any.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// Makes the mark aligned.
+    pub padding: [u8; 2],
+    /// The mark.
+    pub mark: u32,
+    /// Makes the next rule aligned.
+    pub reserved: u32,
+}
+
+/// The one element of the map `marks`: the rules, of which the first that fits decides.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkRules {
+    /// Number of rules.
+    pub length: u32,
+    /// Makes the rules aligned.
+    pub reserved: u32,
+    /// The rules.
+    pub rules: [MarkRule; MARK_RULES as usize],
+}
+
+impl Default for MarkRules {
+    fn default() -> Self {
+        Self { length: 0, reserved: 0, rules: [MarkRule::default(); MARK_RULES as usize] }
+    }
+}
+
 /// A virtual service, by service id. Service id 0 is never used.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,8 +309,16 @@ pub struct Service {
     pub scheduler: u32,
     /// First destination of the list, newest first; 0 for none.
     pub head: u32,
-    /// Kept for persistence, marks and scheduler flags.
-    pub reserved: [u32; 8],
+    /// Persistence: the mask of client addresses, an IPv4 one in the first four bytes.
+    pub mask: [u8; 16],
+    /// Persistence: coarse units that a template lives; 0 without persistence.
+    pub persistence: u32,
+    /// Firewall mark; 0 for a service with an address.
+    pub mark: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Flags of the scheduler: flags 1 to 3 are bits 0 to 2.
+    pub scheduler_flags: u32,
 }
 
 /// Bits of [`Service::flags`].
@@ -199,6 +330,11 @@ pub mod service_flag {
     pub const PEERED: u32 = 2;
     /// Clients on this host are served: every destination is reached by NAT or is this host.
     pub const LOCAL_CLIENTS: u32 = 4;
+    /// New connections need more than a destination and an entry: see
+    /// [`special`](crate::special).
+    pub const SPECIAL: u32 = 1 << 8;
+    /// Each datagram is scheduled by itself.
+    pub const ONE_PACKET: u32 = 1 << 9;
 }
 
 /// Numbers of the schedulers.
@@ -207,6 +343,40 @@ pub mod scheduler {
     pub const RR: u32 = 1;
     /// Weighted round robin.
     pub const WRR: u32 = 2;
+    /// Least connections.
+    pub const LC: u32 = 3;
+    /// Weighted least connections.
+    pub const WLC: u32 = 4;
+    /// Shortest expected delay.
+    pub const SED: u32 = 5;
+    /// Never queue.
+    pub const NQ: u32 = 6;
+    /// Locality-based least connections.
+    pub const LBLC: u32 = 7;
+    /// The same with replication.
+    pub const LBLCR: u32 = 8;
+    /// Destination hashing.
+    pub const DH: u32 = 9;
+    /// Source hashing.
+    pub const SH: u32 = 10;
+    /// Maglev hashing.
+    pub const MH: u32 = 11;
+    /// Weighted failover.
+    pub const FO: u32 = 12;
+    /// Weighted overflow.
+    pub const OVF: u32 = 13;
+    /// Weighted random twos choice.
+    pub const TWOS: u32 = 14;
+    /// Two choices of the data plane's own: see [`schedulers`](crate::schedulers).
+    pub const P2C: u32 = 15;
+}
+
+/// Bits of a service's scheduler flags.
+pub mod scheduler_flag {
+    /// sh and mh: where the server is not available another takes its place (flag-1).
+    pub const FALLBACK: u32 = 1;
+    /// sh and mh: the client's port counts too (flag-2).
+    pub const PORT: u32 = 2;
 }
 
 /// What programs change while a service schedules, and what the control plane needs to go on where
@@ -218,10 +388,10 @@ pub mod scheduler {
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub struct Schedule {
-    /// Ring in force: first element in the upper half, number of elements in the lower; the control
-    /// plane replaces it in one store.
+    /// Ring in force, as [`Ring`](crate::schedulers::Ring) reads it; the control plane replaces it in
+    /// one store.
     pub ring: Word,
-    /// Picks made; the next is `ring[position % length]`.
+    /// Picks made; the next of rr and wrr is `ring[position % length]`.
     pub position: Word,
     /// Whether the VIP is local: coarse time of the look-up in the upper half, 1 or 0 in the lower.
     pub local: Word,
@@ -272,8 +442,10 @@ pub struct Destination {
     pub family: u8,
     /// Makes the words below aligned.
     pub padding: u8,
-    /// Kept for what is to come, and for the control plane.
-    pub reserved: [u32; 2],
+    /// The last weight above 0 that it had, which mh goes by; control plane only.
+    pub last_weight: u32,
+    /// Second at which it was retired; control plane only.
+    pub retired_at: u32,
 }
 
 /// What the outer headers of all packets in one tunnel have in common. By destination id; control
@@ -358,6 +530,63 @@ pub struct Counts {
     pub connections: Word,
     /// Persistence templates.
     pub persistent: Word,
+}
+
+/// The one element of the map `counts`: those of all destinations, so that a scheduler that looks at
+/// many asks for them once.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub struct AllCounts {
+    /// By destination id.
+    pub of: [Counts; IDS as usize],
+}
+
+/// One line of the ring map.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingLine {
+    /// The elements.
+    pub elements: [u64; RING_LINE as usize],
+}
+
+/// What a stage that opens connections and the stage that searches for a destination tell each other,
+/// in the map `errands`. Row `cpu`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Errand {
+    /// The flow that it is for; 0 for none.
+    pub flow: Word,
+    /// The service.
+    pub service: Word,
+    /// Destination that did not take the connection (32 bits), how many did not (8), and why (8).
+    pub tried: Word,
+    /// What sh and mh hash of the client.
+    pub source: Word,
+    /// The hash under which lblc and lblcr know the virtual address.
+    pub target: Word,
+    /// Destination found; 0 while there is no answer, and 32 ones if there is none.
+    pub answer: Word,
+    /// Number of the stage to go back to.
+    pub back: Word,
+    /// 1 if a destination must be searched for, 0 if another may be picked.
+    pub search: Word,
+}
+
+/// Destinations that lblc and lblcr have chosen for an address, in the map `favourites`; see
+/// [`favourites`](crate::schedulers::favourites).
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default)]
+pub struct Favourites {
+    /// Hash of service and address; 0 while the entry is free.
+    pub key: Word,
+    /// Service in the upper half, coarse time of the last use in the lower.
+    pub used: Word,
+    /// Coarse time of the last change.
+    pub changed: Word,
+    /// Lock of the bucket whose first entry this is.
+    pub lock: Word,
+    /// Destination ids, the last added first; 0 behind the last.
+    pub members: [Word; FAVOURITE_MEMBERS],
 }
 
 /// Where frames for an address go: interface, and the Ethernet addresses as they stand in a frame.
@@ -458,6 +687,37 @@ pub struct Totals {
     pub reserved: [u64; 3],
 }
 
+/// What the estimator keeps: of a destination by its id, of a service at [`IDS`] plus its id, of all
+/// services together at [`IDS`]. Only the timer writes it, but for `zeroed`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Estimate {
+    /// The counters of a destination when it was last looked at; for a service and for all, what
+    /// their destinations have counted since they were.
+    pub counted: [Word; COUNTERS],
+    /// Averages in the fixed point of [`estimate`](crate::estimate).
+    pub rates: [Word; COUNTERS],
+    /// Not 0 if the control plane wants the rates to be 0; the timer does it with its next look.
+    pub zeroed: Word,
+    /// Makes records three to two cache lines.
+    pub reserved: Word,
+}
+
+/// Counters of traffic: connections, packets in, packets out, bytes in, bytes out.
+pub const COUNTERS: usize = 5;
+
+/// Elements of the maps `estimates` and `bases`.
+pub const ESTIMATES: u32 = 2 * IDS;
+
+/// Where counters began when they were zeroed last, by the same index as [`Estimate`]. Control plane
+/// only: so the programs' counters are never written over.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Base {
+    /// The counters then.
+    pub counted: [u64; COUNTERS],
+}
+
 /// An interface that programs hang on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -510,6 +770,10 @@ pub struct SweepCursor {
     pub removed: Word,
     /// Coarse time of the last tick: the programs' clock, for those who cannot read it.
     pub now: Word,
+    /// Where the estimator is in its round; see [`estimate`](crate::estimate).
+    pub estimated: Word,
+    /// When its round began, in nanoseconds since the machine did.
+    pub round_ns: Word,
 }
 
 /// Bytes of the timer before the cursor in the one element of the map `sweep`.
@@ -517,6 +781,11 @@ pub const TIMER_BYTES: usize = 16;
 
 const _: () = {
     assert!(size_of::<Settings>() == 200);
+    assert!(size_of::<WideSlot>() == 64);
+    assert!(size_of::<Wides>() == 256);
+    assert!(size_of::<Scratch>() == 128);
+    assert!(size_of::<MarkRule>() == 48);
+    assert!(size_of::<MarkRules>() == 8 + 48 * MARK_RULES as usize);
     assert!(size_of::<Connections4>() == 128);
     assert!(size_of::<Connections6>() == 128);
     assert!(size_of::<Endpoints4>() == 64);
@@ -527,10 +796,15 @@ const _: () = {
     assert!(size_of::<Destination>() == 64);
     assert!(size_of::<Tunnel>() == 64);
     assert!(size_of::<Counts>() == 16);
+    assert!(size_of::<RingLine>() == 128);
+    assert!(size_of::<Errand>() == 64);
+    assert!(size_of::<Favourites>() == 256);
     assert!(size_of::<Hop>() == 24);
     assert!(size_of::<Row>() == 64);
     assert!(size_of::<Route>() == 64);
     assert!(size_of::<Totals>() == 64);
+    assert!(size_of::<Estimate>() == 96);
+    assert!(size_of::<Base>() == 40);
     assert!(size_of::<Interfaces>() == 64);
     assert!(size_of::<Limit>() == 64);
 };

@@ -26,6 +26,7 @@ const STATE_MASK: u64 = 31;
 const REPLY: u64 = 1 << 30;
 const PAIRED: u64 = 1 << 31;
 const ELSEWHERE: u64 = 1 << 60;
+const CONTROLLED: u64 = 1 << 61;
 const DESTINATION_SHIFT: u32 = 32;
 const DESTINATION_MASK: u64 = (1 << 22) - 1;
 const OWNER_SHIFT: u32 = 54;
@@ -33,7 +34,7 @@ const OWNER_MASK: u64 = (1 << 6) - 1;
 
 /// What a slot says of its connection, in 64 bits: coarse time of the last packet (25), state (5),
 /// reply half, paired, destination id (22 from bit 32), upper bits of the owner (6), in its second
-/// place, live.
+/// place, controlled by a template, live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value(pub u64);
 
@@ -52,8 +53,24 @@ impl Value {
     /// Returns the value of the reply half that belongs to a request half.
     #[inline(always)]
     pub fn reply(self, owner: u32) -> Self {
-        let rest = self.0 & !(OWNER_MASK << OWNER_SHIFT);
+        // The first datagram that answers a controlled one is told by its state.
+        let half = if self.is_controlled() && self.state() == State::UDP {
+            self.with_state(State::NONE)
+        } else {
+            self
+        };
+        let rest = half.0 & !(OWNER_MASK << OWNER_SHIFT);
         Self(rest | REPLY | (u64::from(owner) >> 16 & OWNER_MASK) << OWNER_SHIFT)
+    }
+    /// Returns the value of a connection that a template controls.
+    #[inline(always)]
+    pub fn controlled(self) -> Self {
+        Self(self.0 | CONTROLLED)
+    }
+    /// Returns whether a template controls the connection.
+    #[inline(always)]
+    pub fn is_controlled(self) -> bool {
+        self.0 & CONTROLLED != 0
     }
     /// Returns whether a connection is there.
     #[inline(always)]
@@ -93,7 +110,7 @@ impl Value {
     }
     /// Returns the value with another state.
     #[inline(always)]
-    fn with_state(self, state: State) -> Self {
+    pub fn with_state(self, state: State) -> Self {
         Self(self.0 & !(STATE_MASK << STATE_SHIFT) | u64::from(state.0) << STATE_SHIFT)
     }
     /// Returns the client port that is in a key word.
@@ -264,12 +281,17 @@ impl<'a, T: Tables> Context<'a, T> {
         Some(Found { slot, value: Value(value) })
     }
 
-    /// Finds a half of a connection that has not expired; an expired one is removed.
+    /// Finds a half of a connection that has not expired; an expired one is removed, unless a template
+    /// controls it.
     #[inline(always)]
     pub fn find_live<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
         let found = self.find(key)?;
         let Found { slot, value } = found;
-        if self.is_young(value) || !self.retire::<A>(slot, value) { Some(found) } else { None }
+        if self.is_young(value) || !self.retire::<A, false>(slot, value) {
+            Some(found)
+        } else {
+            None
+        }
     }
 
     /// Returns whether this half's own time has not run out.
@@ -281,7 +303,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns the key of a half's other half, if it has one.
     #[inline(always)]
-    fn other_half<A: Ip>(&self, client: A, port: u16, value: Value) -> Option<Key<A>> {
+    pub(crate) fn other_half<A: Ip>(&self, client: A, port: u16, value: Value) -> Option<Key<A>> {
         if !value.is_paired() {
             return None;
         }
@@ -297,9 +319,10 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Removes a connection one of whose halves has run out, unless its other half is younger.
-    /// Returns whether it is gone.
+    /// Returns whether it is gone, or as good as gone: without `ALL` one that a template controls is
+    /// left to the sweep, and to the stage that may open it anew.
     #[inline(never)]
-    pub fn retire<A: Ip>(&self, slot: &A::Slot, value: Value) -> bool {
+    pub fn retire<A: Ip, const ALL: bool>(&self, slot: &A::Slot, value: Value) -> bool {
         let found = Found { slot, value };
         let word = self.tables.read(slot.key());
         if word == 0 {
@@ -308,30 +331,44 @@ impl<'a, T: Tables> Context<'a, T> {
         let (high, low) = slot.address(self.tables, word);
         let client = A::from_words(high, low);
         let Some(key) = self.other_half(client, Value::port(word), value) else {
-            return self.remove_counted(&found);
+            return self.remove_whole::<A::Slot, ALL>(&found);
         };
         let Some(other) = self.find(&key) else {
-            return self.remove_counted(&found);
+            return self.remove_whole::<A::Slot, ALL>(&found);
         };
         if other.value.destination() != value.destination() {
-            return self.remove_counted(&found);
+            return self.remove_whole::<A::Slot, ALL>(&found);
         }
         if self.is_young(other.value) {
             return false;
         }
         let (request, reply) = if value.is_reply() { (&other, &found) } else { (&found, &other) };
-        let removed = self.remove_counted(request);
-        if removed {
+        let removed = self.remove_whole::<A::Slot, ALL>(request);
+        if removed && (ALL || !value.is_controlled()) {
             self.remove(reply);
         }
         removed
     }
 
+    #[inline(always)]
+    fn remove_whole<S: Slot, const ALL: bool>(&self, found: &Found<'_, S>) -> bool {
+        if ALL {
+            return self.remove_counted(found);
+        }
+        found.value.is_controlled() || self.remove_uncontrolled(found)
+    }
+
     /// Removes a connection by its request half, which has this key, whatever its age. Returns whether this call did it.
     #[inline(never)]
-    pub fn discard<A: Ip>(&self, key: &Key<A>, slot: &A::Slot, value: Value) -> bool {
-        let removed = self.remove_counted(&Found { slot, value });
+    pub fn discard<A: Ip, const ALL: bool>(
+        &self,
+        key: &Key<A>,
+        slot: &A::Slot,
+        value: Value,
+    ) -> bool {
+        let removed = self.remove_whole::<A::Slot, ALL>(&Found { slot, value });
         if removed
+            && (ALL || !value.is_controlled())
             && let Some(key) = self.other_half(key.client, key.port, value)
             && let Some(reply) = self.find(&key)
             && reply.value.destination() == value.destination()
@@ -341,10 +378,22 @@ impl<'a, T: Tables> Context<'a, T> {
         removed
     }
 
-    /// Removes one half, and its connection from the counts if it is the request half. Returns
-    /// whether this call did it.
+    /// Removes one half, and its connection from the counts and from its template if it is the request
+    /// half. Returns whether this call did it.
     #[inline(always)]
     pub fn remove_counted<S: Slot>(&self, found: &Found<'_, S>) -> bool {
+        let (high, low) = found.slot.address(self.tables, self.tables.read(found.slot.key()));
+        let removed = self.remove_uncontrolled(found);
+        if removed && !found.value.is_reply() && found.value.is_controlled() {
+            self.release_template(high, low, found.value);
+        }
+        removed
+    }
+
+    /// Removes one half, and its connection from the counts if it is the request half, which no
+    /// template controls. Returns whether this call did it.
+    #[inline(always)]
+    pub fn remove_uncontrolled<S: Slot>(&self, found: &Found<'_, S>) -> bool {
         let removed = self.remove(found);
         if removed
             && !found.value.is_reply()
@@ -454,10 +503,21 @@ impl<'a, T: Tables> Context<'a, T> {
     /// order. `None` if another CPU does not let go.
     #[inline(always)]
     pub fn lock<A: Ip>(&self, key: &Key<A>, kind: u32) -> Option<Lock<'a>> {
-        let index = kind * LOCKS + (key.places.first & (LOCKS - 1));
+        self.lock_at(kind * LOCKS + (key.places.first & (LOCKS - 1)))
+    }
+
+    #[inline(always)]
+    pub(crate) fn lock_at(&self, index: u32) -> Option<Lock<'a>> {
         let word = self.tables.lock(index)?;
         let free = self.tables.swap(word, 0, 1) || self.tables.wait_to_swap(word, 0, 1);
         if free { Some(Lock(word)) } else { None }
+    }
+
+    /// Takes a lock if nobody has it.
+    #[inline(always)]
+    pub(crate) fn try_lock_at(&self, index: u32) -> Option<Lock<'a>> {
+        let word = self.tables.lock(index)?;
+        if self.tables.swap(word, 0, 1) { Some(Lock(word)) } else { None }
     }
 
     /// Gives a lock back.
@@ -556,7 +616,7 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Moves a request half to the state that follows, and its connection between the counts.
     /// Returns the new state, or `None` if the half is gone.
     #[inline(always)]
-    fn advance<S: Slot, const PORTS: bool>(
+    pub(crate) fn advance<S: Slot, const PORTS: bool>(
         &self,
         found: &Found<'_, S>,
         seen: Seen,

@@ -161,6 +161,9 @@ fn open<A: Ip, F: Frame, T: Tables>(
         Sender::Here => return Err(Reason::Local),
         Sender::Unknown => return Ok(Verdict::Next(Stage::peers::<A>())),
     }
+    if context.is_special(service) {
+        return Ok(context.leave(packet, service, Stage::odd::<A>()));
+    }
     Ok(match context.open::<A, _, true>(frame, packet, service) {
         Opening::To(id) => {
             let too_big = |frame: &mut Moved<'_, F>, _| leave_too_big::<A, _>(frame);
@@ -168,6 +171,7 @@ fn open<A: Ip, F: Frame, T: Tables>(
             deliver::<A, _, T, true>(context, frame, packet, id, || {}, too_big, opened)
         }
         Opening::There => Verdict::Next(Stage::odd::<A>()),
+        Opening::Search => context.search_for(Stage::odd_open::<A>()),
         Opening::Refused(reason) => left_to_the_stack(reason),
     })
 }

@@ -11,10 +11,12 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod apart;
 pub mod association;
 pub mod connection;
 pub mod endpoint;
 pub mod errors;
+pub mod estimate;
 pub mod fragment;
 pub mod frame;
 pub mod hash;
@@ -22,6 +24,7 @@ pub mod hop;
 pub mod ip;
 pub mod layout;
 pub mod local;
+pub mod mark;
 pub mod moved;
 pub mod mss;
 pub mod process;
@@ -29,7 +32,11 @@ pub mod reason;
 pub mod refuse;
 pub mod relay;
 pub mod schedule;
+pub mod schedulers;
+pub mod special;
 pub mod state;
 pub mod sweep;
 pub mod tables;
+pub mod template;
 pub mod tunnel;
+pub mod wide;

@@ -17,6 +17,7 @@ use crate::abi::{
     Destination, Hop, INTERFACE_BUCKETS, REASONS, Row, Service, destination_flag, endpoint_kind,
     interface_flag, method, settings_flag,
 };
+use crate::apart;
 use crate::association;
 use crate::connection::{Context, Found, Key, Value, seen};
 use crate::endpoint;
@@ -31,6 +32,8 @@ use crate::reason::Reason;
 use crate::refuse::{Complaint, refuse};
 use crate::relay::{self, Relayed};
 use crate::schedule::{Opening, quiet};
+use crate::schedulers;
+use crate::special;
 use crate::state::{self, Seen};
 use crate::tables::{Tables, Time, bump};
 use crate::tunnel;
@@ -80,11 +83,29 @@ pub enum Stage {
     Relay4 = 18,
     /// The same over IPv6.
     Relay6 = 19,
+    /// The destination of a new connection is to be searched for among many.
+    Search = 20,
+    /// A new IPv4 connection of a service that needs more than an entry.
+    Special4 = 21,
+    /// The same over IPv6.
+    Special6 = 22,
+    /// Its destination is chosen, and the entries are to be made.
+    Join4 = 23,
+    /// The same over IPv6.
+    Join6 = 24,
+    /// An IPv4 packet that no endpoint names.
+    Apart4 = 25,
+    /// The same over IPv6.
+    Apart6 = 26,
+    /// One that is no request of a connection.
+    Back4 = 27,
+    /// The same over IPv6.
+    Back6 = 28,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 29] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -105,15 +126,33 @@ impl Stage {
         Self::Clamp6,
         Self::Relay4,
         Self::Relay6,
+        Self::Search,
+        Self::Special4,
+        Self::Special6,
+        Self::Join4,
+        Self::Join6,
+        Self::Apart4,
+        Self::Apart6,
+        Self::Back4,
+        Self::Back6,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has
     /// unusual headers, SCTP and IPsec.
     pub const fn is_optional(self) -> bool {
-        let number = self as u32;
-        number >= Self::Odd4 as u32
-            && number != Self::Peers4 as u32
-            && number != Self::Peers6 as u32
+        matches!(
+            self,
+            Self::Odd4
+                | Self::Odd6
+                | Self::OddOpen4
+                | Self::OddOpen6
+                | Self::Sctp4
+                | Self::Sctp6
+                | Self::Associate4
+                | Self::Associate6
+                | Self::Relay4
+                | Self::Relay6
+        )
     }
 
     /// Returns the end of the names of the programs that carry it out.
@@ -139,6 +178,15 @@ impl Stage {
             Self::Clamp6 => "clamp6",
             Self::Relay4 => "relay4",
             Self::Relay6 => "relay6",
+            Self::Search => "search",
+            Self::Special4 => "special4",
+            Self::Special6 => "special6",
+            Self::Join4 => "join4",
+            Self::Join6 => "join6",
+            Self::Apart4 => "apart4",
+            Self::Apart6 => "apart6",
+            Self::Back4 => "back4",
+            Self::Back6 => "back6",
         }
     }
 
@@ -165,7 +213,16 @@ impl Stage {
             16 => Self::Clamp4,
             17 => Self::Clamp6,
             18 => Self::Relay4,
-            _ => Self::Relay6,
+            19 => Self::Relay6,
+            20 => Self::Search,
+            21 => Self::Special4,
+            22 => Self::Special6,
+            23 => Self::Join4,
+            24 => Self::Join6,
+            25 => Self::Apart4,
+            26 => Self::Apart6,
+            27 => Self::Back4,
+            _ => Self::Back6,
         }
     }
 
@@ -192,7 +249,7 @@ impl Stage {
     }
 
     #[inline(always)]
-    const fn rest<A: Ip>() -> Self {
+    pub(crate) const fn rest<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Rest4 } else { Self::Rest6 }
     }
 
@@ -204,6 +261,30 @@ impl Stage {
     #[inline(always)]
     pub(crate) const fn odd<A: Ip>() -> Self {
         if A::FAMILY == 4 { Self::Odd4 } else { Self::Odd6 }
+    }
+
+    /// Returns the stage of special services for an IP version.
+    #[inline(always)]
+    pub const fn special<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Special4 } else { Self::Special6 }
+    }
+
+    /// Returns the stage of packets that no endpoint names.
+    #[inline(always)]
+    pub const fn apart<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Apart4 } else { Self::Apart6 }
+    }
+
+    /// Returns the stage of those that are no requests of a connection.
+    #[inline(always)]
+    pub const fn back<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Back4 } else { Self::Back6 }
+    }
+
+    /// Returns the stage that makes their entries.
+    #[inline(always)]
+    pub const fn join<A: Ip>() -> Self {
+        if A::FAMILY == 4 { Self::Join4 } else { Self::Join6 }
     }
 
     /// Returns the stage of SCTP for an IP version.
@@ -319,6 +400,30 @@ pub fn relay<A: Relayed, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verd
     settle(frame, tables, |context, frame, _| relay::relay::<A, F, T>(context, frame))
 }
 
+/// Carries out the stages [`Stage::Special4`] and [`Stage::Special6`].
+#[inline(always)]
+pub fn special<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| special::choose::<A, F, T>(context, frame))
+}
+
+/// Carries out the stages [`Stage::Join4`] and [`Stage::Join6`].
+#[inline(always)]
+pub fn join<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, _, _| special::join::<A, T>(context))
+}
+
+/// Carries out the stages [`Stage::Apart4`] and [`Stage::Apart6`].
+#[inline(always)]
+pub fn apart<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| apart::any::<A, F, T>(context, frame))
+}
+
+/// Carries out the stages [`Stage::Back4`] and [`Stage::Back6`].
+#[inline(always)]
+pub fn back<A: Ip, F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    settle(frame, tables, |context, frame, _| apart::back::<A, F, T>(context, frame))
+}
+
 /// Carries out a stage, for bodies that call it like any function.
 pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
     match stage {
@@ -342,6 +447,15 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Clamp6 => clamp::<V6, F, T>(frame, tables),
         Stage::Relay4 => relay::<V4, F, T>(frame, tables),
         Stage::Relay6 => relay::<V6, F, T>(frame, tables),
+        Stage::Search => schedulers::search(tables),
+        Stage::Special4 => special::<V4, F, T>(frame, tables),
+        Stage::Special6 => special::<V6, F, T>(frame, tables),
+        Stage::Join4 => join::<V4, F, T>(frame, tables),
+        Stage::Join6 => join::<V6, F, T>(frame, tables),
+        Stage::Apart4 => apart::<V4, F, T>(frame, tables),
+        Stage::Apart6 => apart::<V6, F, T>(frame, tables),
+        Stage::Back4 => back::<V4, F, T>(frame, tables),
+        Stage::Back6 => back::<V6, F, T>(frame, tables),
     }
 }
 
@@ -395,7 +509,9 @@ fn established<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut
         Ok(packet) => packet,
         Err(reason) => return unusual::<A, F>(frame, reason),
     };
-    let Some(half) = context.half(&packet) else { return Verdict::Pass(Reason::NoService) };
+    let Some(half) = context.half(&packet) else {
+        return context.unnamed::<A, true>(Reason::NoService);
+    };
     let Some(found) = context.glance(&half.key) else {
         return Verdict::Next(clamped::<A, T>(context, &packet, !half.is_reply));
     };
@@ -491,6 +607,9 @@ pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         Sender::Here => return Verdict::Pass(Reason::Local),
         Sender::Unknown => return Verdict::Next(Stage::peers::<A>()),
     }
+    if context.is_special(service) {
+        return context.leave(packet, service, rest);
+    }
     match context.open::<A, F, PORTS>(frame, packet, service) {
         Opening::To(id) => {
             // The connection is there, and its packet is found to be too big once more.
@@ -499,13 +618,16 @@ pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         }
         // There is no room: it goes astray.
         Opening::There | Opening::Refused(Reason::Stateless) => Verdict::Next(rest),
+        Opening::Search => {
+            context.search_for(if PORTS { Stage::open::<A>() } else { Stage::associate::<A>() })
+        }
         Opening::Refused(reason) => refuse_start(context, frame, packet, reason),
     }
 }
 
 /// Says what becomes of a packet that opens no connection.
 #[inline(always)]
-fn refuse_start<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn refuse_start<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -539,7 +661,9 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     known_as: &Packet<A>,
     open: Stage,
 ) -> Verdict {
-    let Some(half) = context.half(known_as) else { return Verdict::Pass(Reason::NoService) };
+    let Some(half) = context.half(known_as) else {
+        return context.unnamed::<A, PORTS>(Reason::NoService);
+    };
     let Half { key, is_reply } = half;
     match context.find_live(&key) {
         // The stack answers it, in the director's name.
@@ -552,12 +676,12 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             answer::<A, F, T, PORTS>(context, frame, packet, &found, track)
         }
         Some(Found { slot, value }) if context.is_forsaken::<A, PORTS>(packet, value) => {
-            // Whoever has discarded it, it is gone.
-            context.discard(&key, slot, value);
+            // Whoever has discarded it, it is gone; or it is discarded by the stage that it needs.
+            context.discard::<A, false>(&key, slot, value);
             Verdict::Next(open)
         }
         Some(found) => request::<A, F, T, PORTS>(context, frame, packet, &found),
-        None if is_reply => Verdict::Pass(Reason::NoConnection),
+        None if is_reply => context.unnamed::<A, PORTS>(Reason::NoConnection),
         None if state::starts::<PORTS>(packet.protocol, packet.flags) && !context.is_full(&key) => {
             Verdict::Next(open)
         }
@@ -657,7 +781,7 @@ pub(crate) fn forward<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
 
 /// Counts a request and sends it.
 #[inline(always)]
-fn account<A: Ip, F: Frame>(
+pub(crate) fn account<A: Ip, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
     row: &Row,
@@ -769,7 +893,7 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
 
 /// Answers a packet with an ICMP error, in the name of whom it was sent to.
 #[inline(always)]
-fn complain<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn complain<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -790,7 +914,7 @@ fn complain<A: Ip, F: Frame, T: Tables>(
 /// Tells the sender of a packet how long it may be, unless he lets routers cut it into fragments,
 /// which we do not.
 #[inline(always)]
-fn complain_of_length<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn complain_of_length<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
@@ -875,6 +999,17 @@ impl<'a, T: Tables> Context<'a, T> {
         Some(Half { key: Key::new(self.settings, &packet.reply(), owner), is_reply: true })
     }
 
+    /// Returns what becomes of a packet that belongs to no connection and service by its ports and
+    /// addresses.
+    #[inline(always)]
+    fn unnamed<A: Ip, const PORTS: bool>(&self, reason: Reason) -> Verdict {
+        if PORTS && self.settings.flags & settings_flag::WIDE != 0 {
+            Verdict::Next(Stage::apart::<A>())
+        } else {
+            Verdict::Pass(reason)
+        }
+    }
+
     /// Returns whether a packet may live on, its destination is there, and the way is known and wide
     /// enough.
     #[inline(always)]
@@ -896,19 +1031,28 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns whether a request leaves the connection that it finds behind and opens another.
     #[inline(always)]
-    fn is_forsaken<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, value: Value) -> bool {
+    pub(crate) fn is_forsaken<A: Ip, const PORTS: bool>(
+        &self,
+        packet: &Packet<A>,
+        value: Value,
+    ) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let settings = self.settings.flags;
         if settings & settings_flag::EXPIRE_REMOVED != 0
             && let Some(destination) = self.tables.destination(value.destination())
         {
             let gone = destination.flags & destination_flag::AVAILABLE == 0;
-            let quiet = destination.weight == 0 && state::starts::<PORTS>(protocol, flags);
+            // What a template has chosen it would choose again.
+            let quiet = destination.weight == 0
+                && !value.is_controlled()
+                && state::starts::<PORTS>(protocol, flags);
             if gone || quiet && protocol != udp::PROTOCOL {
                 return true;
             }
         }
-        state::begins_anew::<PORTS>(value.state(), seen(value), protocol, flags, settings)
+        // As `is_new_conn_expected()`.
+        !value.is_controlled()
+            && state::begins_anew::<PORTS>(value.state(), seen(value), protocol, flags, settings)
     }
 
     /// Returns the flags of the interface if `mac` is one of its addresses.

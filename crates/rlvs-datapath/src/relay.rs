@@ -35,7 +35,12 @@ fn tell<A: Relayed, F: Frame, T: Tables>(
     let outer: Outer<A> = A::outer(frame).map_err(Verdict::Pass)?;
     let at = inside::<A, F>(frame, outer.protocol);
     let at = context.tables.forget(at.into()) as usize;
-    let packet: Packet<A> = A::inner(frame, at).map_err(Verdict::Pass)?;
+    // A datagram that holds nothing of ours is anybody's.
+    let other = |reason| match outer.protocol {
+        udp::PROTOCOL => Verdict::Pass(Reason::NoService),
+        _ => Verdict::Pass(reason),
+    };
+    let packet: Packet<A> = A::inner(frame, at).map_err(other)?;
     let stranger = Verdict::Pass(Reason::NoConnection);
     let half = context.half(&packet).ok_or(stranger)?;
     let found = context.find_live(&half.key).ok_or(stranger)?;

@@ -2,26 +2,26 @@
 
 use core::cell::Cell;
 
-use crate::abi::{Destination, destination_flag, method, service_flag, settings_flag};
+use crate::abi::{Destination, RING_LINE, method, scheduler, service_flag, settings_flag};
 use crate::connection::{Context, Found, Key, Value};
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::ip::{Flow, Ip, Packet};
 use crate::reason::Reason;
+use crate::schedulers::{self, Ring, takes_connections};
 use crate::state::{self, Seen};
 use crate::tables::{Tables, bump};
 
-/// How many destinations are tried for one connection before it is refused.
-const ATTEMPTS: u32 = 3;
-
 /// What a function on the way to a connection returns, in one word as BPF wants it: a destination's
 /// id with this bit, or the number of a reason.
-const OPENED: u32 = 1 << 31;
+pub(crate) const OPENED: u32 = 1 << 31;
 /// Set in a reason's number when another destination may do better.
-const NEXT: u32 = 1 << 30;
+pub(crate) const NEXT: u32 = 1 << 30;
 /// The connection is there already.
-const THERE: u32 = 1 << 29;
+pub(crate) const THERE: u32 = 1 << 29;
+/// A destination must be searched for.
+pub(crate) const SEARCHING: u32 = 1 << 28;
 /// Nothing stands against it.
-const DONE: u32 = u32::MAX;
+pub(crate) const DONE: u32 = u32::MAX;
 
 /// What became of a packet that may open a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Opening {
     To(u32),
     /// Another CPU has opened it since the packet did not find it.
     There,
+    /// A destination must be searched for: [`Context::search_for`] does and comes back.
+    Search,
     /// It did not, for this reason.
     Refused(Reason),
 }
@@ -50,6 +52,7 @@ impl<'a, T: Tables> Context<'a, T> {
         };
         match result {
             THERE => Opening::There,
+            SEARCHING => Opening::Search,
             id if id & OPENED != 0 => Opening::To(id & !OPENED),
             reason => Opening::Refused(Reason::from_number(reason)),
         }
@@ -57,7 +60,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns whether the service takes connections here at all.
     #[inline(never)]
-    fn admit<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
+    pub(crate) fn admit<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
         let Some(service) = self.tables.service(id) else {
             return Reason::Inconsistent as u32;
         };
@@ -80,31 +83,23 @@ impl<'a, T: Tables> Context<'a, T> {
         result
     }
 
-    /// Tries destinations in the scheduler's order until one takes the connection.
+    /// Gives the connection to the destination that the scheduler chooses. If that cannot take it,
+    /// another is searched for.
     #[inline(always)]
     fn schedule<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
-        let mut reason = Reason::NoDestination as u32;
-        for _ in 0..ATTEMPTS {
-            let Some(id) = self.pick(key.owner) else { break };
-            match self.connect::<A, PORTS>(packet, key, id) {
-                next if next & (NEXT | OPENED) == NEXT => reason = next & !NEXT,
-                result => return result,
+        let id = self.tables.forget(self.choose(packet, key).into()) as u32;
+        match id {
+            schedulers::NOBODY => return self.why_nobody(),
+            schedulers::SEARCH => return SEARCHING,
+            _ => {}
+        }
+        match self.connect::<A, PORTS>(packet, key, id) {
+            next if next & (NEXT | OPENED) == NEXT => {
+                let again = self.note_failure(key, id, next & !NEXT);
+                if again { SEARCHING } else { next & !NEXT }
             }
+            result => result,
         }
-        reason
-    }
-
-    /// Picks the next destination of a service's ring, as every ring scheduler does.
-    #[inline(always)]
-    fn pick(&self, service: u32) -> Option<u32> {
-        let schedule = self.tables.schedule(service)?;
-        let ring = self.tables.read(&schedule.ring);
-        let length = ring & 0xffff_ffff;
-        if length == 0 {
-            return None;
-        }
-        let position = self.tables.add(&schedule.position, 1);
-        self.tables.ring(((ring >> 32) + position.checked_rem(length)?) as u32)
     }
 
     /// Makes the entries of a connection to one destination and counts it.
@@ -120,7 +115,21 @@ impl<'a, T: Tables> Context<'a, T> {
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
         let state = state::first::<PORTS>(seen, packet.protocol, packet.flags);
         let value = Value::new(self.now, state, id, key.owner, paired);
-        if paired {
+        self.join(packet, key, destination, value)
+    }
+
+    /// Makes the entries of a connection as its value says, and counts it. The caller holds the lock
+    /// of the key and has not found it.
+    #[inline(always)]
+    pub(crate) fn join<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        key: &Key<A>,
+        destination: &Destination,
+        value: Value,
+    ) -> u32 {
+        let id = value.destination();
+        if value.is_paired() {
             let peer = A::from_octets(&destination.address);
             let peer_port = u16::from_be_bytes(destination.port);
             let back = Flow { peer, peer_port, ..packet.request() };
@@ -135,7 +144,10 @@ impl<'a, T: Tables> Context<'a, T> {
             return Reason::Stateless as u32;
         }
         if let Some(counts) = self.tables.counts(id) {
-            self.tables.add(&counts.connections, state.one());
+            let before = self.tables.add(&counts.connections, value.state().one());
+            if destination.upper != 0 {
+                self.note_connection(id, before);
+            }
         }
         if let Some(row) = self.tables.row(self.row_index(id)) {
             bump(&row.connections, 1);
@@ -177,20 +189,25 @@ impl<'a, T: Tables> Context<'a, T> {
         match self.find(&Key::new(self.settings, &flow, owner)) {
             Some(request) if request.value.destination() == id => {
                 let over = !self.is_young(reply.value) && !self.is_young(request.value);
-                over && self.remove_counted(&request) && self.remove(reply)
+                // What else is to be done for one that a template controls the sweep does.
+                let plain = !request.value.is_controlled();
+                over && plain && self.remove_uncontrolled(&request) && self.remove(reply)
             }
             _ => self.remove(reply),
         }
     }
 
     /// Picks a destination by the flow's hash alone, for when the table has no room: the same for
-    /// every packet of the flow while the ring stays.
+    /// every packet of the flow while the ring stays. Of fo and ovf it is the first.
     #[inline(always)]
     pub fn pick_stateless<A: Ip>(&self, key: &Key<A>) -> Option<u32> {
         let schedule = self.tables.schedule(key.owner)?;
-        let ring = self.tables.read(&schedule.ring);
-        let index = key.flow().checked_rem(ring & 0xffff_ffff)?;
-        let id = self.tables.ring(((ring >> 32) + index) as u32)?;
+        let ring = Ring(self.tables.read(&schedule.ring));
+        let index = match ring.scheduler() {
+            scheduler::FO | scheduler::OVF => 0,
+            _ => key.flow().checked_rem(ring.length().into())? as u32,
+        };
+        let id = self.tables.ring(ring.line() * RING_LINE + index)? as u32;
         let destination = self.tables.destination(id)?;
         if takes_connections(destination) { Some(id) } else { None }
     }
@@ -220,12 +237,6 @@ impl<'a, T: Tables> Context<'a, T> {
     pub fn row_index(&self, destination: u32) -> u32 {
         destination * self.settings.cpus + self.tables.cpu()
     }
-}
-
-/// Returns whether a destination takes new connections.
-#[inline(always)]
-fn takes_connections(destination: &Destination) -> bool {
-    destination.flags & destination_flag::AVAILABLE != 0 && destination.weight > 0
 }
 
 /// Returns the verdict for a packet that no destination takes and that is not answered.

@@ -92,6 +92,19 @@ impl State {
         self.activity() != 0
     }
 
+    /// Returns whether a connection in this state has been established, as far as that tells.
+    #[inline(always)]
+    pub const fn was_established(self) -> bool {
+        const WAS: u64 = 1 << State::ESTABLISHED.0
+            | 1 << State::FIN_WAIT.0
+            | 1 << State::TIME_WAIT.0
+            | 1 << State::CLOSE_WAIT.0
+            | 1 << State::LAST_ACK.0
+            | 1 << State::ASSOCIATED.0
+            | 1 << State::ASSOCIATION_CLOSED.0;
+        WAS >> (self.0 & 31) & 1 != 0
+    }
+
     /// Returns 1 for a connection that is active, else 0.
     #[inline(always)]
     pub const fn activity(self) -> u64 {

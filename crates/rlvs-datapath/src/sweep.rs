@@ -6,11 +6,13 @@
 //! is ever in the table without its bit, but for the instant in which the inserting CPU is about to
 //! set it.
 
-use crate::abi::{GROUP, OCCUPANCY_WORDS, SLOTS4, SweepCursor};
+use crate::abi::{GROUP, OCCUPANCY_WORDS, SLOTS4, SweepCursor, WIDE_SLOTS};
 use crate::connection::{Context, Value};
 use crate::ip::{Ip, Slot, V4, V6};
 use crate::tables::{Tables, bump};
 
+/// [`Job::family`] of the wide table.
+pub const WIDE: u8 = 1;
 /// Bits of the occupancy map in one word.
 pub const WORD: u32 = 64;
 
@@ -19,7 +21,7 @@ pub const WORD: u32 = 64;
 pub struct Job {
     /// Index of the word in the occupancy map.
     pub word: u32,
-    /// The table: 4 or 6.
+    /// The table: 4, 6 or [`WIDE`].
     pub family: u8,
 }
 
@@ -43,9 +45,10 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     pub fn next_job(&self, cursor: &SweepCursor) -> Job {
         let (words4, words6) = (self.words::<V4>(), self.words::<V6>());
+        let wide = self.settings.wide_mask / (GROUP * WORD) + 1;
         let at = cursor.word.get() as u32;
         let next = at + 1;
-        if next >= words4 + words6 {
+        if next >= words4 + words6 + wide {
             cursor.word.set(0);
             bump(&cursor.passes, 1);
         } else {
@@ -53,8 +56,10 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         if at < words4 {
             Job { word: at, family: 4 }
-        } else {
+        } else if at - words4 < words6 {
             Job { word: OCCUPANCY_WORDS + (at - words4), family: 6 }
+        } else {
+            Job { word: 2 * OCCUPANCY_WORDS + (at - words4 - words6), family: WIDE }
         }
     }
 
@@ -83,13 +88,23 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Looks at one of the [`SLOTS`] slots of a group.
     #[inline(always)]
     pub fn sweep(&self, job: Job, bit: u32, slot: u32) -> Swept {
-        let first = if job.family == 4 { job.word } else { job.word - OCCUPANCY_WORDS };
-        let group = first * WORD + bit;
-        if job.family == 4 {
-            self.sweep_slot::<V4>(group, slot)
-        } else {
-            self.sweep_slot::<V6>(group, slot)
+        let group = job.word % OCCUPANCY_WORDS * WORD + bit;
+        match job.family {
+            4 => self.sweep_slot::<V4>(group, slot),
+            6 => self.sweep_slot::<V6>(group, slot),
+            _ => self.sweep_wide(group, slot),
         }
+    }
+
+    #[inline(always)]
+    fn sweep_wide(&self, group: u32, slot: u32) -> Swept {
+        const GONE: Swept = Swept { removed: 0, left: false };
+        let (place, index) = (slot / WIDE_SLOTS as u32, slot as usize & (WIDE_SLOTS - 1));
+        let bucket = if place < GROUP { self.tables.wide(group * GROUP + place) } else { None };
+        let Some(slot) = bucket.and_then(|bucket| bucket.slots.get(index)) else { return GONE };
+        let value = Value(self.tables.read(&slot.value));
+        let over = value.is_live() && self.retire_wide(slot, value);
+        Swept { removed: u64::from(over), left: value.0 != 0 && !over }
     }
 
     #[inline(always)]
@@ -101,7 +116,7 @@ impl<'a, T: Tables> Context<'a, T> {
             return Swept { removed: 0, left: false };
         };
         let value = Value(self.tables.read(slot.value()));
-        let over = value.is_live() && !self.is_young(value) && self.retire::<A>(slot, value);
+        let over = value.is_live() && !self.is_young(value) && self.retire::<A, true>(slot, value);
         Swept { removed: u64::from(over), left: value.0 != 0 && !over }
     }
 }

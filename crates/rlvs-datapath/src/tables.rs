@@ -3,8 +3,9 @@
 use core::cell::Cell;
 
 use crate::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Fragments, Interfaces,
-    Limit, Route, Row, Schedule, Service, Settings, Tunnel, Word,
+    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand, Estimate,
+    Favourites, Fragments, IDS, Interfaces, Limit, MarkRules, RING_LINE, RingLine, Route, Row,
+    Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
 };
 
 /// The maps of one network namespace, and the memory operations that a body has for them.
@@ -21,6 +22,12 @@ pub trait Tables {
     fn connections4(&self, index: u32) -> Option<&Connections4>;
     /// Returns a pair of IPv6 connection buckets.
     fn connections6(&self, index: u32) -> Option<&Connections6>;
+    /// Returns a bucket of the wide table.
+    fn wide(&self, index: u32) -> Option<&Wides>;
+    /// Returns what a CPU's stages leave for each other.
+    fn scratch(&self, cpu: u32) -> Option<&Scratch>;
+    /// Returns the rules that give marks.
+    fn marks(&self) -> Option<&MarkRules>;
     /// Returns a bucket of IPv4 endpoints.
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4>;
     /// Returns a word of the map that tells which endpoints may be there.
@@ -31,14 +38,31 @@ pub trait Tables {
     fn service(&self, id: u32) -> Option<&Service>;
     /// Returns what a service's scheduler keeps.
     fn schedule(&self, id: u32) -> Option<&Schedule>;
-    /// Returns an element of the rings: a destination id.
-    fn ring(&self, index: u32) -> Option<u32>;
+    /// Returns a line of the rings.
+    fn ring_line(&self, index: u32) -> Option<&RingLine>;
+    /// Returns an element of the rings.
+    #[inline(always)]
+    fn ring(&self, index: u32) -> Option<u64> {
+        let line = self.ring_line(index / RING_LINE)?;
+        line.elements.get((index % RING_LINE) as usize).copied()
+    }
     /// Returns a destination.
     fn destination(&self, id: u32) -> Option<&Destination>;
     /// Returns a tunnel.
     fn tunnel(&self, id: u32) -> Option<&Tunnel>;
+    /// Returns the connection counts of all destinations, by id.
+    fn all_counts(&self) -> Option<&[Counts]>;
     /// Returns the connection counts of a destination.
-    fn counts(&self, id: u32) -> Option<&Counts>;
+    #[inline(always)]
+    fn counts(&self, id: u32) -> Option<&Counts> {
+        of_destination(self.all_counts()?, id)
+    }
+    /// Returns a word of the map that tells which destinations are overloaded.
+    fn overload(&self, index: u32) -> Option<&Word>;
+    /// Returns what the stages of a CPU tell each other of a search.
+    fn errand(&self, cpu: u32) -> Option<&Errand>;
+    /// Returns an entry of lblc and lblcr.
+    fn favourites(&self, index: u32) -> Option<&Favourites>;
     /// Returns the row of one destination and CPU.
     fn row(&self, index: u32) -> Option<&Row>;
     /// Returns a row of the client route cache.
@@ -55,6 +79,8 @@ pub trait Tables {
     fn reason(&self, index: u32) -> Option<&Word>;
     /// Returns what a CPU has sent of its own.
     fn limit(&self, cpu: u32) -> Option<&Limit>;
+    /// Returns what the estimator keeps of a destination or a service.
+    fn estimate(&self, index: u32) -> Option<&Estimate>;
 
     /// Reads a word that others change. Reads of one CPU happen in program order.
     fn read(&self, word: &Word) -> u64;
@@ -69,6 +95,19 @@ pub trait Tables {
     /// Tries [`swap`](Self::swap) again for longer than any holder of a lock works, and returns
     /// whether it was done.
     fn wait_to_swap(&self, word: &Word, old: u64, new: u64) -> bool;
+    /// Has `state` take steps 0, 1, 2 and so on, until one says that it was the last or `times` are
+    /// taken. The BPF verifier follows the step once, however often it is taken.
+    #[inline(always)]
+    fn repeat<S: Step>(&self, times: u32, state: &mut S)
+    where
+        Self: Sized,
+    {
+        for index in 0..times {
+            if state.step(self, index) {
+                break;
+            }
+        }
+    }
     /// Returns 1 if `word` is not 0, else 0, without a branch: the BPF verifier follows every branch
     /// and a processor guesses it. A body whose compiler makes one of this spells it out.
     #[inline(always)]
@@ -83,6 +122,19 @@ pub trait Tables {
     }
     /// Adds with wrap-around and returns what was there; a full memory barrier.
     fn add(&self, word: &Word, value: u64) -> u64;
+}
+
+/// Returns the connection counts of a destination. The id is cut to the bits that an id has, which is
+/// how the BPF verifier knows that it is within bounds.
+#[inline(always)]
+pub fn of_destination(counts: &[Counts], id: u32) -> Option<&Counts> {
+    counts.get((id & (IDS - 1)) as usize)
+}
+
+/// What [`Tables::repeat`] repeats. In BPF a state holds numbers only.
+pub trait Step {
+    /// Takes one step and returns whether it was the last.
+    fn step<T: Tables>(&mut self, tables: &T, index: u32) -> bool;
 }
 
 /// How often a lock that another CPU holds is tried.

@@ -16,7 +16,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use rlvs_datapath::frame::{Frame, Verdict};
 use rlvs_datapath::ip::{V4, V6};
-use rlvs_datapath::{local, process};
+use rlvs_datapath::{local, process, schedulers};
 
 use crate::frame::{TcFrame, XdpFrame};
 use crate::maps::{Maps, STAGES_TC, STAGES_XDP};
@@ -97,11 +97,20 @@ programs! {
     rlvs_xdp_peers4, rlvs_tc_peers4: process::peers::<V4, _, _>;
     rlvs_xdp_peers6, rlvs_tc_peers6: process::peers::<V6, _, _>;
     rlvs_xdp_associate4, rlvs_tc_associate4: process::associate::<V4, _, _>;
+    rlvs_xdp_special4, rlvs_tc_special4: process::special::<V4, _, _>;
+    rlvs_xdp_special6, rlvs_tc_special6: process::special::<V6, _, _>;
+    rlvs_xdp_join4, rlvs_tc_join4: process::join::<V4, _, _>;
+    rlvs_xdp_join6, rlvs_tc_join6: process::join::<V6, _, _>;
+    rlvs_xdp_apart4, rlvs_tc_apart4: process::apart::<V4, _, _>;
+    rlvs_xdp_apart6, rlvs_tc_apart6: process::apart::<V6, _, _>;
+    rlvs_xdp_back4, rlvs_tc_back4: process::back::<V4, _, _>;
+    rlvs_xdp_back6, rlvs_tc_back6: process::back::<V6, _, _>;
     rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
     rlvs_xdp_clamp4, rlvs_tc_clamp4: process::clamp::<V4, _, _>;
     rlvs_xdp_clamp6, rlvs_tc_clamp6: process::clamp::<V6, _, _>;
     rlvs_xdp_relay4, rlvs_tc_relay4: process::relay::<V4, _, _>;
     rlvs_xdp_relay6, rlvs_tc_relay6: process::relay::<V6, _, _>;
+    rlvs_xdp_search, rlvs_tc_search: |_, maps| schedulers::search(maps);
 }
 
 /// Hangs where frames leave, if there are real servers on this host.

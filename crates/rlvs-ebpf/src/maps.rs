@@ -10,14 +10,16 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use rlvs_datapath::abi::{
-    CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6, Counts,
-    Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, FRAGMENT_BUCKETS,
-    Fragments, IDS, INTERFACE_BUCKETS, Interfaces, LOCKS, Limit, OCCUPANCY_WORDS, PRESENCE_WORDS,
-    REASONS, RING_ELEMENTS, ROUTES, Route, Row, Schedule, Service, Settings, SweepCursor,
-    TIMER_BYTES, Totals, Tunnel, Word,
+    AllCounts, Base, CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6,
+    Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6,
+    Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, IDS, INTERFACE_BUCKETS,
+    Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
+    PRESENCE_WORDS, REASONS, RING_ELEMENTS, RING_LINES, ROUTES, RingLine, Route, Row, Schedule,
+    Scratch, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT, Wides,
+    Word,
 };
 use rlvs_datapath::process::Stage;
-use rlvs_datapath::tables::{SPINS, Tables};
+use rlvs_datapath::tables::{SPINS, Step, Tables};
 
 /// BPF_F_MMAPABLE: commands read and write through memory.
 const MAPPED: usize = 1 << 10;
@@ -38,6 +40,12 @@ static SETTINGS: Array<Settings, 1, MAPPED> = Array::new();
 static CONNECTIONS4: Array<Connections4, { CONNECTIONS4_DEFAULT as usize }, MAPPED> = Array::new();
 #[btf_map(name = "connections6")]
 static CONNECTIONS6: Array<Connections6, { CONNECTIONS6_DEFAULT as usize }, MAPPED> = Array::new();
+#[btf_map(name = "wide")]
+static WIDE: Array<Wides, { WIDE_DEFAULT as usize }, MAPPED> = Array::new();
+#[btf_map(name = "marks")]
+static MARKS: Array<MarkRules, 1, MAPPED> = Array::new();
+#[btf_map(name = "scratch")]
+static SCRATCH: Array<Scratch, { CPUS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "endpoints4")]
 static ENDPOINTS4: Array<Endpoints4, { ENDPOINT4_BUCKETS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "endpoints6")]
@@ -51,13 +59,19 @@ static SCHEDULES: Array<Schedule, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "totals")]
 static TOTALS: Array<Totals, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "rings")]
-static RINGS: Array<u64, { RING_ELEMENTS as usize }, MAPPED> = Array::new();
+static RINGS: Array<RingLine, { RING_LINES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "destinations")]
 static DESTINATIONS: Array<Destination, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "tunnels")]
 static TUNNELS: Array<Tunnel, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "counts")]
-static COUNTS: Array<Counts, { IDS as usize }, MAPPED> = Array::new();
+static COUNTS: Array<AllCounts, 1, MAPPED> = Array::new();
+#[btf_map(name = "overloads")]
+static OVERLOADS: Array<Word, { OVERLOAD_WORDS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "errands")]
+static ERRANDS: Array<Errand, { CPUS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "favourites")]
+static FAVOURITE_ENTRIES: Array<Favourites, { FAVOURITES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "rows")]
 static ROWS: Array<Row, { IDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "routes")]
@@ -67,13 +81,17 @@ static INTERFACES: Array<Interfaces, { INTERFACE_BUCKETS as usize }, MAPPED> = A
 #[btf_map(name = "fragments")]
 static FRAGMENTS: Array<Fragments, { FRAGMENT_BUCKETS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "occupancy")]
-static OCCUPANCY: Array<Word, { 2 * OCCUPANCY_WORDS as usize }, MAPPED> = Array::new();
+static OCCUPANCY: Array<Word, { 3 * OCCUPANCY_WORDS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "locks")]
-static LOCK_WORDS: Array<Word, { 2 * LOCKS as usize }, MAPPED> = Array::new();
+static LOCK_WORDS: Array<Word, { (LOCK_KINDS * LOCKS) as usize }, MAPPED> = Array::new();
 #[btf_map(name = "reasons")]
 static REASON_COUNTERS: Array<Word, { (CPUS * REASONS) as usize }, MAPPED> = Array::new();
 #[btf_map(name = "limits")]
 static LIMITS: Array<Limit, { CPUS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "estimates")]
+static ESTIMATED: Array<Estimate, { ESTIMATES as usize }, MAPPED> = Array::new();
+#[btf_map(name = "bases")]
+static BASES: Array<Base, { ESTIMATES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "sweep")]
 pub static SWEEP: Array<Sweep, 1> = Array::new();
 
@@ -83,7 +101,7 @@ pub static STAGES_XDP: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
 #[btf_map(name = "stages_tc")]
 pub static STAGES_TC: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
 
-/// The maps. Keeps [`TOTALS`] too, which only the control plane uses.
+/// The maps. Keeps [`TOTALS`] and [`BASES`] too, which only the control plane uses.
 #[derive(Clone, Copy)]
 pub struct Maps;
 
@@ -91,7 +109,7 @@ impl Maps {
     /// Touches the maps that no packet needs, so that the loader makes them.
     #[inline(always)]
     pub fn keep() -> bool {
-        TOTALS.get(0).is_some()
+        TOTALS.get(0).is_some() && BASES.get(0).is_some()
     }
 }
 
@@ -109,6 +127,12 @@ extern "C" fn try_swap(_index: u64, wait: *mut Wait<'_>) -> i64 {
     let wait = unsafe { &mut *wait };
     wait.done = Maps.swap(wait.word, wait.old, wait.new) as u64;
     wait.done as i64
+}
+
+extern "C" fn take_step<S: Step>(index: u64, state: *mut S) -> i64 {
+    // SAFETY: bpf_loop hands on the state that `repeat` was given.
+    let state = unsafe { &mut *state };
+    i64::from(state.step(&Maps, index as u32))
 }
 
 impl Tables for Maps {
@@ -135,6 +159,18 @@ impl Tables for Maps {
         CONNECTIONS6.get(index)
     }
     #[inline(always)]
+    fn wide(&self, index: u32) -> Option<&Wides> {
+        WIDE.get(index)
+    }
+    #[inline(always)]
+    fn scratch(&self, cpu: u32) -> Option<&Scratch> {
+        SCRATCH.get(cpu)
+    }
+    #[inline(always)]
+    fn marks(&self) -> Option<&MarkRules> {
+        MARKS.get(0)
+    }
+    #[inline(always)]
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {
         ENDPOINTS4.get(index)
     }
@@ -155,8 +191,8 @@ impl Tables for Maps {
         SCHEDULES.get(id)
     }
     #[inline(always)]
-    fn ring(&self, index: u32) -> Option<u32> {
-        RINGS.get(index).map(|id| *id as u32)
+    fn ring_line(&self, index: u32) -> Option<&RingLine> {
+        RINGS.get(index)
     }
     #[inline(always)]
     fn destination(&self, id: u32) -> Option<&Destination> {
@@ -167,8 +203,20 @@ impl Tables for Maps {
         TUNNELS.get(id)
     }
     #[inline(always)]
-    fn counts(&self, id: u32) -> Option<&Counts> {
-        COUNTS.get(id)
+    fn all_counts(&self) -> Option<&[Counts]> {
+        Some(&COUNTS.get(0)?.of)
+    }
+    #[inline(always)]
+    fn overload(&self, index: u32) -> Option<&Word> {
+        OVERLOADS.get(index)
+    }
+    #[inline(always)]
+    fn errand(&self, cpu: u32) -> Option<&Errand> {
+        ERRANDS.get(cpu)
+    }
+    #[inline(always)]
+    fn favourites(&self, index: u32) -> Option<&Favourites> {
+        FAVOURITE_ENTRIES.get(index)
     }
     #[inline(always)]
     fn row(&self, index: u32) -> Option<&Row> {
@@ -201,6 +249,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn limit(&self, cpu: u32) -> Option<&Limit> {
         LIMITS.get(cpu)
+    }
+    #[inline(always)]
+    fn estimate(&self, index: u32) -> Option<&Estimate> {
+        ESTIMATED.get(index)
     }
 
     #[inline(always)]
@@ -242,6 +294,12 @@ impl Tables for Maps {
         // often it runs.
         unsafe { bpf_loop(SPINS, try_swap as *mut c_void, (&raw mut wait).cast(), 0) };
         wait.done != 0
+    }
+    #[inline(always)]
+    fn repeat<S: Step>(&self, times: u32, state: &mut S) {
+        let step: extern "C" fn(u64, *mut S) -> i64 = take_step::<S>;
+        // SAFETY: the callback takes an index and a state.
+        unsafe { bpf_loop(times, step as *mut c_void, (&raw mut *state).cast(), 0) };
     }
     #[inline(always)]
     fn is_set(&self, mut word: u64) -> u64 {

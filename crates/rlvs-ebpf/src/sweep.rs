@@ -1,10 +1,11 @@
-//! The sweep's timer.
+//! The timer: expiry and the estimator.
 
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{
-    bpf_loop, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
+    bpf_ktime_get_ns, bpf_loop, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
 };
+use rlvs_datapath::abi::{COUNTERS, IDS};
 use rlvs_datapath::connection::Context;
 use rlvs_datapath::sweep::{Job, SLOTS, WORD};
 use rlvs_datapath::tables::{Tables, Time, bump};
@@ -69,6 +70,37 @@ extern "C" fn group(index: u64, slice: *mut Slice) -> i64 {
     0
 }
 
+/// What the callbacks of one look at a destination share.
+#[repr(C)]
+struct Sum {
+    id: u64,
+    counters: [u64; COUNTERS],
+}
+
+extern "C" fn row(index: u64, sum: *mut Sum) -> i64 {
+    // SAFETY: bpf_loop hands on the sum that `look` made.
+    let sum = unsafe { &mut *sum };
+    with_context(|context| context.add_row(sum.id as u32, index as u32, &mut sum.counters));
+    0
+}
+
+extern "C" fn look(index: u64, first: *mut u64) -> i64 {
+    // SAFETY: bpf_loop hands on the number that `tick` made.
+    let index = (unsafe { *first } as u32).wrapping_add(index as u32);
+    with_context(|context| {
+        if index >= IDS {
+            context.estimate_service(index);
+            return;
+        }
+        let mut sum = Sum { id: index.into(), counters: [0; COUNTERS] };
+        let cpus = context.settings.cpus;
+        // SAFETY: the callback takes an index and a sum.
+        unsafe { bpf_loop(cpus, row as *mut c_void, (&raw mut sum).cast(), 0) };
+        context.estimate_destination(index, &sum.counters);
+    });
+    0
+}
+
 extern "C" fn tick(_map: *mut c_void, _key: *mut u32, sweep: *mut Sweep) -> i32 {
     // SAFETY: the kernel hands on the element that holds the timer.
     let sweep = unsafe { &mut *sweep };
@@ -88,6 +120,11 @@ extern "C" fn tick(_map: *mut c_void, _key: *mut u32, sweep: *mut Sweep) -> i32 
             unsafe { bpf_loop(WORD, group as *mut c_void, (&raw mut slice).cast(), 0) };
             bump(&sweep.cursor.removed, slice.removed);
         }
+        // SAFETY: the helper takes nothing and only reads.
+        let share = context.next_share(&sweep.cursor, unsafe { bpf_ktime_get_ns() });
+        let mut first = u64::from(share.first);
+        // SAFETY: the callback takes an index and a number.
+        unsafe { bpf_loop(share.count, look as *mut c_void, (&raw mut first).cast(), 0) };
     });
     // SAFETY: the timer of a map element that is there.
     unsafe { bpf_timer_start(&raw mut sweep.timer, TICK_NS, 0) };

@@ -19,6 +19,8 @@ const ANSWER_S_MAX: i64 = 10;
 const DUMP_ATTEMPTS_MAX: u32 = 16;
 /// `NLMSGERR_ATTR_MSG`: the kernel's own words about an error.
 const ERROR_ATTRIBUTE_MESSAGE: u16 = 1;
+/// The longest datagram: the kernel fills 32 KiB at most when it lists.
+const DATAGRAM_BYTES_MAX: usize = 1 << 16;
 /// Length of `struct nlmsghdr`, which precedes the attributes of an error.
 const HEADER_BYTES: usize = 16;
 
@@ -65,6 +67,8 @@ impl Error {
 pub struct Socket {
     socket: netlink_sys::Socket,
     sequence: u32,
+    /// What was received last.
+    received: Vec<u8>,
 }
 
 impl Socket {
@@ -81,7 +85,7 @@ impl Socket {
         socket.set_cap_ack(true).map_err(failed("configuring"))?;
         setsockopt(&socket.as_fd(), ReceiveTimeout, &TimeVal::new(ANSWER_S_MAX, 0))
             .map_err(|source| failed("configuring")(source.into()))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, sequence: 0, received: Vec::with_capacity(DATAGRAM_BYTES_MAX) })
     }
 
     /// Asks for a change, and returns what the kernel said besides yes.
@@ -93,6 +97,19 @@ impl Socket {
         M: NetlinkSerializable + NetlinkDeserializable,
     {
         self.request(message, NLM_F_REQUEST | NLM_F_ACK | flags).map(|(answers, _)| answers)
+    }
+
+    /// Asks a question that has one answer.
+    ///
+    /// # Errors
+    /// The kernel refused, or the socket failed.
+    pub fn ask<M>(&mut self, message: M) -> Result<M, Error>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.send(message, NLM_F_REQUEST)?;
+        // Without a wish for an acknowledgement the answer is the end.
+        self.answers(true)?.0.pop().ok_or_else(|| Error::Answer("no answer".to_owned()))
     }
 
     /// Asks for a listing, which is read whole and consistent.
@@ -127,7 +144,7 @@ impl Socket {
         M: NetlinkSerializable + NetlinkDeserializable,
     {
         self.send(message, flags)?;
-        self.answers()
+        self.answers(false)
     }
 
     fn send<M: NetlinkSerializable>(&mut self, message: M, flags: u16) -> Result<(), Error> {
@@ -145,24 +162,36 @@ impl Socket {
             .map_err(|source| Error::Socket { operation: "sending to", source })
     }
 
-    /// Reads all that answers the last request.
-    fn answers<M: NetlinkDeserializable>(&mut self) -> Result<(Vec<M>, bool), Error> {
+    /// Reads all that answers the last request, or only the first answer.
+    fn answers<M: NetlinkDeserializable>(
+        &mut self,
+        only_first: bool,
+    ) -> Result<(Vec<M>, bool), Error> {
         let mut answers = Vec::new();
         let mut consistent = true;
         loop {
-            let bytes = match self.socket.recv_from_full() {
-                Ok((bytes, _)) => bytes,
+            self.received.clear();
+            let bytes = match self.socket.recv(&mut self.received, libc::MSG_TRUNC) {
+                Ok(length) => self
+                    .received
+                    .get(..length)
+                    .ok_or_else(|| Error::Answer(format!("{length} bytes in one datagram")))?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => return Err(Error::Socket { operation: "receiving from", source }),
             };
-            for answer in messages::<M>(&bytes)? {
+            for answer in messages::<M>(bytes)? {
                 // What is left of an earlier request, told or timed out, is not ours.
                 if answer.header.sequence_number != self.sequence {
                     continue;
                 }
                 consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
                 match answer.payload {
-                    NetlinkPayload::InnerMessage(inner) => answers.push(inner),
+                    NetlinkPayload::InnerMessage(inner) => {
+                        answers.push(inner);
+                        if only_first {
+                            return Ok((answers, consistent));
+                        }
+                    }
                     NetlinkPayload::Error(error) => {
                         return verdict(&error).map(|()| (answers, consistent));
                     }

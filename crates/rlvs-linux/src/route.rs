@@ -142,6 +142,18 @@ pub struct Route {
     pub table: u8,
 }
 
+/// The way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The address is this host's own.
+    pub local: bool,
+    /// Index of the interface to leave by, and the neighbour that takes the packet; `None` for an
+    /// address of this host or one that is not to be reached.
+    pub hop: Option<(u32, IpAddr)>,
+    /// The address that this host sends from.
+    pub source: Option<IpAddr>,
+}
+
 /// The ordinary routing table.
 pub const MAIN_TABLE: u8 = RouteHeader::RT_TABLE_MAIN;
 
@@ -459,40 +471,28 @@ impl Rtnetlink {
         })
     }
 
-    /// Returns the interface and neighbour by which this host reaches an address; `None` if it is
-    /// the host's own or nothing leads there.
+    /// Returns the way to an address; `None` if nothing leads there.
     ///
     /// # Errors
-    /// The kernel's answer cannot be read.
-    pub fn next_hop(&mut self, address: IpAddr) -> Result<Option<(u32, IpAddr)>, Error> {
+    /// The kernel refused the question.
+    pub fn way(&mut self, address: IpAddr) -> Result<Option<Way>, Error> {
         let Some(route) = self.route_to(address)? else { return Ok(None) };
-        if route.header.kind != RouteType::Unicast {
-            return Ok(None);
-        }
-        let mut interface = None;
-        let mut gateway = address;
+        let (mut interface, mut gateway, mut source) = (None, address, None);
         for attribute in route.attributes {
             match attribute {
                 RouteAttribute::Oif(index) => interface = Some(index),
                 RouteAttribute::Gateway(RouteAddress::Inet(next)) => gateway = next.into(),
                 RouteAttribute::Gateway(RouteAddress::Inet6(next)) => gateway = next.into(),
+                RouteAttribute::PrefSource(RouteAddress::Inet(own)) => source = Some(own.into()),
+                RouteAttribute::PrefSource(RouteAddress::Inet6(own)) => source = Some(own.into()),
                 _ => {}
             }
         }
-        Ok(interface.map(|index| (index, gateway)))
-    }
-
-    /// Returns the address that this host sends from to an address; `None` if nothing leads there.
-    ///
-    /// # Errors
-    /// The kernel refused the question.
-    pub fn source(&mut self, address: IpAddr) -> Result<Option<IpAddr>, Error> {
-        let route = self.route_to(address)?;
-        let attributes = route.map(|route| route.attributes).unwrap_or_default();
-        Ok(attributes.into_iter().find_map(|attribute| match attribute {
-            RouteAttribute::PrefSource(RouteAddress::Inet(source)) => Some(source.into()),
-            RouteAttribute::PrefSource(RouteAddress::Inet6(source)) => Some(source.into()),
-            _ => None,
+        let unicast = route.header.kind == RouteType::Unicast;
+        Ok(Some(Way {
+            local: route.header.kind == RouteType::Local,
+            hop: interface.filter(|_| unicast).map(|index| (index, gateway)),
+            source,
         }))
     }
 
@@ -501,42 +501,15 @@ impl Rtnetlink {
         message.header.address_family = family_of(address);
         message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
         message.attributes = vec![RouteAttribute::Destination(RouteAddress::from(address))];
-        let answers = match self.socket.change(RouteNetlinkMessage::GetRoute(message), 0) {
-            Ok(answers) => answers,
-            Err(error) if error.refusal() == Some(libc::ENETUNREACH) => return Ok(None),
+        match self.socket.ask(RouteNetlinkMessage::GetRoute(message)) {
+            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(Some(route)),
+            Ok(_) => Ok(None),
+            Err(error) if error.refusal() == Some(libc::ENETUNREACH) => Ok(None),
             Err(source) => {
                 let operation = format!("asking for the route to {address}");
-                return Err(Error::Netlink { operation, source });
+                Err(Error::Netlink { operation, source })
             }
-        };
-        Ok(answers.into_iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route) => Some(route),
-            _ => None,
-        }))
-    }
-
-    /// Returns whether an address is this host's own.
-    ///
-    /// # Errors
-    /// The socket failed.
-    pub fn is_local(&mut self, address: IpAddr) -> Result<bool, Error> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family_of(address);
-        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
-        message.attributes = vec![RouteAttribute::Destination(RouteAddress::from(address))];
-        let answers = match self.socket.change(RouteNetlinkMessage::GetRoute(message), 0) {
-            Ok(answers) => answers,
-            Err(error) if error.refusal().is_some() => return Ok(false),
-            Err(source) => {
-                let operation = format!("asking for the route to {address}");
-                return Err(Error::Netlink { operation, source });
-            }
-        };
-        let is_local = |answer: &RouteNetlinkMessage| {
-            matches!(answer, RouteNetlinkMessage::NewRoute(route)
-                if route.header.kind == RouteType::Local)
-        };
-        Ok(answers.iter().any(is_local))
+        }
     }
 
     /// Sets a neighbour entry that never changes.

@@ -165,7 +165,7 @@ pub fn open_table(backend: Backend) -> Result<Box<dyn Table>, Error> {
     }
     attach::collect()?;
     let table = BpfTable::open()?;
-    Ok(Box::new(LazyTable { table, empty: MemoryTable::default() }))
+    Ok(Box::new(LazyTable { table, empty: MemoryTable::default(), batched: false }))
 }
 
 /// A table that comes into being with its first service. Before that it is empty, and looking at
@@ -173,6 +173,8 @@ pub fn open_table(backend: Backend) -> Result<Box<dyn Table>, Error> {
 struct LazyTable {
     table: Option<BpfTable>,
     empty: MemoryTable,
+    /// Whether edits may wait.
+    batched: bool,
 }
 
 impl LazyTable {
@@ -189,6 +191,9 @@ impl LazyTable {
             // Standard output belongs to ipvsadm. Nothing is lost with this line.
             drop(report(&attached, &mut io::stderr()));
             self.table = BpfTable::open()?;
+            if self.batched {
+                self.get().batch();
+            }
         }
         self.table.as_mut().ok_or_else(|| Error::System("the table has just been removed".into()))
     }
@@ -228,6 +233,17 @@ impl Table for LazyTable {
     }
     fn connections(&mut self) -> Result<Vec<Connection>, Error> {
         self.get().connections()
+    }
+    fn batch(&mut self) {
+        self.batched = true;
+        self.get().batch();
+    }
+    fn commit(&mut self) -> Result<(), Error> {
+        self.batched = false;
+        self.get().commit()
+    }
+    fn rates(&mut self, only: Option<ServiceId>) -> Result<Vec<ServiceEntry>, Error> {
+        self.get().rates(only)
     }
     fn timeouts(&mut self) -> Result<Timeouts, Error> {
         self.get().timeouts()

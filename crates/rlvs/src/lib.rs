@@ -6,4 +6,7 @@ pub mod face;
 pub mod ipvsadm;
 pub mod keepalived;
 pub mod lab;
+pub mod man;
+pub mod mark;
+pub mod proc;
 pub mod set;

@@ -1,16 +1,15 @@
 //! The rlvs binary: one program with a face for each name that it is called by.
 #![forbid(unsafe_code)]
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{check, face, keepalived, lab, set};
+use rlvs::{check, face, keepalived, lab, man, mark, proc, set};
 
-const IPVSADM: &str = "ipvsadm";
 const KEEPALIVED: &str = "keepalived";
 
 /// The Linux Virtual Server on XDP.
@@ -31,8 +30,14 @@ enum Command {
     Status,
     /// Shows or changes settings, by the names of net.ipv4.vs
     Set(set::Arguments),
+    /// Prints what the kernel's IPVS has in /proc/net: ip_vs, ip_vs_conn, ip_vs_stats and others
+    Proc(proc::Arguments),
+    /// Prints a manual page
+    Man(man::Arguments),
     /// Reads a keepalived.conf, and tells what is wrong with it or what it means
     Check(check::Arguments),
+    /// Gives packets firewall marks, for services of `ipvsadm -f`
+    Mark(mark::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -43,20 +48,30 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().collect();
-    match face(&args) {
-        Some((IPVSADM, rest)) => return run_ipvsadm(rest),
-        Some((_, rest)) => {
-            return ExitCode::from(keepalived::run(rest, &mut std::io::stdout().lock()));
-        }
-        None => {}
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(rest) = keepalived_words(&args) {
+        return ExitCode::from(keepalived::run(rest, &mut std::io::stdout().lock()));
+    }
+    let face = |arg: &OsString| {
+        let name = Path::new(arg).file_name()?.to_str()?;
+        FACES.iter().find(|(face, _)| *face == name).copied()
+    };
+    if let Some((name, run)) = args.first().and_then(face) {
+        args.remove(0);
+        return run_face(name, run, &args);
+    }
+    if let Some((name, run)) = args.get(1).and_then(face) {
+        return run_face(name, run, args.get(2..).unwrap_or_default());
     }
     let result = match Arguments::parse().command {
         Command::Attach(arguments) => face::attach(&arguments),
         Command::Detach => face::detach(),
         Command::Status => face::status(),
         Command::Set(arguments) => set::run(&arguments),
+        Command::Proc(arguments) => proc::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Mark(arguments) => mark::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
@@ -67,26 +82,35 @@ fn main() -> ExitCode {
     })
 }
 
-/// Returns the face that the program's name or the first word asks for, and what follows.
-fn face(args: &[OsString]) -> Option<(&'static str, &[OsString])> {
-    let known = |name: &OsStr| [IPVSADM, KEEPALIVED].into_iter().find(|face| name == *face);
+/// Returns the words for the `keepalived` face, if it is asked for by name or first word.
+fn keepalived_words(args: &[OsString]) -> Option<&[OsString]> {
     let (program, words) = args.split_first()?;
-    if let Some(face) = Path::new(program).file_name().and_then(known) {
-        return Some((face, words));
+    if Path::new(program).file_name().is_some_and(|name| name == KEEPALIVED) {
+        return Some(words);
     }
     let (word, rest) = words.split_first()?;
-    known(word).map(|face| (face, rest))
+    (word == KEEPALIVED).then_some(rest)
 }
 
-fn run_ipvsadm(args: &[OsString]) -> ExitCode {
+type Face = fn(&[OsString], &'static str, Environment<'_>) -> u8;
+
+/// What the program is when it is called by one of these names, or has one as its first word.
+const FACES: [(&str, Face); 3] = [
+    ("ipvsadm", ipvsadm::run),
+    ("ipvsadm-save", ipvsadm::run_save),
+    ("ipvsadm-restore", ipvsadm::run_restore),
+];
+
+fn run_face(name: &'static str, run: Face, args: &[OsString]) -> ExitCode {
     let environment = Environment {
         open: &mut face::open_table,
         backend: std::env::var(face::BACKEND_VARIABLE).ok(),
         names: &Names::system(),
         // A large restore opens the table once for each fill of this.
         stdin: &mut std::io::BufReader::with_capacity(1 << 20, std::io::stdin().lock()),
-        stdout: &mut std::io::BufWriter::new(std::io::stdout().lock()) as &mut dyn Write,
+        stdout: &mut std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock())
+            as &mut dyn Write,
         stderr: &mut std::io::stderr().lock(),
     };
-    ExitCode::from(ipvsadm::run(args, IPVSADM, environment))
+    ExitCode::from(run(args, name, environment))
 }

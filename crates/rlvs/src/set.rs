@@ -23,7 +23,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match (&arguments.name, arguments.value) {
         (None, _) => {
             for parameter in &ALL {
-                println!("{} = {}  # {}", parameter.name, parameter.read()?, parameter.about);
+                let unheeded =
+                    parameter.unheeded().map_or(String::new(), |why| format!(" ({why})"));
+                let (name, about) = (parameter.name, parameter.about);
+                println!("{name} = {}  # {about}{unheeded}", parameter.read()?);
             }
         }
         (Some(name), None) => println!("{name} = {}", named(name)?.read()?),
@@ -31,7 +34,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             let parameter = named(name)?;
             let max = parameter.max;
             ensure!(value <= max, "{name} takes 0 to {max}, not {value}");
-            parameter.write(value)?;
+            match parameter.unheeded() {
+                Some(why) => ensure!(
+                    value == parameter.default,
+                    "{name} is {why}: it stays {}",
+                    parameter.default
+                ),
+                None => parameter.write(value)?,
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

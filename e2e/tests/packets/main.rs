@@ -11,11 +11,13 @@
 mod associations;
 mod errors;
 mod expiry;
+mod golden;
 mod length;
 mod local;
 mod malformed;
 mod mss;
 mod paths;
+mod persistence;
 mod reasons;
 mod schedulers;
 mod states;

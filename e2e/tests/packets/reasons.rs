@@ -15,7 +15,7 @@ use etherparse::{
     Icmpv4Type, Icmpv6Type, IpDscp, IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, icmpv4,
     ip_number,
 };
-use rlvs_datapath::abi::{destination_flag, method, service_flag};
+use rlvs_datapath::abi::{RingLine, destination_flag, method, service_flag};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
@@ -398,7 +398,8 @@ fn dropped(case: &mut Case<'_>) {
 
     // The ring names a destination that there is not.
     case.begin();
-    case.world.edit(|tables| tables.rings.fill(e2e::host::IDS));
+    case.world
+        .edit(|tables| tables.rings.fill(RingLine { elements: [u64::from(e2e::host::IDS); 16] }));
     let changes = ["s1 local = yes".to_owned(), "s1 position = 1".to_owned()];
     case.drops(&syn, Reason::Inconsistent, changes);
 

@@ -45,6 +45,23 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..40)
 }
 
+proptest! {
+    #[test]
+    fn additions_at_once_are_additions_one_by_one(
+        kind in kinds(),
+        weights in prop::collection::vec(weights(), 1..30),
+        added in 0usize..30,
+        level in 0u32..400,
+    ) {
+        let members: Vec<Member> =
+            (1..).zip(&weights).map(|(id, &weight)| Member { id, weight }).collect();
+        let added = added.min(members.len());
+        let begin = State { kind, last: 1, level };
+        let one_by_one = (0..added).rev().fold(begin, |state, first| state.changed(&members[first..]));
+        prop_assert_eq!(begin.grown(&members, added), one_by_one);
+    }
+}
+
 struct Pair {
     rings: Director,
     kernel: Kernel,

@@ -1,17 +1,26 @@
 //! The connection tables, read as `ipvsadm -L -c` shows them.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use rlvs_control::model::Connection;
-use rlvs_datapath::abi::Settings;
+use rlvs_control::model::{Connection, Protocol};
+use rlvs_datapath::abi::{Settings, WideSlot};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::ip::Slot;
 use rlvs_datapath::state::State;
+use rlvs_datapath::tables::{TIME_MASK, Time};
+use rlvs_datapath::template::ASSURED;
+use rlvs_datapath::wide;
 
 use super::error::Error;
 use super::load;
 use super::maps::Maps;
-use super::records::{address, client, protocol_of};
+use super::records::{address, client, octets, protocol_of};
+
+/// The port of a template that leads nowhere any more, as in `ip_vs_check_template()`.
+const DEAD_PORT: u16 = 0xffff;
+/// The port of FTP's control connections.
+const FTP: u16 = 21;
 
 /// Lists every connection that has not expired.
 ///
@@ -36,7 +45,94 @@ pub(super) fn list(maps: &Maps) -> Result<Vec<Connection>, Error> {
             connections.extend(shown(maps, &settings, now, unit_ns, slot, (6, words)));
         }
     }
-    Ok(connections)
+    // Templates come last: what they control says whether they are assured.
+    for templates in [false, true] {
+        let seen = established(&connections);
+        for index in 0..maps.wide.len() {
+            let Some(bucket) = maps.wide.read(index) else { break };
+            let is_wanted = |slot: &&WideSlot| {
+                (wide::kind_of(slot.key.get()) >= wide::kind::TEMPLATE) == templates
+            };
+            let entry = |slot| wide_entry(maps, &settings, now, unit_ns, slot, &seen);
+            connections.extend(bucket.slots.iter().filter(is_wanted).filter_map(entry));
+        }
+    }
+    Ok(connections.into_iter().map(|(connection, ..)| connection).collect())
+}
+
+/// Ends of connections that a template controls and that have been established: client, destination.
+type Ends = BTreeSet<(IpAddr, u32)>;
+
+fn established(connections: &[(Connection, Value)]) -> Ends {
+    connections
+        .iter()
+        .filter(|(_, value)| value.is_controlled() && value.state().was_established())
+        .map(|(connection, value)| (connection.client.ip(), value.destination()))
+        .collect()
+}
+
+/// Shows an entry of the wide table.
+fn wide_entry(
+    maps: &Maps,
+    settings: &Settings,
+    now: u32,
+    unit_ns: u64,
+    slot: &WideSlot,
+    established: &Ends,
+) -> Option<(Connection, Value)> {
+    let (key, value) = (slot.key.get(), Value(slot.value.get()));
+    let kind = wide::kind_of(key);
+    if key == 0 || !value.is_live() || kind == wide::kind::REPLY {
+        return None;
+    }
+    let family = wide::family_of(key);
+    let destination = maps.destinations.read(value.destination())?;
+    let service = maps.services.read(destination.service)?;
+    let [high, low] = &slot.client;
+    let (port, peer_port, real_port) = wide::ports_of(key);
+    let age = Time(now & TIME_MASK).since(value.time());
+    let left =
+        |timeout: u32| (u64::from(timeout.saturating_sub(age)) * unit_ns / 1_000_000_000) as u32;
+    let real = |port| SocketAddr::new(address(destination.family, destination.address), port);
+    if kind == wide::kind::REQUEST {
+        let [peer_high, peer_low] = &slot.peer;
+        let state = value.state().0 as usize;
+        let connection = Connection {
+            protocol: Protocol::from_number(wide::protocol_of(key)),
+            state: State::NAMES.get(state).copied().unwrap_or("NONE"),
+            expires_s: left(settings.timeouts.get(state).copied()?),
+            client: client(family, high.get(), low.get(), port),
+            virtual_address: client(family, peer_high.get(), peer_low.get(), peer_port),
+            destination: real(real_port),
+        };
+        return Some((connection, value));
+    }
+    let client = client(family, high.get(), low.get(), 0);
+    let network = u128::from_be_bytes(octets(client.ip()));
+    let kept = u128::from_be_bytes(service.mask);
+    let is_of = |(from, to): &(IpAddr, u32)| {
+        *to == value.destination() && u128::from_be_bytes(octets(*from)) & kept == network
+    };
+    let assured = value.state() == ASSURED || established.iter().any(is_of);
+    let port = u16::from_be_bytes(service.port);
+    let (at, to) = match (kind, port) {
+        (wide::kind::DEAD, _) => (DEAD_PORT, DEAD_PORT),
+        (_, FTP) => (0, 0),
+        (_, port) => (port, if port == 0 { 0 } else { u16::from_be_bytes(destination.port) }),
+    };
+    let virtual_address = match service.mark {
+        0 => address(family, service.address),
+        mark => address(family, octets(Ipv4Addr::from_bits(mark).into())),
+    };
+    let connection = Connection {
+        protocol: Protocol::from_number(if service.mark == 0 { service.protocol } else { 0 }),
+        state: if assured { "ASSURED" } else { "NONE" },
+        expires_s: left((slot.other[0].get() >> 32) as u32),
+        client,
+        virtual_address: SocketAddr::new(virtual_address, at),
+        destination: real(to),
+    };
+    Some((connection, value))
 }
 
 fn shown(
@@ -46,7 +142,7 @@ fn shown(
     unit_ns: u64,
     slot: &impl Slot,
     (family, (high, low)): (u8, (u64, u64)),
-) -> Option<Connection> {
+) -> Option<(Connection, Value)> {
     let (key, value) = (slot.key().get(), Value(slot.value().get()));
     if key == 0 || !value.is_live() || value.is_reply() {
         return None;
@@ -59,12 +155,13 @@ fn shown(
     let left = timeout.saturating_sub(age.since(value.time()));
     let at =
         |family, octets, port| SocketAddr::new(address(family, octets), u16::from_be_bytes(port));
-    Some(Connection {
+    let connection = Connection {
         protocol: protocol_of(service.protocol),
         state: State::NAMES.get(state.0 as usize).copied().unwrap_or("NONE"),
         expires_s: (u64::from(left) * unit_ns / 1_000_000_000) as u32,
         client: client(family, high, low, Value::port(key)),
         virtual_address: at(family, service.address, service.port),
         destination: at(destination.family, destination.address, destination.port),
-    })
+    };
+    Some((connection, value))
 }

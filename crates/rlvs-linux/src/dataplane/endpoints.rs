@@ -12,7 +12,6 @@ use rlvs_datapath::abi::{Bucket, IDS, SLOTS6, Settings};
 use rlvs_datapath::endpoint::Key;
 use rlvs_datapath::ip::{Ip, Slot, V4, V6};
 
-use super::error::Error;
 use super::maps::{Mapped, Maps};
 use super::records::{v4, v6};
 use super::sys::{self, Element};
@@ -29,8 +28,13 @@ pub(super) struct Endpoint {
 
 type Slots<S> = Bucket<S, SLOTS6>;
 
+/// A word of a slot.
+type Field<S> = fn(&S) -> &Cell<u64>;
+
 /// A slot that can be copied.
-trait Copied: Slot + Clone + Default {
+trait Copied: Slot + Clone + Default + 'static {
+    /// The words that hold the address beside the key, upper half first.
+    const ADDRESS: &'static [Field<Self>];
     fn is_free(&self) -> bool {
         self.key().get() == 0
     }
@@ -43,6 +47,7 @@ trait Copied: Slot + Clone + Default {
 }
 
 impl Copied for rlvs_datapath::abi::Slot4 {
+    const ADDRESS: &'static [Field<Self>] = &[];
     fn is(&self, key: u64, _: u64, _: u64) -> bool {
         self.key.get() == key
     }
@@ -62,6 +67,7 @@ impl Copied for rlvs_datapath::abi::Slot4 {
 }
 
 impl Copied for rlvs_datapath::abi::Slot6 {
+    const ADDRESS: &'static [Field<Self>] = &[|slot| &slot.high, |slot| &slot.low];
     fn is(&self, key: u64, high: u64, low: u64) -> bool {
         self.key.get() == key && self.high.get() == high && self.low.get() == low
     }
@@ -121,17 +127,17 @@ where
     announce(presence, key.presence);
     let places = [key.places.first, key.places.second];
     for place in places {
-        if replace(map, place, |old| old.is(key.word, high, low), &slot)? {
+        if replace(map, place, |old| old.is(key.word, high, low), &slot) {
             return Ok(());
         }
     }
     for place in places {
-        if replace(map, place, S::is_free, &slot)? {
+        if replace(map, place, S::is_free, &slot) {
             return Ok(());
         }
     }
     for place in places {
-        if make_room(map, settings, place)? && replace(map, place, S::is_free, &slot)? {
+        if make_room(map, settings, place) && replace(map, place, S::is_free, &slot) {
             return Ok(());
         }
     }
@@ -147,11 +153,7 @@ fn announce(presence: &Mapped<Cell<u64>>, (word, bit): (u32, u64)) {
 }
 
 /// Moves one endpoint of a full bucket to its other bucket.
-fn make_room<S: Copied>(
-    map: &Mapped<Slots<S>>,
-    settings: &Settings,
-    place: u32,
-) -> Result<bool, Error>
+fn make_room<S: Copied>(map: &Mapped<Slots<S>>, settings: &Settings, place: u32) -> bool
 where
     Slots<S>: Element,
 {
@@ -159,14 +161,14 @@ where
     for slot in &bucket.slots {
         let [first, second] = slot.places(settings);
         let elsewhere = if first == place { second } else { first };
-        if replace(map, elsewhere, S::is_free, slot)? {
+        if replace(map, elsewhere, S::is_free, slot) {
             sys::wait_for_programs();
             let (high, low) = slot.words();
             let same = |old: &S| old.is(slot.key().get(), high, low);
             return replace(map, place, same, &S::default());
         }
     }
-    Ok(false)
+    false
 }
 
 /// Writes a slot of a bucket in place of the first that `which` accepts. Returns whether there was
@@ -176,22 +178,33 @@ fn replace<S: Copied>(
     place: u32,
     which: impl Fn(&S) -> bool,
     new: &S,
-) -> Result<bool, Error>
+) -> bool
 where
     Slots<S>: Element,
 {
-    let mut bucket = map.read(place).unwrap_or_default();
-    let Some(slot) = bucket.slots.iter_mut().find(|slot| which(slot)) else { return Ok(false) };
-    *slot = new.clone();
-    map.update(place, &bucket)?;
-    Ok(true)
+    let bucket = map.read(place).unwrap_or_default();
+    let Some(index) = bucket.slots.iter().position(which) else { return false };
+    let store = |field: &dyn Fn(&S) -> &Cell<u64>, value: u64| {
+        if let Some(word) = map.word(place, |bucket| field(&bucket.slots[index])) {
+            word.store(value, Ordering::SeqCst);
+        }
+    };
+    // Whatever instant this is interrupted at, and whoever looks meanwhile: a slot without a key is
+    // free, and one with a key is whole.
+    let key = new.key().get();
+    if bucket.slots[index].key().get() != key {
+        store(&S::key, 0);
+        for (field, value) in S::ADDRESS.iter().zip([new.words().0, new.words().1]) {
+            store(field, value);
+        }
+    }
+    store(&S::value, new.value().get());
+    store(&S::key, key);
+    true
 }
 
 /// Removes an endpoint, if it is there.
-///
-/// # Errors
-/// The kernel refused.
-pub(super) fn remove(maps: &Maps, endpoint: &Endpoint) -> Result<(), Error> {
+pub(super) fn remove(maps: &Maps, endpoint: &Endpoint) {
     let settings = maps.settings();
     let Endpoint { kind, protocol, address, port } = *endpoint;
     match address {
@@ -206,16 +219,11 @@ pub(super) fn remove(maps: &Maps, endpoint: &Endpoint) -> Result<(), Error> {
     }
 }
 
-fn remove_from<A: Ip, S: Copied>(
-    map: &Mapped<Slots<S>>,
-    key: &Key<A>,
-    (high, low): (u64, u64),
-) -> Result<(), Error>
+fn remove_from<A: Ip, S: Copied>(map: &Mapped<Slots<S>>, key: &Key<A>, (high, low): (u64, u64))
 where
     Slots<S>: Element,
 {
     for place in [key.places.first, key.places.second] {
-        replace(map, place, |old| old.is(key.word, high, low), &S::default())?;
+        replace(map, place, |old| old.is(key.word, high, low), &S::default());
     }
-    Ok(())
 }

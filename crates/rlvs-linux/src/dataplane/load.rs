@@ -8,6 +8,7 @@ use aya::{Ebpf, EbpfLoader};
 use nix::time::{ClockId, clock_getres};
 use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, IDS, LAYOUT, REASONS, ROUTES, SLOTS4, Settings,
+    WIDE_DEFAULT,
 };
 use rlvs_datapath::state::State;
 
@@ -40,6 +41,9 @@ pub struct Sizes {
     pub connections4: u32,
     /// Pairs of IPv6 buckets, a power of two; each holds 4 halves.
     pub connections6: u32,
+    /// Buckets of the wide table, a power of two; each holds 4 templates or halves of connections of
+    /// services without a port, in 256 bytes.
+    pub wide: u32,
 }
 
 impl Sizes {
@@ -47,13 +51,15 @@ impl Sizes {
     pub fn for_connections(connections: u32) -> Self {
         let connections4 = (u64::from(connections) * 3).div_ceil(SLOTS4 as u64);
         let connections4 = connections4.next_power_of_two().clamp(2, 1 << 26) as u32;
-        Self { connections4, connections6: (connections4 / 2).max(2) }
+        let (connections6, wide) = ((connections4 / 2).max(2), (connections4 / 4).max(2));
+        Self { connections4, connections6, wide }
     }
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { connections4: CONNECTIONS4_DEFAULT, connections6: CONNECTIONS6_DEFAULT }
+        let (connections4, connections6) = (CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT);
+        Self { connections4, connections6, wide: WIDE_DEFAULT }
     }
 }
 
@@ -70,10 +76,13 @@ pub(super) fn load(unfinished: &Unfinished, sizes: Sizes, bodies: &[Body]) -> Re
     let mut bpf = EbpfLoader::new()
         .map_max_entries("connections4", sizes.connections4)
         .map_max_entries("connections6", sizes.connections6)
+        .map_max_entries("wide", sizes.wide)
+        .map_max_entries("scratch", cpus)
         .map_max_entries("rows", IDS * cpus)
         .map_max_entries("routes", ROUTES * cpus)
         .map_max_entries("reasons", REASONS * cpus)
         .map_max_entries("limits", cpus)
+        .map_max_entries("errands", cpus)
         .load(&bytes)
         .map_err(|error| load_error("the maps", &error))?;
     for (name, map) in bpf.maps() {
@@ -259,6 +268,7 @@ fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
         cpus,
         connections4_mask: sizes.connections4 - 1,
         connections6_mask: sizes.connections6 - 1,
+        wide_mask: sizes.wide - 1,
         keys: keys()?,
         clock_shift,
         second: units(1),
@@ -272,11 +282,30 @@ fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
 /// Returns how many bits to shift jiffies by, and how many nanoseconds a unit of coarse time has.
 /// The tick is what the coarse clocks advance by.
 pub(super) fn clock() -> Result<(u32, u64), Error> {
-    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_err(|error| Error::io("asking for the kernel's tick")(error.into()))?;
-    let tick_ns = (tick.tv_nsec() as u64).max(1);
+    let tick_ns = tick_ns()?;
     let shift = (0..31).find(|shift| tick_ns << shift >= UNIT_NS_MIN).unwrap_or(31);
     Ok((shift, tick_ns << shift))
+}
+
+/// Returns the nanoseconds of a tick of the kernel's clock.
+///
+/// # Errors
+/// The clock cannot be read.
+pub fn tick_ns() -> Result<u64, Error> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_err(|error| Error::io("asking for the kernel's tick")(error.into()))?;
+    Ok((tick.tv_nsec() as u64).max(1))
+}
+
+/// Returns seconds in units of coarse time, rounded up.
+pub(super) fn units(seconds: u32) -> Result<u32, Error> {
+    let (_, unit_ns) = clock()?;
+    Ok((u64::from(seconds) * 1_000_000_000).div_ceil(unit_ns) as u32)
+}
+
+/// Returns whole seconds of units of coarse time.
+pub(super) fn seconds(units: u32) -> u32 {
+    clock().map_or(0, |(_, unit_ns)| (u64::from(units) * unit_ns / 1_000_000_000) as u32)
 }
 
 /// Draws the secrets of the hashes.

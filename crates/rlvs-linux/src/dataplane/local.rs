@@ -4,8 +4,6 @@
 //! program for egress on every interface that balances, for what a NAT destination on this host
 //! answers; the TC program on the loopback device, for clients on this host, which only NAT can serve.
 
-use std::net::IpAddr;
-
 use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::{TcAttachOptions, TcAttachType};
@@ -24,19 +22,6 @@ const KIND_OUT: &str = "out";
 /// Answers come in by the loopback device from an address of this host, which the kernel takes for
 /// forged unless told otherwise.
 const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
-
-/// Returns what the routing table says of a destination's place, as
-/// [`destination_flag`] bits; none if it cannot be asked.
-pub(super) fn place(address: IpAddr) -> u8 {
-    let Ok(mut rtnetlink) = Rtnetlink::open() else { return 0 };
-    if rtnetlink.is_local(address).unwrap_or(false) {
-        return destination_flag::LOCAL;
-    }
-    match rtnetlink.next_hop(address) {
-        Ok(Some((_, neighbour))) if neighbour == address => destination_flag::ADJACENT,
-        _ => 0,
-    }
-}
 
 /// Puts the hooks there that a destination needs.
 pub(super) fn prepare(maps: &Maps, to: &Destination, place: u8) -> Result<(), Error> {

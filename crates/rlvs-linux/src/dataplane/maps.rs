@@ -6,20 +6,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
-    Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Interfaces, LAYOUT,
-    REASONS, Row, Schedule, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel,
+    Base, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
+    Favourites, Interfaces, LAYOUT, MarkRules, REASONS, Row, Schedule, Service, Settings,
+    SweepCursor, TIMER_BYTES, Totals, Tunnel, Wides,
 };
 
 use super::error::Error;
 use super::pins::{self, Folder};
 use super::sys::{self, Element, Memory};
 
-/// One pinned array map.
+/// One pinned array map. Where an element of the kernel's holds several of ours, they are elements
+/// here, and are not to be [updated](Self::update).
 #[derive(Debug)]
 pub(super) struct Mapped<T> {
     map: MapData,
     memory: Memory<T>,
     name: &'static str,
+    updates: Cell<u64>,
 }
 
 impl<T: Element> Mapped<T> {
@@ -27,13 +30,14 @@ impl<T: Element> Mapped<T> {
         let failed = |reason: String| Error::Load { what: pins::shown(folder, name), reason };
         let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
         let info = MapInfo::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
-        if info.value_size() as usize != size_of::<T>() {
-            let (found, known) = (info.value_size(), size_of::<T>());
+        let (found, known) = (info.value_size() as usize, size_of::<T>());
+        if found == 0 || !found.is_multiple_of(known) {
             return Err(failed(format!("its elements have {found} bytes instead of {known}")));
         }
-        let memory = Memory::map(map.fd().as_fd(), info.max_entries() as usize)
+        let elements = info.max_entries() as usize * (found / known);
+        let memory = Memory::map(map.fd().as_fd(), elements)
             .map_err(Error::io(format!("mapping {}", pins::shown(folder, name))))?;
-        Ok(Self { map, memory, name })
+        Ok(Self { map, memory, name, updates: Cell::new(0) })
     }
 
     /// Copies an element.
@@ -43,17 +47,18 @@ impl<T: Element> Mapped<T> {
 
     /// Writes an element, whole.
     pub(super) fn update(&self, index: u32, value: &T) -> Result<(), Error> {
+        self.updates.set(self.updates.get() + 1);
         sys::update(self.map.fd().as_fd(), index, value)
             .map_err(Error::io(format!("writing element {index} of map {}", self.name)))
     }
 
-    /// Writes an element that nobody reads yet.
+    /// Writes an element that nobody reads yet, or of which one word changes.
     pub(super) fn write(&self, index: u32, value: T) {
         self.memory.write(index as usize, value);
     }
 
     /// Returns a word of an element.
-    pub(super) fn word(&self, index: u32, field: fn(&T) -> &Cell<u64>) -> Option<&AtomicU64> {
+    pub(super) fn word(&self, index: u32, field: impl Fn(&T) -> &Cell<u64>) -> Option<&AtomicU64> {
         self.memory.word(index as usize, field)
     }
 
@@ -83,16 +88,22 @@ pub struct Maps {
     pub(super) services: Mapped<Service>,
     pub(super) schedules: Mapped<Schedule>,
     pub(super) totals: Mapped<Totals>,
+    pub(super) estimates: Mapped<Estimate>,
+    pub(super) bases: Mapped<Base>,
     pub(super) rings: Mapped<u64>,
     pub(super) destinations: Mapped<Destination>,
     pub(super) tunnels: Mapped<Tunnel>,
     pub(super) counts: Mapped<Counts>,
+    pub(super) overloads: Mapped<Cell<u64>>,
+    pub(super) favourites: Mapped<Favourites>,
     pub(super) rows: Mapped<Row>,
     pub(super) endpoints4: Mapped<Endpoints4>,
     pub(super) endpoints6: Mapped<Endpoints6>,
     pub(super) presence: Mapped<Cell<u64>>,
     pub(super) connections4: Mapped<Connections4>,
     pub(super) connections6: Mapped<Connections6>,
+    pub(super) wide: Mapped<Wides>,
+    pub(super) marks: Mapped<MarkRules>,
     pub(super) interfaces: Mapped<Interfaces>,
     reasons: Mapped<Cell<u64>>,
     sweep: MapData,
@@ -118,16 +129,22 @@ impl Maps {
             services: Mapped::open(folder, "services")?,
             schedules: Mapped::open(folder, "schedules")?,
             totals: Mapped::open(folder, "totals")?,
+            estimates: Mapped::open(folder, "estimates")?,
+            bases: Mapped::open(folder, "bases")?,
             rings: Mapped::open(folder, "rings")?,
             destinations: Mapped::open(folder, "destinations")?,
             tunnels: Mapped::open(folder, "tunnels")?,
             counts: Mapped::open(folder, "counts")?,
+            overloads: Mapped::open(folder, "overloads")?,
+            favourites: Mapped::open(folder, "favourites")?,
             rows: Mapped::open(folder, "rows")?,
             endpoints4: Mapped::open(folder, "endpoints4")?,
             endpoints6: Mapped::open(folder, "endpoints6")?,
             presence: Mapped::open(folder, "presence")?,
             connections4: Mapped::open(folder, "connections4")?,
             connections6: Mapped::open(folder, "connections6")?,
+            wide: Mapped::open(folder, "wide")?,
+            marks: Mapped::open(folder, "marks")?,
             interfaces: Mapped::open(folder, "interfaces")?,
             reasons: Mapped::open(folder, "reasons")?,
             sweep: MapData::from_pin(folder.path("sweep")).map_err(|error| Error::Load {
@@ -135,6 +152,20 @@ impl Maps {
                 reason: reason(&error),
             })?,
         })
+    }
+
+    /// Returns how many elements have been written by a system call.
+    pub(super) fn updates(&self) -> u64 {
+        let tables = [&self.services.updates, &self.destinations.updates, &self.tunnels.updates];
+        let others = [
+            &self.settings.updates,
+            &self.totals.updates,
+            &self.schedules.updates,
+            &self.bases.updates,
+            &self.rows.updates,
+        ];
+        let endpoints = [&self.endpoints4.updates, &self.endpoints6.updates];
+        tables.into_iter().chain(others).chain(endpoints).map(Cell::get).sum()
     }
 
     /// Copies the settings.
@@ -150,13 +181,15 @@ impl Maps {
         const WORDS: usize = (TIMER_BYTES + size_of::<SweepCursor>()) / 8;
         let words: [u64; WORDS] = sys::lookup(self.sweep.fd().as_fd(), 0)
             .map_err(Error::io("reading where the sweep is"))?;
-        let [.., word, passes, removed, now] = words;
+        let [.., word, passes, removed, now, estimated, round_ns] = words;
         let cell = Cell::new;
         Ok(SweepCursor {
             word: cell(word),
             passes: cell(passes),
             removed: cell(removed),
             now: cell(now),
+            estimated: cell(estimated),
+            round_ns: cell(round_ns),
         })
     }
 

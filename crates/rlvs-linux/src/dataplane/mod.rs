@@ -15,6 +15,7 @@ pub mod error;
 pub mod load;
 mod local;
 pub mod maps;
+pub mod marks;
 mod neighbours;
 pub mod parameters;
 pub mod pins;

@@ -2,10 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use rlvs_control::model::{ForwardingMethod, Protocol, ServiceId, Tunnel, TunnelChecksum};
+use rlvs_control::check::NO_SCHEDULER;
+use rlvs_control::model::{
+    Family, ForwardingMethod, Netmask, Protocol, ServiceId, Tunnel, TunnelChecksum,
+};
+use rlvs_control::scheduler;
 use rlvs_control::table::Error;
 use rlvs_datapath::abi::{
-    self, Destination, Service, destination_flag, method, scheduler, tunnel_checksum, tunnel_form,
+    self, Destination, Service, destination_flag, method, service_flag, tunnel_checksum,
+    tunnel_form,
 };
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_wire::{checksum, ipsec, sctp, udp};
@@ -74,6 +79,10 @@ pub(super) fn protocol_of(number: u8) -> Protocol {
 
 /// Returns the identity that a service record has.
 pub(super) fn service_id(record: &Service) -> ServiceId {
+    if record.mark != 0 {
+        let family = if record.family == 4 { Family::V4 } else { Family::V6 };
+        return ServiceId::Mark { family, mark: record.mark };
+    }
     ServiceId::Address {
         protocol: protocol_of(record.protocol),
         address: address(record.family, record.address),
@@ -82,20 +91,52 @@ pub(super) fn service_id(record: &Service) -> ServiceId {
 }
 
 pub(super) fn scheduler_name(number: u32) -> &'static str {
-    match number {
-        scheduler::RR => "rr",
-        scheduler::WRR => "wrr",
-        _ => "none",
-    }
+    scheduler::name(number).unwrap_or(NO_SCHEDULER)
 }
 
 /// Returns the number of a scheduler that the data plane carries out.
 pub(super) fn scheduler_number(name: &str) -> Result<u32, Error> {
     match name {
-        "rr" => Ok(scheduler::RR),
-        "wrr" => Ok(scheduler::WRR),
-        "none" => Ok(0),
-        other => Err(Error::NotYet(format!("scheduler {other}"))),
+        NO_SCHEDULER => Ok(0),
+        name => scheduler::number(name).ok_or_else(|| Error::UnknownScheduler(name.to_owned())),
+    }
+}
+
+/// Returns a persistence mask as it is laid over addresses.
+pub(super) fn mask(netmask: Netmask) -> [u8; 16] {
+    match netmask {
+        Netmask::V4(bytes) => octets(IpAddr::from(bytes)),
+        Netmask::V6(length) => {
+            u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0).to_be_bytes()
+        }
+    }
+}
+
+/// Returns the persistence mask of a service.
+pub(super) fn netmask(record: &Service) -> Netmask {
+    let [a, b, c, d, ..] = record.mask;
+    match record.family {
+        4 => Netmask::V4([a, b, c, d]),
+        _ => Netmask::V6(u128::from_be_bytes(record.mask).leading_ones() as u8),
+    }
+}
+
+/// Returns the record of a service that has nothing but its identity.
+pub(super) fn service(id: ServiceId) -> Service {
+    let flags = service_flag::LIVE;
+    match id {
+        ServiceId::Mark { family, mark } => {
+            let family = if family == Family::V4 { 4 } else { 6 };
+            Service { mark, family, flags, ..Service::default() }
+        }
+        ServiceId::Address { protocol, address, port } => Service {
+            address: octets(address),
+            port: port.to_be_bytes(),
+            protocol: protocol.number(),
+            family: family(address),
+            flags,
+            ..Service::default()
+        },
     }
 }
 

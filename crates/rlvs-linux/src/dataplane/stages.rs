@@ -65,12 +65,23 @@ pub enum Group {
     Clamps,
     /// By destinations at the end of a tunnel.
     Tunnels,
+    /// By services whose scheduler looks at many destinations, or with thresholds.
+    Search,
+    /// By persistent services, those without a port or an address, and those of single packets.
+    Special,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 5] =
-        [Self::Ordinary, Self::Associations, Self::Peers, Self::Clamps, Self::Tunnels];
+    pub const ALL: [Self; 7] = [
+        Self::Ordinary,
+        Self::Associations,
+        Self::Peers,
+        Self::Clamps,
+        Self::Tunnels,
+        Self::Search,
+        Self::Special,
+    ];
 
     const fn of(stage: Stage) -> Self {
         match stage {
@@ -80,6 +91,15 @@ impl Group {
             Stage::Peers4 | Stage::Peers6 => Self::Peers,
             Stage::Clamp4 | Stage::Clamp6 => Self::Clamps,
             Stage::Relay4 | Stage::Relay6 => Self::Tunnels,
+            Stage::Search => Self::Search,
+            Stage::Special4
+            | Stage::Special6
+            | Stage::Join4
+            | Stage::Join6
+            | Stage::Apart4
+            | Stage::Apart6
+            | Stage::Back4
+            | Stage::Back6 => Self::Special,
             _ => Self::Ordinary,
         }
     }

@@ -41,11 +41,17 @@ unsafe impl Element for abi::Schedule {}
 // SAFETY: as above.
 unsafe impl Element for abi::Totals {}
 // SAFETY: as above.
+unsafe impl Element for abi::Estimate {}
+// SAFETY: as above.
+unsafe impl Element for abi::Base {}
+// SAFETY: as above.
 unsafe impl Element for abi::Destination {}
 // SAFETY: as above.
 unsafe impl Element for abi::Tunnel {}
 // SAFETY: as above.
 unsafe impl Element for abi::Counts {}
+// SAFETY: as above.
+unsafe impl Element for abi::Favourites {}
 // SAFETY: as above; the cell holds a `Hop`, which is all integers.
 unsafe impl Element for abi::Row {}
 // SAFETY: as above.
@@ -56,6 +62,10 @@ unsafe impl Element for abi::Endpoints4 {}
 unsafe impl Element for abi::Endpoints6 {}
 // SAFETY: as above.
 unsafe impl Element for abi::Connections4 {}
+// SAFETY: as above.
+unsafe impl Element for abi::Wides {}
+// SAFETY: as above.
+unsafe impl Element for abi::MarkRules {}
 // SAFETY: an integer.
 unsafe impl Element for u64 {}
 // SAFETY: a cell of an integer.

@@ -8,7 +8,10 @@
 //! counts and counters as long as it has connections and for two minutes at least, so that added
 //! again it finds them, as in the kernel's trash.
 
-use std::collections::BTreeMap;
+mod batch;
+mod counters;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::atomic::Ordering;
 
@@ -17,27 +20,31 @@ use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
     Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod,
-    Service as WantedService, ServiceEntry, ServiceId, Timeouts,
+    Persistence, Protocol, Service as WantedService, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::{self, Kind, Member, State, Stored};
+use rlvs_control::scheduler::{self, Candidate};
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{
-    Destination, IDS, RING_ELEMENTS, Row, Schedule, Service, destination_flag, endpoint_kind,
-    method, scheduler, service_flag,
+    Counts, Destination, IDS, RING_LINE, Schedule, Service, destination_flag, endpoint_kind,
+    method, service_flag, settings_flag,
 };
+use rlvs_datapath::schedulers::{Ring, is_overloaded_after, searches};
 
 use super::connections;
 use super::endpoints::{self, Endpoint};
 use super::load;
 use super::local;
 use super::maps::Maps;
-use super::neighbours;
+use super::neighbours::Ways;
 use super::pins::{self, Folder};
 use super::records::{
-    self, address, associates, counters, family, is_available, method_number, method_of, octets,
-    scheduler_name, scheduler_number, service_id, set_deltas, traffic,
+    self, address, associates, family, is_available, method_number, method_of, octets,
+    scheduler_name, scheduler_number, service_id, set_deltas,
 };
 use super::stages::Group;
+pub use batch::Work;
+pub use counters::Total;
 
 /// The size that `ipvsadm -L` shows: the kernel's default, for which scripts may look.
 const SHOWN_SIZE: u32 = 4096;
@@ -57,9 +64,25 @@ pub struct BpfTable {
     destinations: BTreeMap<(u32, DestinationId), u32>,
     /// Reply endpoints in use, with the number of destinations that use each.
     replies: BTreeMap<Endpoint, (u32, u32)>,
-    /// First ring element that the next ring may use: the allocator walks round, so that what a
+    /// First line that the next ring may use: the allocator walks round, so that what a
     /// program may still be reading is not written over.
     ring_cursor: u32,
+    /// Offset and length of the rings that are or were in force; `None` before they are looked up.
+    rings: Option<BTreeMap<u32, u32>>,
+    /// Reply endpoint ids in use.
+    reply_ids: BTreeSet<u32>,
+    /// No service has an id below these that is free, nor a destination.
+    free_service_from: u32,
+    free_destination_from: u32,
+    /// Rows for each destination.
+    cpus: u32,
+    /// Additions that wait, and whether they may.
+    pending: Option<batch::Pending>,
+    batched: bool,
+    /// Whether what is old has been forgotten since the table was opened.
+    forgotten: bool,
+    published: u64,
+    ways: Ways,
 }
 
 impl BpfTable {
@@ -85,9 +108,20 @@ impl BpfTable {
     fn open_in(folder: &Folder) -> Result<Self, super::Error> {
         let lock = folder.lock()?;
         let maps = Maps::open(folder)?;
+        let cpus = maps.settings().cpus;
         let mut table = Self {
             maps,
             _lock: lock,
+            rings: None,
+            reply_ids: BTreeSet::new(),
+            free_service_from: 1,
+            free_destination_from: 1,
+            cpus,
+            pending: None,
+            batched: false,
+            forgotten: false,
+            published: 0,
+            ways: Ways::default(),
             services: BTreeMap::new(),
             destinations: BTreeMap::new(),
             replies: BTreeMap::new(),
@@ -120,6 +154,7 @@ impl BpfTable {
             self.destinations.insert((record.service, key), id);
             if record.reply != 0 {
                 let endpoint = reply_endpoint(&service, &record);
+                self.reply_ids.insert(record.reply);
                 let entry = self.replies.entry(endpoint).or_insert((record.reply, 0));
                 entry.1 += 1;
             }
@@ -209,14 +244,29 @@ impl BpfTable {
         ids
     }
 
-    fn members(&self, service: u32) -> Vec<Member> {
-        let member = |id| Member { id, weight: self.destination_record(id).weight };
-        self.list(service).into_iter().map(member).collect()
+    /// Returns the destinations of a service as its scheduler sees them.
+    fn candidates(&self, service: u32) -> Vec<Candidate> {
+        let candidate = |id| {
+            let record = self.destination_record(id);
+            Candidate {
+                id,
+                weight: record.weight,
+                last_weight: record.last_weight,
+                limited: record.upper != 0,
+                address: address(record.family, record.address),
+                port: u16::from_be_bytes(record.port),
+            }
+        };
+        self.list(service).into_iter().map(candidate).collect()
     }
 
-    /// Returns where a service's scheduler stands; `None` if it has no ring.
+    fn members(&self, service: u32) -> Vec<Member> {
+        scheduler::members(&self.candidates(service))
+    }
+
+    /// Returns where a service's scheduler stands; `None` if it does not stand anywhere.
     fn state(&self, id: u32, members: &[Member]) -> Option<State> {
-        let kind = ring_kind(self.service_record(id).scheduler)?;
+        let kind = scheduler::kind(self.service_record(id).scheduler)?;
         let schedule = self.maps.schedules.read(id)?;
         let stored = Stored {
             base: schedule.base.get(),
@@ -226,29 +276,35 @@ impl BpfTable {
         Some(ring::resume(kind, members, stored, schedule.position.get()))
     }
 
-    /// Builds a service's ring and puts it in force.
+    /// Lays out what a service's scheduler goes by and puts it in force.
     fn publish(
         &mut self,
         id: u32,
         state: impl FnOnce(&[Member], Kind) -> State,
     ) -> Result<(), super::Error> {
-        let members = self.members(id);
-        let Some(kind) = ring_kind(self.service_record(id).scheduler) else {
-            self.store(id, |record| &record.ring, 0);
-            return Ok(());
-        };
-        let state = state(&members, kind);
+        self.published += 1;
+        let list = self.candidates(id);
+        let record = self.service_record(id);
+        let kind = scheduler::kind(record.scheduler);
+        let state = kind.map(|kind| state(&scheduler::members(&list), kind));
         let position = self.maps.schedules.read(id).map_or(0, |schedule| schedule.position.get());
-        let ring = ring::build(&members, state, position);
-        let offset = self.allocate(ring.elements.len() as u32)?;
-        for (index, element) in (offset..).zip(&ring.elements) {
-            self.maps.rings.write(index, u64::from(*element));
+        let layout = scheduler::lay_out(record.scheduler, &list, state, position);
+        let limited = list.iter().any(|one| one.limited);
+        if limited || searches(record.scheduler, record.scheduler_flags) && record.scheduler != 0 {
+            load::ensure_group(Group::Search)?;
         }
-        self.store(id, |record| &record.base, ring.stored.base);
-        self.store(id, |record| &record.last, ring.stored.last.into());
-        self.store(id, |record| &record.level, ring.stored.level.into());
-        let word = u64::from(offset) << 32 | ring.elements.len() as u64;
-        self.store(id, |record| &record.ring, word);
+        let length = layout.elements.len() as u32;
+        let line = self.allocate(length.div_ceil(RING_LINE))?;
+        let mut elements = layout.elements;
+        elements.resize(length.next_multiple_of(RING_LINE) as usize, 0);
+        for (index, element) in (line * RING_LINE..).zip(elements) {
+            self.maps.rings.write(index, element);
+        }
+        self.store(id, |record| &record.base, layout.stored.base);
+        self.store(id, |record| &record.last, layout.stored.last.into());
+        self.store(id, |record| &record.level, layout.stored.level.into());
+        let ring = Ring::new(record.scheduler, record.scheduler_flags, line, length);
+        self.store(id, |record| &record.ring, ring.0);
         Ok(())
     }
 
@@ -258,36 +314,57 @@ impl BpfTable {
         }
     }
 
-    /// Finds room for a ring: the next gap between the rings in force, walking round.
-    fn allocate(&mut self, length: u32) -> Result<u32, super::Error> {
-        let mut used: Vec<(u32, u32)> = self
-            .services
-            .values()
-            .filter_map(|&id| Some(self.maps.schedules.read(id)?.ring.get()))
-            .map(|ring| ((ring >> 32) as u32, ring as u32))
-            .filter(|&(_, length)| length > 0)
-            .collect();
-        used.sort_unstable();
-        let offset = gap(&used, self.ring_cursor, length)
-            .or_else(|| gap(&used, 0, length))
-            .ok_or_else(|| super::Error::Load {
-                what: "a scheduler's ring".to_owned(),
-                reason: format!("the rings of all services hold at most {RING_ELEMENTS} entries"),
-            })?;
-        self.ring_cursor = offset + length;
-        self.store(0, |record| &record.base, self.ring_cursor.into());
-        Ok(offset)
+    /// Makes the thresholds of a destination hold for the connections that it has.
+    fn settle_overload(&self, id: u32, before: &Destination) {
+        let Some(word) = self.maps.overloads.word(id / 64, |word| word) else { return };
+        let bit = 1 << (id % 64);
+        let connections = self.maps.counts.read(id).map_or(0, |counts| counts.connections.get());
+        let after = self.destination_record(id);
+        let marked = word.load(Ordering::SeqCst) & bit != 0;
+        if is_overloaded_after(connections, marked, before, &after) {
+            word.fetch_or(bit, Ordering::SeqCst);
+        } else {
+            word.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes lblc and lblcr forget what they have chosen for a service, or only where that is one
+    /// destination.
+    fn forget_favourites(&self, service: u32, only: Option<u32>) {
+        use rlvs_datapath::abi::scheduler::{LBLC, LBLCR};
+        if ![LBLC, LBLCR].contains(&self.service_record(service).scheduler) {
+            return;
+        }
+        for index in 0..self.maps.favourites.len() {
+            let Some(entry) = self.maps.favourites.read(index) else { break };
+            let named = |id: u32| entry.members.iter().any(|member| member.get() == id.into());
+            if (entry.used.get() >> 32) as u32 == service
+                && only.is_none_or(named)
+                && let Some(key) = self.maps.favourites.word(index, |entry| &entry.key)
+            {
+                key.store(0, Ordering::SeqCst);
+            }
+        }
     }
 
     /// Makes a service known to the programs.
     fn enter_service(&self, id: u32, record: &Service) -> Result<(), Error> {
-        let endpoint = Endpoint {
-            kind: endpoint_kind::SERVICE,
-            protocol: record.protocol,
-            address: address(record.family, record.address),
-            port: u16::from_be_bytes(record.port),
-        };
-        endpoints::insert(&self.maps, &endpoint, id)
+        endpoints::insert(&self.maps, &service_endpoint(record), id)
+    }
+
+    /// Has packets that no endpoint names looked at more closely, for a service that may have some: of
+    /// any port, of a mark, of FTP's data, of single packets.
+    fn announce_apart(&self, record: &Service) -> Result<(), super::Error> {
+        const FTP: u16 = 21;
+        let port = u16::from_be_bytes(record.port);
+        let is_apart = port == 0 || port == FTP && record.protocol == Protocol::Tcp.number();
+        if !is_apart && record.flags & service_flag::ONE_PACKET == 0 {
+            return Ok(());
+        }
+        let mut settings = self.maps.settings();
+        settings.flags |= settings_flag::WIDE;
+        self.maps.settings.update(0, &settings)?;
+        load::ensure_group(Group::Special)
     }
 
     /// Marks a service by where its destinations are, and its neighbours if one is this host: they may
@@ -330,14 +407,17 @@ impl BpfTable {
         }
         record.flags &= !destination_flag::AVAILABLE;
         record.next = 0;
-        record.reserved[RETIRED_AT] = seconds();
-        self.maps.destinations.update(id, &record)
+        record.retired_at = seconds();
+        // It is out of the list, and leads its connections where it led.
+        self.maps.destinations.write(id, record);
+        Ok(())
     }
 
     /// Takes a service and all its destinations out of service but remembers them.
     fn retire_service(&self, id: u32) -> Result<(), super::Error> {
         let list = self.list(id);
         let mut record = self.service_record(id);
+        self.forget_favourites(id, None);
         record.flags &= !service_flag::LIVE;
         record.head = 0;
         self.maps.services.update(id, &record)?;
@@ -348,12 +428,16 @@ impl BpfTable {
     /// Forgets retired destinations without connections, those of the last two minutes only if
     /// `all`, and retired services without destinations.
     fn forget(&mut self, all: bool) -> Result<(), super::Error> {
+        if std::mem::replace(&mut self.forgotten, true) && !all {
+            return Ok(());
+        }
         let now = seconds();
         let idle = |id: u32| {
             let record = self.destination_record(id);
-            let age = now.saturating_sub(record.reserved[RETIRED_AT]);
-            let connections = self.maps.counts.read(id).map_or(0, |c| c.connections.get());
-            !is_available(&record) && connections == 0 && (all || age > REMEMBERED_S)
+            let age = now.saturating_sub(record.retired_at);
+            let in_use = |counts: Counts| counts.connections.get() | counts.persistent.get() != 0;
+            let in_use = self.maps.counts.read(id).is_some_and(in_use);
+            !is_available(&record) && !in_use && (all || age > REMEMBERED_S)
         };
         let gone: Vec<_> = self
             .destinations
@@ -363,7 +447,7 @@ impl BpfTable {
             .collect();
         for (key, id) in gone {
             self.destinations.remove(&key);
-            self.free_destination(id)?;
+            self.free_destination(id);
         }
         let empty: Vec<(ServiceId, u32)> = self
             .services
@@ -376,96 +460,48 @@ impl BpfTable {
             .collect();
         for (key, id) in empty {
             self.services.remove(&key);
-            self.free_service(id)?;
+            self.free_service(id);
         }
         Ok(())
     }
 
-    fn free_destination(&mut self, id: u32) -> Result<(), super::Error> {
+    fn free_destination(&mut self, id: u32) {
         let record = self.destination_record(id);
         let service = self.service_record(record.service);
         let mut totals = self.maps.totals.read(record.service).unwrap_or_default();
         for (total, more) in totals.retired.iter_mut().zip(self.rows(id)) {
             *total += more;
         }
-        self.maps.totals.update(record.service, &totals)?;
+        self.maps.totals.write(record.service, totals);
         if record.reply != 0 {
             let endpoint = reply_endpoint(&service, &record);
             if let Some((_, users)) = self.replies.get_mut(&endpoint) {
                 *users -= 1;
                 if *users == 0 {
                     self.replies.remove(&endpoint);
-                    endpoints::remove(&self.maps, &endpoint)?;
+                    self.reply_ids.remove(&record.reply);
+                    endpoints::remove(&self.maps, &endpoint);
                 }
             }
         }
-        self.maps.destinations.update(id, &Destination::default())?;
-        self.clear_rows(id)
+        if service.flags & service_flag::ONE_PACKET != 0 {
+            endpoints::remove(&self.maps, &once_endpoint(&service, &record));
+        }
+        self.forget_favourites(record.service, Some(id));
+        self.maps.destinations.write(id, Destination::default());
+        self.settle_overload(id, &record);
+        self.clear_counters(id);
+        self.free_destination_from = self.free_destination_from.min(id);
     }
 
-    fn free_service(&self, id: u32) -> Result<(), super::Error> {
+    fn free_service(&mut self, id: u32) {
         let record = self.service_record(id);
-        let endpoint = Endpoint {
-            kind: endpoint_kind::SERVICE,
-            protocol: record.protocol,
-            address: address(record.family, record.address),
-            port: u16::from_be_bytes(record.port),
-        };
-        endpoints::remove(&self.maps, &endpoint)?;
-        self.maps.services.update(id, &Service::default())?;
-        self.maps.schedules.update(id, &Schedule::default())?;
-        self.maps.totals.update(id, &rlvs_datapath::abi::Totals::default())
-    }
-
-    /// Sums the counters of a destination over all CPUs.
-    fn rows(&self, id: u32) -> [u64; 5] {
-        let cpus = self.maps.settings().cpus;
-        let mut sum = [0; 5];
-        for row in (0..cpus).filter_map(|cpu| self.maps.rows.read(id * cpus + cpu)) {
-            for (total, more) in sum.iter_mut().zip(counters(&row)) {
-                *total += more;
-            }
-        }
-        sum
-    }
-
-    fn clear_rows(&self, id: u32) -> Result<(), super::Error> {
-        let cpus = self.maps.settings().cpus;
-        (0..cpus).try_for_each(|cpu| self.maps.rows.update(id * cpus + cpu, &Row::default()))
-    }
-
-    /// Finds an id that no service has.
-    fn new_service_id(&mut self) -> Result<u32, Error> {
-        let mut settings = self.maps.settings();
-        let free =
-            |table: &Self, below| (1..below).find(|&id| table.service_record(id).family == 0);
-        if settings.services < IDS {
-            settings.services += 1;
-            self.maps.settings.update(0, &settings).map_err(Error::from)?;
-            return Ok(settings.services - 1);
-        }
-        if let Some(id) = free(self, IDS) {
-            return Ok(id);
-        }
-        self.forget(true)?;
-        free(self, IDS).ok_or(Error::Full { what: "virtual services", limit: IDS as usize - 1 })
-    }
-
-    /// Finds an id that no destination has.
-    fn new_destination_id(&mut self) -> Result<u32, Error> {
-        let mut settings = self.maps.settings();
-        let free =
-            |table: &Self, below| (1..below).find(|&id| table.destination_record(id).service == 0);
-        if settings.destinations < IDS {
-            settings.destinations += 1;
-            self.maps.settings.update(0, &settings).map_err(Error::from)?;
-            return Ok(settings.destinations - 1);
-        }
-        if let Some(id) = free(self, IDS) {
-            return Ok(id);
-        }
-        self.forget(true)?;
-        free(self, IDS).ok_or(Error::Full { what: "real servers", limit: IDS as usize - 1 })
+        endpoints::remove(&self.maps, &service_endpoint(&record));
+        // No packet leads to it any more.
+        self.retire_counters(id);
+        self.maps.services.write(id, Service::default());
+        self.maps.schedules.write(id, Schedule::default());
+        self.free_service_from = self.free_service_from.min(id);
     }
 
     /// Returns the reply endpoint id of a NAT destination, making the endpoint known if need be.
@@ -475,11 +511,14 @@ impl BpfTable {
             *users += 1;
             return Ok(*id);
         }
-        let used: std::collections::BTreeSet<u32> =
-            self.replies.values().map(|&(id, _)| id).collect();
-        let id = (REPLY_IDS + 1..).find(|id| !used.contains(id)).unwrap_or(REPLY_IDS);
+        let after = self.reply_ids.last().map_or(REPLY_IDS + 1, |id| id + 1);
+        let id = match after {
+            _ if after < 2 * REPLY_IDS => after,
+            _ => (REPLY_IDS + 1..).find(|id| !self.reply_ids.contains(id)).unwrap_or(REPLY_IDS),
+        };
         endpoints::insert(&self.maps, &endpoint, id)?;
         self.replies.insert(endpoint, (id, 1));
+        self.reply_ids.insert(id);
         Ok(id)
     }
 
@@ -495,12 +534,16 @@ impl BpfTable {
         record.method = method_number(to.method);
         (record.tunnel, record.overhead) = (0, 0);
         match to.method {
-            ForwardingMethod::Masquerade if record.reply == 0 => {
+            ForwardingMethod::Masquerade if owner.flags & service_flag::ONE_PACKET != 0 => {
+                endpoints::insert(&self.maps, &once_endpoint(owner, record), id)?;
+            }
+            // Without a port the wide table has it.
+            ForwardingMethod::Masquerade if record.reply == 0 && to.id.port != 0 => {
                 record.reply = self.reply_id(owner, record)?;
             }
             ForwardingMethod::Tunnel(tunnel) => {
                 load::ensure_group(Group::Tunnels)?;
-                let (source, target) = (neighbours::source(to.id.address), to.id.address);
+                let (source, target) = (self.ways.source(to.id.address), to.id.address);
                 let headers = records::tunnel(tunnel, owner.family, source, target);
                 self.maps.tunnels.update(id, &headers)?;
                 (record.tunnel, record.overhead) = (id, headers.overhead);
@@ -512,30 +555,32 @@ impl BpfTable {
 
     fn entry(&self, id: u32) -> ServiceEntry {
         let record = self.service_record(id);
-        let totals = self.maps.totals.read(id).unwrap_or_default();
-        let mut sum = traffic(totals.retired);
-        for &destination in self.destinations.range(service_range(id)).map(|(_, id)| id) {
-            sum += traffic(self.rows(destination));
-        }
         let list = self.list(id);
         ServiceEntry {
             service: WantedService {
                 id: service_id(&record),
                 scheduler: scheduler_name(record.scheduler).to_owned(),
-                scheduler_flags: 0,
-                one_packet: false,
-                persistence: None,
+                scheduler_flags: record.scheduler_flags as u8,
+                one_packet: record.flags & service_flag::ONE_PACKET != 0,
+                persistence: self.persistence(&record),
                 persistence_engine: None,
             },
-            traffic: sum,
+            traffic: self.service_traffic(id),
             destinations: list.into_iter().map(|id| self.destination_entry(id)).collect(),
         }
+    }
+
+    fn persistence(&self, record: &Service) -> Option<Persistence> {
+        let timeout_s = load::seconds(record.persistence);
+        let netmask = records::netmask(record);
+        (record.persistence != 0).then_some(Persistence { timeout_s, netmask })
     }
 
     fn destination_entry(&self, id: u32) -> DestinationEntry {
         let record = self.destination_record(id);
         let tunnel = self.maps.tunnels.read(record.tunnel).unwrap_or_default();
-        let connections = self.maps.counts.read(id).map_or(0, |counts| counts.connections.get());
+        let counts = self.maps.counts.read(id).unwrap_or_default();
+        let connections = counts.connections.get();
         DestinationEntry {
             destination: Wanted {
                 id: DestinationId {
@@ -549,8 +594,8 @@ impl BpfTable {
             },
             active: connections as u32,
             inactive: (connections >> 32) as u32,
-            persistent: 0,
-            traffic: traffic(self.rows(id)),
+            persistent: counts.persistent.get() as u32,
+            traffic: self.destination_traffic(id),
         }
     }
 
@@ -560,20 +605,30 @@ impl BpfTable {
     }
 }
 
-/// Index into [`Destination::reserved`] of the second at which it was retired.
-const RETIRED_AT: usize = 1;
-
 /// Returns the seconds since boot.
 fn seconds() -> u32 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.tv_sec() as u32)
 }
 
-fn ring_kind(number: u32) -> Option<Kind> {
-    match number {
-        scheduler::RR => Some(Kind::Rr),
-        scheduler::WRR => Some(Kind::Wrr),
-        _ => None,
+fn service_endpoint(record: &Service) -> Endpoint {
+    if record.mark != 0 {
+        let mark = match record.family {
+            4 => std::net::Ipv4Addr::from_bits(record.mark).into(),
+            _ => std::net::Ipv6Addr::from_bits(record.mark.into()).into(),
+        };
+        return Endpoint { kind: endpoint_kind::MARK, protocol: 0, address: mark, port: 0 };
     }
+    Endpoint {
+        kind: endpoint_kind::SERVICE,
+        protocol: record.protocol,
+        address: address(record.family, record.address),
+        port: u16::from_be_bytes(record.port),
+    }
+}
+
+/// The endpoint by which a datagram is known that answers one which left no entry.
+fn once_endpoint(service: &Service, record: &Destination) -> Endpoint {
+    Endpoint { kind: endpoint_kind::ONE_PACKET, ..reply_endpoint(service, record) }
 }
 
 fn reply_endpoint(service: &Service, record: &Destination) -> Endpoint {
@@ -592,36 +647,40 @@ fn service_range(id: u32) -> std::ops::Range<(u32, DestinationId)> {
     (id, first)..(id + 1, first)
 }
 
-/// Finds `length` elements from `from` on that no ring has; `used` is sorted.
-fn gap(used: &[(u32, u32)], from: u32, length: u32) -> Option<u32> {
-    let mut start = from;
-    for &(offset, used) in used {
-        if offset + used <= start {
-            continue;
+/// Fills in what a service has beside its scheduler. Its stage stays with one that was special: its
+/// connections may have templates.
+fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Error> {
+    (record.mask, record.persistence) = match service.persistence {
+        Some(persistence) => {
+            (records::mask(persistence.netmask), load::units(persistence.timeout_s)?)
         }
-        if start + length <= offset {
-            return Some(start);
-        }
-        start = offset + used;
+        None => ([0; 16], 0),
+    };
+    record.flags &= !service_flag::ONE_PACKET;
+    if service.one_packet {
+        record.flags |= service_flag::ONE_PACKET;
     }
-    (start + length <= RING_ELEMENTS).then_some(start)
+    let port = u16::from_be_bytes(record.port);
+    if service.persistence.is_some() || service.one_packet || port == 0 {
+        record.flags |= service_flag::SPECIAL;
+    }
+    if record.flags & service_flag::SPECIAL != 0 {
+        load::ensure_group(Group::Special)?;
+    }
+    Ok(())
 }
 
 /// Refuses what the model can say and the programs do not carry out.
 fn carried_out(service: &WantedService) -> Result<(), Error> {
     let not_yet = |what: &str| Err(Error::NotYet(what.to_owned()));
     match service.id {
-        ServiceId::Mark { .. } => return not_yet("a firewall-mark service (-f)"),
-        ServiceId::Address { .. } => {}
+        ServiceId::Address { protocol: Protocol::Sctp, port: 0, .. } => {
+            return not_yet("a service of SCTP without a port");
+        }
+        ServiceId::Mark { .. } | ServiceId::Address { .. } => {}
     }
-    if service.persistence.is_some() || service.persistence_engine.is_some() {
-        return not_yet("persistence (-p)");
-    }
-    if service.one_packet {
-        return not_yet("one-packet scheduling (-o)");
-    }
-    if service.scheduler_flags != 0 {
-        return not_yet("scheduler flags (-b)");
+    if service.persistence_engine.is_some() {
+        return not_yet("a persistence engine (--pe)");
     }
     Ok(())
 }
@@ -633,29 +692,35 @@ impl Table for BpfTable {
             return Err(Error::ServiceExists);
         }
         carried_out(service)?;
+        self.put_in_force()?;
         let scheduler = scheduler_number(&service.scheduler)?;
-        let ServiceId::Address { protocol, address, port } = service.id else {
-            return Err(Error::NoService);
-        };
         self.forget(false)?;
-        let id = match self.services.get(&service.id) {
-            Some(&remembered) => remembered,
+        let remembered = self.services.get(&service.id).copied();
+        let id = match remembered {
+            Some(id) => id,
             None => self.new_service_id()?,
         };
-        let record = Service {
-            address: octets(address),
-            port: port.to_be_bytes(),
-            protocol: protocol.number(),
-            family: family(address),
-            flags: service_flag::LIVE,
+        let mut record = Service {
             scheduler,
-            ..Service::default()
+            scheduler_flags: service.scheduler_flags.into(),
+            ..records::service(service.id)
         };
+        set_special(&mut record, service)?;
+        self.announce_apart(&record)?;
         if associates(&record) {
             load::ensure_group(Group::Associations)?;
         }
         self.unsettled(id);
-        self.maps.services.update(id, &record)?;
+        if remembered.is_some() {
+            let known: Vec<u32> =
+                self.destinations.range(service_range(id)).map(|(_, &id)| id).collect();
+            self.zero_service(id, &known)?;
+            self.maps.services.update(id, &record)?;
+        } else {
+            // Nobody reads it yet. A command that is killed here leaves one that is not live.
+            self.maps.services.write(id, Service { flags: 0, ..record });
+            self.maps.services.write(id, record);
+        }
         self.services.insert(service.id, id);
         self.publish(id, |members, kind| State::new(kind, members))?;
         self.enter_service(id, &record)?;
@@ -665,22 +730,31 @@ impl Table for BpfTable {
 
     fn edit_service(&mut self, service: &WantedService) -> Result<(), Error> {
         check::service(service)?;
+        self.put_in_force()?;
         let id = self.live(service.id)?;
         carried_out(service)?;
         let scheduler = scheduler_number(&service.scheduler)?;
         let mut record = self.service_record(id);
-        if record.scheduler == scheduler {
-            return Ok(());
+        let before = (record.scheduler, record.scheduler_flags);
+        let after = (scheduler, u32::from(service.scheduler_flags));
+        let state = (before.0 == after.0).then(|| self.state(id, &self.members(id))).flatten();
+        if before.0 != after.0 {
+            self.forget_favourites(id, None);
         }
-        record.scheduler = scheduler;
+        (record.scheduler, record.scheduler_flags) = after;
+        set_special(&mut record, service)?;
+        self.announce_apart(&record)?;
         self.unsettled(id);
         self.maps.services.update(id, &record)?;
-        self.publish(id, |members, kind| State::new(kind, members))?;
+        if before != after {
+            self.publish(id, |members, kind| state.unwrap_or_else(|| State::new(kind, members)))?;
+        }
         self.settled();
         Ok(())
     }
 
     fn delete_service(&mut self, id: ServiceId) -> Result<(), Error> {
+        self.put_in_force()?;
         let id = self.live(id)?;
         self.unsettled(id);
         self.retire_service(id)?;
@@ -695,20 +769,17 @@ impl Table for BpfTable {
         if self.listed(service_number, to.id).is_ok() {
             return Err(Error::DestinationExists);
         }
-        threshold_not_yet(to)?;
         self.forget(false)?;
-        let place = local::place(to.id.address);
+        let place = self.ways.place(to.id.address);
         local::prepare(&self.maps, to, place)?;
         let key = (service_number, to.id);
         let remembered = self.destinations.get(&key).copied();
+        let next = self.begin_addition(service_number)?;
         let id = match remembered {
             Some(id) => id,
             None => self.new_destination_id()?,
         };
-        let mut owner = self.service_record(service_number);
-        let before = self.members(service_number);
-        let state = self.state(service_number, &before);
-        self.unsettled(service_number);
+        let owner = self.service_record(service_number);
         let old = self.destination_record(id);
         let mut record = Destination {
             address: octets(to.id.address),
@@ -718,41 +789,51 @@ impl Table for BpfTable {
             service: service_number,
             reply: if remembered.is_some() { old.reply } else { 0 },
             weight: to.weight,
-            next: owner.head,
+            last_weight: if to.weight != 0 { to.weight } else { old.last_weight },
+            upper: to.upper_threshold,
+            lower: to.lower_threshold,
+            next,
             ..Destination::default()
         };
         set_deltas(&mut record, &owner);
         self.set_method(id, &owner, &mut record, to)?;
-        self.maps.destinations.update(id, &record)?;
+        let same_way =
+            (old.method, old.tunnel, old.reply) == (record.method, record.tunnel, record.reply);
+        if remembered.is_some() && !same_way {
+            self.maps.destinations.update(id, &record)?;
+        } else {
+            // Nobody reads it yet, or it leads where it led; and until it is in the list whoever takes
+            // the lock forgets it.
+            self.maps.destinations.write(id, record);
+        }
+        self.settle_overload(id, &old);
         self.destinations.insert(key, id);
-        owner.head = id;
-        self.maps.services.update(service_number, &owner)?;
-        self.mark_places(service_number)?;
-        self.publish(service_number, |members, kind| match state {
-            Some(state) => state.changed(members),
-            None => State::new(kind, members),
-        })?;
-        self.settled();
-        neighbours::keep_resolved(to.id.address);
-        Ok(())
+        self.end_addition(id, to.id.address)
     }
 
     fn edit_destination(&mut self, service: ServiceId, to: &Wanted) -> Result<(), Error> {
+        self.put_in_force()?;
         let service_number = self.live(service)?;
         check::destination(service, to)?;
         let id = self.listed(service_number, to.id)?;
-        threshold_not_yet(to)?;
         let owner = self.service_record(service_number);
         let before = self.members(service_number);
         let state = self.state(service_number, &before);
-        let mut record = self.destination_record(id);
-        record.weight = to.weight;
-        let place = local::place(to.id.address);
+        let old = self.destination_record(id);
+        let mut record = Destination {
+            weight: to.weight,
+            last_weight: if to.weight != 0 { to.weight } else { old.last_weight },
+            upper: to.upper_threshold,
+            lower: to.lower_threshold,
+            ..old
+        };
+        let place = self.ways.place(to.id.address);
         record.flags = destination_flag::AVAILABLE | place;
         local::prepare(&self.maps, to, place)?;
         self.unsettled(service_number);
         self.set_method(id, &owner, &mut record, to)?;
         self.maps.destinations.update(id, &record)?;
+        self.settle_overload(id, &old);
         self.mark_places(service_number)?;
         self.publish(service_number, |members, kind| match state {
             Some(state) => state.changed(members),
@@ -763,6 +844,7 @@ impl Table for BpfTable {
     }
 
     fn delete_destination(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
+        self.put_in_force()?;
         let service_number = self.live(service)?;
         let id = self.listed(service_number, id)?;
         let before = self.members(service_number);
@@ -792,6 +874,7 @@ impl Table for BpfTable {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
+        self.put_in_force()?;
         let live: Vec<u32> = self.services.values().copied().collect();
         for id in live {
             if self.service_record(id).flags & service_flag::LIVE != 0 {
@@ -803,13 +886,36 @@ impl Table for BpfTable {
         Ok(self.forget(false)?)
     }
 
+    fn batch(&mut self) {
+        self.batched = true;
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        self.batched = false;
+        self.put_in_force()
+    }
+
     fn services(&mut self) -> Result<Vec<ServiceEntry>, Error> {
+        self.put_in_force()?;
         let live = |&&id: &&u32| self.service_record(id).flags & service_flag::LIVE != 0;
         Ok(self.services.values().filter(live).map(|&id| self.entry(id)).collect())
     }
 
     fn service(&mut self, id: ServiceId) -> Result<ServiceEntry, Error> {
+        self.put_in_force()?;
         Ok(self.entry(self.live(id)?))
+    }
+
+    fn rates(&mut self, only: Option<ServiceId>) -> Result<Vec<ServiceEntry>, Error> {
+        let mut entries = match only {
+            Some(id) => vec![self.service(id)?],
+            None => self.services()?,
+        };
+        for entry in &mut entries {
+            let id = self.live(entry.service.id)?;
+            self.put_rates(id, entry);
+        }
+        Ok(entries)
     }
 
     fn connections(&mut self) -> Result<Vec<Connection>, Error> {
@@ -846,33 +952,21 @@ impl Table for BpfTable {
         Ok(self.maps.settings.update(0, &settings)?)
     }
 
-    fn zero(&mut self, _: Option<ServiceId>) -> Result<(), Error> {
-        Err(Error::NotYet("zeroing counters (-Z)".to_owned()))
+    fn zero(&mut self, service: Option<ServiceId>) -> Result<(), Error> {
+        self.put_in_force()?;
+        if let Some(id) = service {
+            let id = self.live(id)?;
+            return Ok(self.zero_service(id, &self.list(id))?);
+        }
+        for &id in self.services.values() {
+            if self.service_record(id).flags & service_flag::LIVE != 0 {
+                self.zero_service(id, &self.list(id))?;
+            }
+        }
+        Ok(self.zero_all()?)
     }
 
     fn connection_table_size(&mut self) -> Result<u32, Error> {
         Ok(SHOWN_SIZE)
-    }
-}
-
-fn threshold_not_yet(to: &Wanted) -> Result<(), Error> {
-    if to.upper_threshold != 0 || to.lower_threshold != 0 {
-        return Err(Error::NotYet("connection thresholds (-x, -y)".to_owned()));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gaps_are_found_between_rings_and_after_the_last() {
-        let used = [(0, 10), (20, 5), (25, 5)];
-        assert_eq!(gap(&used, 0, 10), Some(10));
-        assert_eq!(gap(&used, 0, 11), Some(30));
-        assert_eq!(gap(&used, 12, 9), Some(30));
-        assert_eq!(gap(&used, 12, 8), Some(12));
-        assert_eq!(gap(&[], 5, RING_ELEMENTS), None);
     }
 }

@@ -59,8 +59,8 @@ fn line(text: &str) -> Option<ConnectionLine> {
         data: words.next().unwrap_or_default().to_owned(),
     });
     Some(ConnectionLine {
-        protocol,
-        state,
+        protocol: protocol.into(),
+        state: state.into(),
         expires_s,
         client,
         virtual_address,
@@ -81,7 +81,7 @@ fn endpoint(address: &str, port: &str) -> Option<SocketAddr> {
 /// Returns a connection by its types, unless it is a template of a mark service, which has no
 /// protocol.
 pub fn typed(line: &ConnectionLine) -> Option<Connection> {
-    let protocol = match line.protocol.as_str() {
+    let protocol = match &*line.protocol {
         "TCP" => Protocol::Tcp,
         "UDP" => Protocol::Udp,
         "SCTP" => Protocol::Sctp,

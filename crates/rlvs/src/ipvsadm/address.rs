@@ -123,6 +123,38 @@ pub(crate) fn text(address: IpAddr) -> String {
     address.to_string()
 }
 
+/// Appends what [`text`] returns.
+pub(crate) fn push(to: &mut String, address: IpAddr) {
+    match address {
+        IpAddr::V4(v4) => {
+            for (index, octet) in v4.octets().into_iter().enumerate() {
+                if index > 0 {
+                    to.push('.');
+                }
+                push_number(to, octet.into());
+            }
+        }
+        IpAddr::V6(_) => to.push_str(&text(address)),
+    }
+}
+
+/// Appends a number. Lists of connections have many, and `format!` takes its time.
+pub(crate) fn push_number(to: &mut String, number: u32) {
+    if number >= 10 {
+        push_number(to, number / 10);
+    }
+    // A digit.
+    to.push(char::from(b'0' + (number % 10) as u8));
+}
+
+/// Appends a number of two digits at least.
+pub(crate) fn push_padded(to: &mut String, number: u32) {
+    if number < 10 {
+        to.push('0');
+    }
+    push_number(to, number);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -56,7 +56,7 @@ const fn method(short: char, long: &'static str, method: Method, help: &'static 
 const DAEMON: Value = Value::Required("master|backup");
 
 /// Every word that the command line knows.
-pub(crate) const FLAGS: [Flag; 59] = [
+pub(crate) const FLAGS: [Flag; 62] = [
     command(Some('A'), "add-service", Command::AddService, "add a virtual service"),
     command(Some('E'), "edit-service", Command::EditService, "replace its attributes"),
     command(Some('D'), "delete-service", Command::DeleteService, "remove it and its servers"),
@@ -151,6 +151,9 @@ pub(crate) const FLAGS: [Flag; 59] = [
     valued(None, "mcast-group", "ADDRESS", Opt::McastGroup, "multicast group"),
     valued(None, "mcast-port", "PORT", Opt::McastPort, "1 to 65535"),
     valued(None, "mcast-ttl", "NUMBER", Opt::McastTtl, "1 to 255"),
+    switch(None, "json", Opt::Json, "list as JSON, all columns"),
+    switch(None, "full", Opt::Full, "save -x and -y too"),
+    switch(None, "atomic", Opt::Atomic, "restore all lines or none"),
     flag(
         None,
         "backend",
@@ -163,11 +166,7 @@ pub(crate) const FLAGS: [Flag; 59] = [
 /// Returns what `--help` prints.
 pub(crate) fn help(program: &str) -> String {
     let mut text = format!("{VERSION}\nHow to use {program}:\n");
-    for flag in FLAGS.iter().filter(|flag| flag.short != Some('l')) {
-        if let Meaning::Command(command) = flag.meaning {
-            text.push_str(&synopsis(program, flag, command));
-        }
-    }
+    synopses(program).iter().for_each(|line| text.push_str(line));
     text.push_str("\nSERVICE is one of -t, -u, --sctp-service and -f MARK [-6].\n");
     text.push_str("\nThe command comes first, as one of these:\n");
     let (commands, options): (Vec<_>, Vec<_>) = FLAGS.iter().partition(|flag| {
@@ -177,6 +176,16 @@ pub(crate) fn help(program: &str) -> String {
     text.push_str("\nOptions; what stands after a semicolon is the default:\n");
     options.into_iter().for_each(|flag| text.push_str(&line(flag)));
     text
+}
+
+/// Returns how each command is used, in lines that end.
+pub(crate) fn synopses(program: &str) -> Vec<String> {
+    let commands = FLAGS.iter().filter(|flag| flag.short != Some('l'));
+    let used = commands.filter_map(|flag| match flag.meaning {
+        Meaning::Command(command) => Some(synopsis(program, flag, command)),
+        _ => None,
+    });
+    used.collect()
 }
 
 fn synopsis(program: &str, flag: &Flag, command: Command) -> String {

@@ -65,12 +65,15 @@ pub(crate) enum Opt {
     TunNocsum,
     TunCsum,
     TunRemcsum,
+    Atomic,
+    Json,
+    Full,
 }
 
 use Opt::*;
 
 /// Every option, in the order of [`Opt`].
-pub(crate) const OPTIONS: [Opt; 34] = [
+pub(crate) const OPTIONS: [Opt; 37] = [
     Numeric,
     Connection,
     Service,
@@ -105,6 +108,9 @@ pub(crate) const OPTIONS: [Opt; 34] = [
     TunNocsum,
     TunCsum,
     TunRemcsum,
+    Atomic,
+    Json,
+    Full,
 ];
 
 /// The options that say more about a tunnel, on which [`TunnelKind::rule`] decides.
@@ -267,6 +273,7 @@ impl Command {
                     SyncId,
                     Exact,
                     TunInfo,
+                    Json,
                 ],
                 exclusive: &[Connection, Service, Timeout, Daemon],
                 ..NOTHING
@@ -276,9 +283,10 @@ impl Command {
                 ..NOTHING
             },
             Self::StopDaemon => Rule { optional: &[SyncId], ..NOTHING },
-            Self::Save => Rule { optional: &[Numeric], ..NOTHING },
+            Self::Save => Rule { optional: &[Numeric, Full], ..NOTHING },
+            Self::Restore => Rule { optional: &[Atomic], ..NOTHING },
             Self::Zero => Rule { optional: &[Service], ..NOTHING },
-            Self::Flush | Self::Set | Self::Restore => NOTHING,
+            Self::Flush | Self::Set => NOTHING,
         }
     }
 

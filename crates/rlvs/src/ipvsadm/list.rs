@@ -1,5 +1,6 @@
 //! The tables that `-L` prints, byte for byte as upstream prints them.
 
+use std::io::{self, Write};
 use std::net::SocketAddr;
 
 use rlvs_control::model::{
@@ -241,34 +242,63 @@ pub(crate) fn netmask(mask: Netmask) -> Option<String> {
     }
 }
 
-/// Returns the table of connections, with the columns of persistence engines or without.
+/// Writes the table of connections, with the columns of persistence engines or without.
 pub(crate) fn connections(
     list: &[ConnectionLine],
     engines: bool,
     numeric: bool,
     names: &Names,
-) -> String {
-    let mut text = String::from("IPVS connection entries\n");
-    text.push_str(&format!("pro expire {:<11} {:<18} {:<18} ", "state", "source", "virtual"));
-    text.push_str(&match engines {
-        true => format!("{:<18} {:<16} {}\n", "destination", "pe name", "pe_data"),
-        false => "destination\n".to_owned(),
-    });
+    to: &mut dyn Write,
+) -> io::Result<()> {
+    let rest = match engines {
+        true => format!("{:<18} {:<16} {}", "destination", "pe name", "pe_data"),
+        false => "destination".to_owned(),
+    };
+    writeln!(to, "IPVS connection entries")?;
+    writeln!(to, "pro expire {:<11} {:<18} {:<18} {rest}", "state", "source", "virtual")?;
+    let mut text = String::new();
     for line in list {
-        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-            .into_iter()
-            .find(|known| known.to_string() == line.protocol);
-        let [source, at, to] = [line.client, line.virtual_address, line.destination]
-            .map(|end| names.endpoint(end, protocol, numeric));
-        let expires = format!("{:02}:{:02}", line.expires_s / 60, line.expires_s % 60);
-        let ConnectionLine { protocol, state, .. } = line;
-        text.push_str(&format!("{protocol:<3} {expires:<6} {state:<11} {source:<18} {at:<18} "));
-        text.push_str(&match &line.engine {
-            Some(data) if engines => format!("{to:<16} {:<18} {}\n", data.engine, data.data),
-            _ => format!("{to}\n"),
-        });
+        text.clear();
+        connection(line, engines, numeric, names, &mut text);
+        to.write_all(text.as_bytes())?;
     }
-    text
+    Ok(())
+}
+
+/// Appends the line of a connection. There may be millions: nothing here makes a string.
+fn connection(line: &ConnectionLine, engines: bool, numeric: bool, names: &Names, to: &mut String) {
+    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+        .into_iter()
+        .find(|known| known.name() == Some(&*line.protocol));
+    column(to, 3, |to| to.push_str(&line.protocol));
+    column(to, 6, |to| {
+        address::push_padded(to, line.expires_s / 60);
+        to.push(':');
+        address::push_padded(to, line.expires_s % 60);
+    });
+    column(to, 11, |to| to.push_str(&line.state));
+    for end in [line.client, line.virtual_address] {
+        column(to, 18, |to| names.push_endpoint(end, protocol, numeric, to));
+    }
+    match &line.engine {
+        Some(data) if engines => {
+            column(to, 16, |to| names.push_endpoint(line.destination, protocol, numeric, to));
+            column(to, 18, |to| to.push_str(&data.engine));
+            to.push_str(&data.data);
+        }
+        _ => names.push_endpoint(line.destination, protocol, numeric, to),
+    }
+    to.push('\n');
+}
+
+/// Appends what `write` does, made as long as the column, and a blank.
+fn column(to: &mut String, width: usize, write: impl FnOnce(&mut String)) {
+    const BLANKS: &str = "                  ";
+    let start = to.len();
+    write(to);
+    let written = to.get(start..).map_or(0, |text| text.chars().count());
+    to.push_str(BLANKS.get(..width.saturating_sub(written)).unwrap_or(BLANKS));
+    to.push(' ');
 }
 
 /// Returns a line for each synchronisation daemon.

@@ -5,15 +5,20 @@
 //! byte; messages on standard error are our own.
 
 mod address;
+mod atomic;
 mod failure;
 mod flags;
 mod grammar;
+mod json;
 mod list;
+pub mod man;
 mod names;
 mod order;
 mod parse;
 mod restore;
 mod save;
+mod scripts;
+mod snapshot;
 mod words;
 
 use std::ffi::OsString;
@@ -24,6 +29,8 @@ use rlvs_control::table::{Error, Table};
 use failure::Failure;
 pub use names::Names;
 use parse::{Columns, Listing, Request, What};
+pub use scripts::{run_restore, run_save};
+use snapshot::{Snapshot, Snapshots};
 
 /// Whose table a command is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +79,8 @@ pub struct Environment<'a> {
 pub fn run<'a>(args: &[OsString], program: &'a str, environment: Environment<'a>) -> u8 {
     let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let named = parse::backend(&words, environment.backend.as_deref());
-    let mut session = Session { program, environment, backend: Backend::default(), table: None };
+    let mut session =
+        Session { program, environment, backend: Backend::default(), table: None, restores: false };
     let status = match named {
         Ok((backend, words)) => {
             session.backend = backend;
@@ -92,12 +100,15 @@ struct Session<'a> {
     environment: Environment<'a>,
     backend: Backend,
     table: Option<Box<dyn Table>>,
+    /// Whether many command lines follow each other.
+    restores: bool,
 }
 
 impl Session<'_> {
     fn line(&mut self, words: &[String]) -> u8 {
         let result = match parse::request(words, self.program, self.environment.names) {
-            Ok(Request::Restore) => return self.restore(),
+            Ok(Request::Restore { atomic: false }) => return self.restore(),
+            Ok(Request::Restore { atomic: true }) => return self.restore_whole(),
             Ok(request) => self.carry_out(request),
             Err(failure) => Err(failure),
         };
@@ -115,63 +126,51 @@ impl Session<'_> {
             _ => self.table()?,
         };
         let edited = match request {
-            Request::AddService(service) => table.add_service(&service),
-            Request::EditService(service) => table.edit_service(&service),
-            Request::DeleteService(id) => table.delete_service(id),
-            Request::AddDestination(id, to) => table.add_destination(id, &to),
-            Request::EditDestination(id, to) => table.edit_destination(id, &to),
-            Request::DeleteDestination(id, to) => table.delete_destination(id, to),
-            Request::Flush => table.flush(),
-            Request::Zero(service) => table.zero(service),
-            Request::SetTimeouts(timeouts) => table.set_timeouts(timeouts),
-            Request::StartSyncDaemon(wanted) => table.start_sync_daemon(&wanted),
-            Request::StopSyncDaemon(role) => table.stop_sync_daemon(role),
-            Request::Save { numeric } => {
+            Request::Save(form) => {
                 let entries = table.services().map_err(Failure::Unreadable)?;
-                let text = save::services(entries, numeric, self.environment.names);
-                return self.print(&text);
+                self.table = None;
+                return self.print(&save::services(entries, form, self.environment.names));
             }
-            Request::List(listing) => {
-                let text = self.list(listing).map_err(Failure::Unreadable)?;
-                return self.print(&text);
-            }
-            Request::Help | Request::Version | Request::Restore => Ok(()),
+            Request::List(listing) => return self.list(listing),
+            request => edit(table.as_mut(), &request),
         };
         edited.map_err(|error| Failure::Refused(error.to_string()))
     }
 
-    fn list(&mut self, listing: Listing) -> Result<String, Error> {
-        let names = self.environment.names;
-        let Some(table) = &mut self.table else {
-            return Ok(String::new());
+    /// Lists what there is. The table is read at once and closed, so that whoever reads the list
+    /// slowly keeps nobody from it.
+    fn list(&mut self, listing: Listing) -> Result<(), Failure> {
+        let snapshot = self.table()?.as_mut().snapshot(listing).map_err(Failure::Unreadable)?;
+        self.table = None;
+        let Environment { names, stdout, .. } = &mut self.environment;
+        let text = match snapshot {
+            snapshot if listing.json => json::text(&snapshot),
+            Snapshot::Services { banner, entries, .. } => {
+                let columns = match listing.what {
+                    What::Services { columns, .. } => columns,
+                    _ => Columns::Plain,
+                };
+                banner.map_or(String::new(), |(version, size)| list::banner(version, size))
+                    + &list::services(entries, columns, &listing, names)
+            }
+            Snapshot::Connections(lines) => {
+                let engines = listing.what == What::Connections { engines: true };
+                return list::connections(&lines, engines, listing.numeric, names, *stdout)
+                    .map_err(Failure::Output);
+            }
+            Snapshot::Timeouts(timeouts) => list::timeouts(timeouts),
+            Snapshot::Daemons(daemons) => list::sync_daemons(&daemons),
         };
-        Ok(match listing.what {
-            What::Services { only: None, columns } => {
-                let banner = list::banner(table.version()?, table.connection_table_size()?);
-                let entries = match columns {
-                    Columns::Rate => table.rates(None)?,
-                    _ => table.services()?,
-                };
-                banner + &list::services(entries, columns, &listing, names)
-            }
-            What::Services { only: Some(id), columns } => {
-                let entries = match columns {
-                    Columns::Rate => table.rates(Some(id))?,
-                    _ => vec![table.service(id)?],
-                };
-                list::services(entries, columns, &listing, names)
-            }
-            What::Connections { engines } => {
-                list::connections(&table.connection_lines()?, engines, listing.numeric, names)
-            }
-            What::Timeouts => list::timeouts(table.timeouts()?),
-            What::Daemons => list::sync_daemons(&table.sync_daemons()?),
-        })
+        self.print(&text)
     }
 
     fn table(&mut self) -> Result<&mut Box<dyn Table>, Failure> {
         if self.table.is_none() {
-            self.table = Some((self.environment.open)(self.backend).map_err(Failure::Unavailable)?);
+            let mut table = (self.environment.open)(self.backend).map_err(Failure::Unavailable)?;
+            if self.restores {
+                table.batch();
+            }
+            self.table = Some(table);
         }
         let nothing = || Failure::Unavailable(Error::System("no table was opened".to_owned()));
         self.table.as_mut().ok_or_else(nothing)
@@ -195,5 +194,24 @@ impl Session<'_> {
             drop(self.environment.stderr.write_all(text.as_bytes()));
         }
         failure.status()
+    }
+}
+
+/// Carries out what changes a table; anything else changes nothing.
+fn edit(table: &mut dyn Table, request: &Request) -> Result<(), Error> {
+    match request {
+        Request::AddService(service) => table.add_service(service),
+        Request::EditService(service) => table.edit_service(service),
+        Request::DeleteService(id) => table.delete_service(*id),
+        Request::AddDestination(id, to) => table.add_destination(*id, to),
+        Request::EditDestination(id, to) => table.edit_destination(*id, to),
+        Request::DeleteDestination(id, to) => table.delete_destination(*id, *to),
+        Request::Flush => table.flush(),
+        Request::Zero(service) => table.zero(*service),
+        Request::SetTimeouts(timeouts) => table.set_timeouts(*timeouts),
+        Request::StartSyncDaemon(wanted) => table.start_sync_daemon(wanted),
+        Request::StopSyncDaemon(role) => table.stop_sync_daemon(*role),
+        Request::Help | Request::Version | Request::Restore { .. } => Ok(()),
+        Request::Save(_) | Request::List(_) => Ok(()),
     }
 }

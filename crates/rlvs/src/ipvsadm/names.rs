@@ -70,14 +70,36 @@ impl Names {
         protocol: Option<Protocol>,
         numeric: bool,
     ) -> String {
-        let (mut host, mut port) = (None, None);
-        if !numeric {
-            host = self.host_name(of.ip());
-            port = protocol.and_then(|protocol| self.port_name(of.port(), protocol));
+        let mut text = String::new();
+        self.push_endpoint(of, protocol, numeric, &mut text);
+        text
+    }
+
+    /// Appends what [`Self::endpoint`] returns.
+    pub(crate) fn push_endpoint(
+        &self,
+        of: SocketAddr,
+        protocol: Option<Protocol>,
+        numeric: bool,
+        to: &mut String,
+    ) {
+        let host = if numeric { None } else { self.host_name(of.ip()) };
+        let port = match protocol {
+            Some(protocol) if !numeric => self.port_name(of.port(), protocol),
+            _ => None,
+        };
+        if of.is_ipv6() {
+            to.push('[');
         }
-        let host = host.unwrap_or_else(|| address::text(of.ip()));
-        let port = port.map_or_else(|| of.port().to_string(), str::to_owned);
-        if of.is_ipv6() { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        match host {
+            Some(host) => to.push_str(&host),
+            None => address::push(to, of.ip()),
+        }
+        to.push_str(if of.is_ipv6() { "]:" } else { ":" });
+        match port {
+            Some(port) => to.push_str(port),
+            None => address::push_number(to, of.port().into()),
+        }
     }
 
     fn host_name(&self, address: IpAddr) -> Option<String> {

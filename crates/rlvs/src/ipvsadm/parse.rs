@@ -34,10 +34,22 @@ pub(crate) enum Request {
     Zero(Option<ServiceId>),
     SetTimeouts(Timeouts),
     List(Listing),
-    Save { numeric: bool },
-    Restore,
+    Save(Form),
+    Restore {
+        /// All lines or none.
+        atomic: bool,
+    },
     StartSyncDaemon(SyncDaemon),
     StopSyncDaemon(SyncRole),
+}
+
+/// How a table is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Form {
+    /// Numbers for names (`-n`).
+    pub(crate) numeric: bool,
+    /// With what upstream's lines leave out (`--full`).
+    pub(crate) full: bool,
 }
 
 /// What to list, and how.
@@ -50,6 +62,8 @@ pub(crate) struct Listing {
     pub(crate) exact: bool,
     /// Not in the table's own order (`--nosort`).
     pub(crate) sorted: bool,
+    /// As JSON (`--json`).
+    pub(crate) json: bool,
 }
 
 /// What to list.
@@ -354,8 +368,11 @@ impl<'a> Draft<'a> {
                 _ => return Err(Failure::Usage("--set takes three numbers".to_owned())),
             },
             Command::List => Request::List(self.listing()),
-            Command::Save => Request::Save { numeric: self.given.has(Opt::Numeric) },
-            Command::Restore => Request::Restore,
+            Command::Save => Request::Save(Form {
+                numeric: self.given.has(Opt::Numeric),
+                full: self.given.has(Opt::Full),
+            }),
+            Command::Restore => Request::Restore { atomic: self.given.has(Opt::Atomic) },
             Command::StartDaemon => Request::StartSyncDaemon(self.daemon),
             Command::StopDaemon => Request::StopSyncDaemon(self.daemon.role),
         })
@@ -476,6 +493,7 @@ impl<'a> Draft<'a> {
             numeric: self.given.has(Opt::Numeric),
             exact: self.given.has(Opt::Exact),
             sorted: !self.given.has(Opt::NoSort),
+            json: self.given.has(Opt::Json),
         }
     }
 }

@@ -20,6 +20,15 @@ impl Session<'_> {
     /// A line that the table refuses is reported and the next one read, and the status is that
     /// of the last line. A line that makes no sense ends the restore, and so does `--help`.
     pub(super) fn restore(&mut self) -> u8 {
+        self.restores = true;
+        let status = self.restore_lines();
+        match self.close() {
+            Ok(()) => status,
+            Err(failure) => self.report(&failure, None),
+        }
+    }
+
+    fn restore_lines(&mut self) -> u8 {
         if let Err(failure) = self.table() {
             return self.report(&failure, None);
         }
@@ -46,10 +55,18 @@ impl Session<'_> {
         status
     }
 
+    /// Puts in force what waits, and closes the table.
+    pub(super) fn close(&mut self) -> Result<(), Failure> {
+        match self.table.take() {
+            Some(mut table) => table.commit().map_err(|error| Failure::Refused(error.to_string())),
+            None => Ok(()),
+        }
+    }
+
     /// Carries out a line and returns whether the next one is to be read.
     fn restore_line(&mut self, words: &[String]) -> Result<bool, Failure> {
         let request = parse::request(words, self.program, self.environment.names)?;
-        if request == Request::Restore {
+        if matches!(request, Request::Restore { .. }) {
             let text = "a line that is to be restored cannot be a restore itself";
             return Err(Failure::NoCommand(text.to_owned()));
         }
@@ -61,11 +78,14 @@ impl Session<'_> {
     /// Returns the words of the next line, none of them for a blank one. `buffered` is how much of
     /// the input is there already: the table is closed before there can be a wait, for as long as
     /// it is open nobody else can use it.
-    fn next_words(&mut self, buffered: &mut usize) -> Result<Option<Vec<String>>, Failure> {
+    pub(super) fn next_words(
+        &mut self,
+        buffered: &mut usize,
+    ) -> Result<Option<Vec<String>>, Failure> {
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
             if *buffered == 0 {
-                self.table = None;
+                self.close()?;
             }
             let bytes = match self.environment.stdin.fill_buf() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,

@@ -10,18 +10,24 @@ use rlvs_control::model::{
 use super::list::{netmask, protocol, scheduler_flags};
 use super::names::Names;
 use super::order;
+use super::parse::Form;
 
 /// Returns a line for each service and each of its destinations, sorted.
 ///
-/// Thresholds and time-outs have no place in this format, and a mark of 2^31 or more is written
+/// Thresholds have no place in this format unless it is `full`, time-outs have none, and a mark of 2^31 or more is written
 /// in a way that cannot be read back; both are so upstream.
-pub(crate) fn services(entries: Vec<ServiceEntry>, numeric: bool, names: &Names) -> String {
+pub(crate) fn services(entries: Vec<ServiceEntry>, form: Form, names: &Names) -> String {
+    let Form { numeric, full } = form;
     let mut text = String::new();
     for entry in order::sort_services(entries) {
         let id = identity(entry.service.id, numeric, names);
         text.push_str(&format!("-A {id} -s {}{}\n", entry.service.scheduler, rest(&entry.service)));
         for to in order::sort_destinations(entry.destinations) {
             text.push_str(&destination(&to, entry.service.id, &id, numeric, names));
+            if full {
+                text.push_str(&thresholds(&to));
+            }
+            text.push('\n');
         }
     }
     text
@@ -80,7 +86,19 @@ fn destination(
         ForwardingMethod::Masquerade => ("-m", String::new()),
         ForwardingMethod::Tunnel(tunnel) => ("-i", tunnel_options(tunnel)),
     };
-    format!("-a {id} -r {at} {method} -w {}{tunnel}\n", to.weight)
+    format!("-a {id} -r {at} {method} -w {}{tunnel}", to.weight)
+}
+
+fn thresholds(entry: &DestinationEntry) -> String {
+    let mut text = String::new();
+    for (flag, value) in
+        [("-x", entry.destination.upper_threshold), ("-y", entry.destination.lower_threshold)]
+    {
+        if value != 0 {
+            text.push_str(&format!(" {flag} {value}"));
+        }
+    }
+    text
 }
 
 fn tunnel_options(tunnel: Tunnel) -> String {

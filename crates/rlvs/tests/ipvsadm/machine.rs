@@ -89,6 +89,15 @@ impl Machine {
     }
 
     pub(crate) fn run_words(&self, words: &[impl AsRef<str>], stdin: &str) -> Outcome {
+        self.run_face(run, words, stdin)
+    }
+
+    pub(crate) fn run_face(
+        &self,
+        face: fn(&[OsString], &'static str, Environment<'_>) -> u8,
+        words: &[impl AsRef<str>],
+        stdin: &str,
+    ) -> Outcome {
         let args: Vec<_> = words.iter().map(|word| OsString::from(word.as_ref())).collect();
         let opened = Cell::new(false);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -106,7 +115,7 @@ impl Machine {
             stdout: &mut stdout,
             stderr: &mut stderr,
         };
-        let status = run(&args, "ipvsadm", environment);
+        let status = face(&args, "ipvsadm", environment);
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Outcome { status, stdout: text(stdout), stderr: text(stderr), opened: opened.get() }
     }

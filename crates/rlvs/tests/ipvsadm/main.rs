@@ -9,5 +9,6 @@ mod listing;
 mod machine;
 mod matrix;
 mod observed;
+mod ours;
 mod props;
 mod restore;

@@ -4,8 +4,8 @@ use crate::machine::Machine;
 
 const VIP: &str = "10.0.0.1:80";
 
-/// Options in the reference's order, each with words that give it.
-const OPTIONS: [(&str, &str); 34] = [
+/// Options in the reference's order, then ours, each with words that give it.
+const OPTIONS: [(&str, &str); 37] = [
     ("-n", "-n"),
     ("-c", "-c"),
     ("svc", "-u 10.0.0.1:80"),
@@ -40,6 +40,9 @@ const OPTIONS: [(&str, &str); 34] = [
     ("tun-nocsum", "--tun-nocsum"),
     ("tun-csum", "--tun-csum"),
     ("tun-remcsum", "--tun-remcsum"),
+    ("atomic", "--atomic"),
+    ("json", "--json"),
+    ("full", "--full"),
 ];
 
 /// Rows of the reference: words of the command, compulsory, optional, mutually exclusive.
@@ -49,11 +52,11 @@ const COMMANDS: [(&str, &str, &str, &str); 14] = [
     ("-D", "svc", "", ""),
     ("-C", "", "", ""),
     ("--set 1 2 3", "", "", ""),
-    ("-R", "", "", ""),
+    ("-R", "", "atomic", ""),
     (
         "-L",
         "",
-        "-n stats rate thresholds persistent-conn nosort syncid exact tun-info",
+        "-n stats rate thresholds persistent-conn nosort syncid exact tun-info json",
         "-c svc timeout daemon",
     ),
     ("-a", "svc -r", "fwd -w -x -y tun-type tun-port tun-nocsum tun-csum tun-remcsum", ""),
@@ -66,7 +69,7 @@ const COMMANDS: [(&str, &str, &str, &str); 14] = [
         "",
     ),
     ("--stop-daemon backup", "", "syncid", ""),
-    ("-S", "", "-n", ""),
+    ("-S", "", "-n full", ""),
     ("-Z", "", "svc", ""),
 ];
 
@@ -95,7 +98,7 @@ fn every_command_takes_the_options_of_its_row_and_no_others() {
             }
         }
     }
-    assert_eq!(met, 14 * 34);
+    assert_eq!(met, COMMANDS.len() * OPTIONS.len());
 }
 
 #[test]

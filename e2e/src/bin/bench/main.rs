@@ -36,7 +36,7 @@ use crate::course::Course;
 use crate::maps::Mapped;
 use crate::measure::{Bench, Effort};
 use crate::object::Pairs;
-use crate::paths::{Kind, Path};
+use crate::paths::{CROWD, Kind, Path};
 use crate::report::{Report, Spread};
 use crate::stage::{Interface, SERVERS, Stage, VIP4, VIP6, server};
 use crate::tables::{Tables, Virtual};
@@ -195,6 +195,14 @@ fn furnish(ebpf: &Ebpf, cpus: u32, cpu: u32, interface: Interface) -> Result<Ben
             let destinations = numbers.map(destination).to_vec();
             let port = tables::PORT + id as u16;
             let service = Virtual { id, address, port, method: forwarding, form, destinations };
+            tables.add_service(&service)?;
+            services.push((family, service));
+        }
+        if family == 4 {
+            let id = services.len() as u32 + 1;
+            let destinations = (0..CROWD).map(|one| (1024 + one, server(4, a))).collect();
+            let (port, method) = (tables::PORT + id as u16, method::DIRECT);
+            let service = Virtual { id, address, port, method, form: 0, destinations };
             tables.add_service(&service)?;
             services.push((family, service));
         }

@@ -11,7 +11,7 @@ use aya::Ebpf;
 use aya::maps::Map;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// An array map whose elements are `T`s.
+/// An array map whose elements are `T`s, or several of them each.
 pub(crate) struct Mapped<T> {
     start: NonNull<c_void>,
     length: usize,
@@ -28,13 +28,14 @@ impl<T> Mapped<T> {
         let map = ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
         let Map::Array(data) = map else { bail!("map {name} is not an array") };
         let info = data.info()?;
+        let several = info.value_size() as usize / size_of::<T>().max(1);
         ensure!(
-            info.value_size() as usize == size_of::<T>(),
+            info.value_size() as usize == several.max(1) * size_of::<T>(),
             "the elements of map {name} have {} bytes and not {}",
             info.value_size(),
             size_of::<T>()
         );
-        let elements = info.max_entries() as usize;
+        let elements = info.max_entries() as usize * several;
         let length = Self::STRIDE * elements;
         let size = NonZeroUsize::new(length).context("the map is empty")?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

@@ -5,13 +5,13 @@ use aya::Ebpf;
 use aya::maps::ProgramArray;
 use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
 use nix::time::{ClockId, clock_gettime};
-use rlvs_datapath::abi::{method, tunnel_form};
+use rlvs_datapath::abi::{method, scheduler, tunnel_form};
 use rlvs_wire::tcp;
 
 use crate::course::{self, Course, FRAME};
 use crate::frame::{self, End};
 use crate::maps::Mapped;
-use crate::paths::{FLOWS_MAX, Kind, Load, Path};
+use crate::paths::{CROWD, FLOWS_MAX, Kind, Load, Path};
 use crate::report::{Row, Spread};
 use crate::stage::Interface;
 use crate::tables::{PAIR_BYTES, REAL_PORT, Tables, Virtual};
@@ -153,7 +153,7 @@ impl Bench {
         let pairs = pairs(path);
         let (flows, ports_log2) = match path.load {
             Load::Established { flows, ports_log2 } => (flows, ports_log2),
-            Load::Empty => (0, crate::paths::PORTS_LOG2),
+            Load::Empty | Load::Choice(_) => (0, crate::paths::PORTS_LOG2),
             Load::Design => (design(path), crate::paths::PORTS_LOG2),
         };
         let established = matches!(path.load, Load::Established { .. });
@@ -162,8 +162,12 @@ impl Bench {
         let service = self.service_index(path)?;
         let service = &self.services[service].1;
         // Replies come from one server: all connections have to go there.
-        let destinations = if established && path.translates() { 1 } else { 2 };
-        self.tables.set_ring(service, destinations);
+        let (number, destinations) = match path.load {
+            Load::Choice(number) => (number, CROWD),
+            _ if established && path.translates() => (scheduler::RR, 1),
+            _ => (scheduler::RR, 2),
+        };
+        self.tables.set_ring(service, number, destinations as usize);
         let virtual_end = End { address: service.address, port: service.port };
         let real_end = End { address: service.destinations[0].1, port: REAL_PORT };
         let from_client =
@@ -187,7 +191,7 @@ impl Bench {
                 (real_end, tcp::ACK, course::RANDOM)
             }
             Load::Established { .. } => (virtual_end, tcp::ACK, course::RANDOM),
-            Load::Empty | Load::Design => (virtual_end, tcp::SYN, course::NEW),
+            Load::Empty | Load::Design | Load::Choice(_) => (virtual_end, tcp::SYN, course::NEW),
         };
         let course = self.course_of(path, end, flags);
         let counter = flows.into();
@@ -206,8 +210,11 @@ impl Bench {
             Kind::Tunnel => (method::TUNNEL, tunnel_form::IPIP),
             Kind::Gue => (method::TUNNEL, tunnel_form::GUE),
         };
+        let crowded = matches!(path.load, Load::Choice(_));
         let wanted = |(family, service): &(u8, Virtual)| {
-            *family == path.family && service.method == method && service.form == form
+            *family == path.family
+                && (service.method, service.form) == (method, form)
+                && (service.destinations.len() == CROWD as usize) == crowded
         };
         self.services.iter().position(wanted).context("no service for this path")
     }
@@ -228,7 +235,11 @@ impl Bench {
         // The buckets of a few new connections may be full.
         let (least, opened_least) = match path.load {
             Load::Established { .. } => (repeat, 0),
-            Load::Empty | Load::Design => (repeat - repeat / 1_000, repeat - repeat / 1_000),
+            // ovf takes no more than its destinations' weights allow.
+            Load::Choice(scheduler::OVF) => (0, 0),
+            Load::Empty | Load::Design | Load::Choice(_) => {
+                (repeat - repeat / 1_000, repeat - repeat / 1_000)
+            }
         };
         ensure!(forwarded >= least.into(), "{forwarded} of {repeat} forwarded: {reasons:?}");
         ensure!(opened >= opened_least.into(), "{opened} of {repeat} opened: {reasons:?}");

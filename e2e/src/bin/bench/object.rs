@@ -46,10 +46,12 @@ pub(crate) fn load(bytes: &[u8], cpus: u32, pairs: Pairs) -> Result<Ebpf> {
         .btf(None)
         .map_max_entries("connections4", pairs.v4)
         .map_max_entries("connections6", pairs.v6)
+        .map_max_entries("scratch", cpus)
         .map_max_entries("rows", IDS * cpus)
         .map_max_entries("routes", ROUTES * cpus)
         .map_max_entries("reasons", REASONS * cpus)
         .map_max_entries("limits", cpus)
+        .map_max_entries("errands", cpus)
         .load(bytes)
         .context("making the maps of the object under test")
 }

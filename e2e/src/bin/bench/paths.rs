@@ -38,6 +38,9 @@ pub(crate) enum Load {
     Empty,
     /// Each opens a connection, in a table at its design load.
     Design,
+    /// Each opens a connection in an empty table, and the scheduler of this number chooses among
+    /// [`CROWD`] destinations.
+    Choice(u32),
 }
 
 /// A bound for the ratio of the program's time to the floor's.
@@ -52,6 +55,8 @@ pub(crate) struct Bound {
 
 /// Flows of one client, where nothing else is said: 16,384.
 pub(crate) const PORTS_LOG2: u32 = 14;
+/// Destinations among which schedulers choose.
+pub(crate) const CROWD: u32 = 1000;
 /// The most flows.
 pub(crate) const FLOWS_MAX: u32 = 1_000_000;
 
@@ -80,6 +85,9 @@ impl Path {
         }
         let load = Load::Established { flows: 1, ports_log2: PORTS_LOG2 };
         all.push(Self { kind: Kind::Gue, family: 4, load });
+        for (_, number) in rlvs_control::scheduler::ALL {
+            all.push(Self { kind: Kind::Direct, family: 4, load: Load::Choice(number) });
+        }
         all
     }
 
@@ -91,6 +99,7 @@ impl Path {
                 (flows == 1 || flows == FLOWS_MAX) && ports_log2 == PORTS_LOG2
             }
             Load::Empty | Load::Design => self.family == 4 && self.kind == Kind::Direct,
+            Load::Choice(_) => false,
         }
     }
 
@@ -108,6 +117,10 @@ impl Path {
             Load::Established { flows, .. } => short(flows),
             Load::Empty => "new-empty".to_owned(),
             Load::Design => "new-design".to_owned(),
+            Load::Choice(number) => {
+                let name = rlvs_control::scheduler::name(number).unwrap_or("none");
+                format!("new-{name}-{}", short(CROWD))
+            }
         };
         format!("v{}/{kind}/{load}", self.family)
     }

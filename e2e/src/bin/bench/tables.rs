@@ -4,15 +4,17 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use aya::Ebpf;
+use rlvs_control::scheduler::{Candidate, lay_out};
 use rlvs_datapath::abi::{
-    self, Bucket, Connections4, Counts, Destination, IDS, INTERFACE_BUCKETS, REASONS, Row, Service,
-    Settings, Tunnel, destination_flag, endpoint_kind, interface_flag, method, scheduler,
-    service_flag, tunnel_checksum,
+    self, Bucket, Connections4, Counts, Destination, IDS, INTERFACE_BUCKETS, REASONS, RING_LINE,
+    Row, Service, Settings, Tunnel, destination_flag, endpoint_kind, interface_flag, method,
+    scheduler, service_flag, tunnel_checksum,
 };
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::endpoint;
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::reason::Reason;
+use rlvs_datapath::schedulers::Ring;
 use rlvs_datapath::state::State;
 use rlvs_wire::{checksum, gue};
 
@@ -31,6 +33,8 @@ struct Slot6([u64; 4]);
 pub(crate) const PORT: u16 = 80;
 pub(crate) const REAL_PORT: u16 = 8080;
 const TCP: u8 = 6;
+/// Lines of the ring map that a service has.
+const LINES: u32 = 512;
 
 /// The maps that the benchmark writes or reads.
 pub(crate) struct Tables {
@@ -182,18 +186,28 @@ impl Tables {
                 self.add_endpoint(endpoint_kind::REPLY, real, REAL_PORT, reply)?;
             }
         }
-        self.set_ring(service, service.destinations.len());
+        self.set_ring(service, scheduler::RR, service.destinations.len());
         Ok(())
     }
 
-    /// Lets a service schedule to its first destinations only.
-    pub(crate) fn set_ring(&mut self, service: &Virtual, destinations: usize) {
-        let first = service.id * 16;
-        for (at, (destination, _)) in (first..).zip(&service.destinations) {
-            self.rings.set(at, u64::from(*destination));
+    /// Lets a service schedule to its first destinations only, all of one weight.
+    pub(crate) fn set_ring(&mut self, service: &Virtual, scheduler: u32, destinations: usize) {
+        let candidate = |&(id, address)| Candidate {
+            id,
+            weight: 1,
+            last_weight: 1,
+            limited: false,
+            address,
+            port: REAL_PORT + id as u16,
+        };
+        let list: Vec<_> = service.destinations.iter().take(destinations).map(candidate).collect();
+        let mut elements = lay_out(scheduler, &list, None, 0).elements;
+        let ring = Ring::new(scheduler, 0, service.id * LINES, elements.len() as u32);
+        elements.resize(elements.len().next_multiple_of(RING_LINE as usize), 0);
+        for (at, element) in (service.id * LINES * RING_LINE..).zip(elements) {
+            self.rings.set(at, element);
         }
-        let ring = u64::from(first) << 32 | destinations as u64;
-        self.schedules.set(service.id, [ring, 0, 0, 0, 0, 0, 0, 0]);
+        self.schedules.set(service.id, [ring.0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     /// Returns how many connection slots are said to be in their second place, for

@@ -1,0 +1,342 @@
+//! New connections of services that need more than a destination and an entry: persistent ones, those
+//! without a port or an address of their own, and those that schedule each datagram.
+//!
+//! The stage that finds such a service leaves the packet in the map `scratch` and hands on to
+//! [`Stage::Special4`] or [`Stage::Special6`], which makes the entries and hands on to the stage that
+//! carries packets of a connection that is there. So it is told of the packet and not of the frame, and
+//! any kind of packet may come here.
+
+use rlvs_wire::{sctp, udp};
+
+use crate::abi::{
+    Destination, Scratch, Service, Word, destination_flag, method, service_flag, settings_flag,
+};
+use crate::connection::{Context, Key, Value};
+use crate::frame::{Frame, Verdict};
+use crate::ip::{Ip, Packet};
+use crate::process::{Stage, refuse_start};
+use crate::reason::Reason;
+use crate::schedule::{DONE, NEXT, OPENED, SEARCHING, THERE, quiet};
+use crate::state::{self, Seen, State};
+use crate::tables::{Tables, bump};
+use crate::template::{ABSENT, CONTROLS, ID};
+use crate::wide;
+
+/// What [`Context::make_way`] returns for a connection that stays.
+pub(crate) const IN_PLACE: u64 = 1;
+
+/// Chooses the destination of a new connection, by what the stage before has left.
+#[inline(always)]
+pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    let Some(scratch) = context.tables.scratch(context.tables.cpu()) else {
+        return Verdict::Drop(Reason::Inconsistent);
+    };
+    let packet = recall::<A, T>(context, scratch);
+    let refused = context.tables.read(&scratch.refused) as u32;
+    if refused != 0 {
+        return refuse(context, frame, scratch, &packet, refused & !OPENED);
+    }
+    let service = match context.tables.read(&scratch.service) as u32 {
+        0 => context.service_apart(&packet),
+        service => service,
+    };
+    let service = context.tables.forget(service.into()) as u32;
+    let Some(record) = context.tables.service(service) else {
+        return Verdict::Drop(Reason::Inconsistent);
+    };
+    // Port 0 and marks are for any port, others persist for FTP's data.
+    let is_own = record.persistence != 0
+        || record.mark != 0
+        || u16::from_be_bytes(record.port) == packet.target_port;
+    if service == 0 || !is_own {
+        return Verdict::Pass(Reason::NoService);
+    }
+    context.tables.write(&scratch.service, service.into());
+    let chosen = match context.admit(frame, &packet, service) {
+        DONE => context.lead(&packet, service),
+        reason => reason,
+    };
+    if chosen == SEARCHING {
+        return context.search_for(Stage::special::<A>());
+    }
+    if chosen & OPENED == 0 {
+        return refuse(context, frame, scratch, &packet, chosen);
+    }
+    if record.flags & service_flag::ONE_PACKET != 0 && packet.protocol == udp::PROTOCOL {
+        return context.send_once(&packet, scratch, chosen);
+    }
+    context.tables.write(&scratch.chosen, chosen.into());
+    Verdict::Next(Stage::join::<A>())
+}
+
+/// Makes the entries of a new connection, by what the stages before have left.
+#[inline(always)]
+pub fn join<A: Ip, T: Tables>(context: &Context<'_, T>) -> Verdict {
+    let Some(scratch) = context.tables.scratch(context.tables.cpu()) else {
+        return Verdict::Drop(Reason::Inconsistent);
+    };
+    let packet = recall::<A, T>(context, scratch);
+    let service = context.tables.read(&scratch.service) as u32;
+    let chosen = context.tables.read(&scratch.chosen) as u32;
+    let result = context.connect_special(&packet, service, chosen, &scratch.owed);
+    let result = context.tables.forget(result.into()) as u32;
+    if result & OPENED == 0 && chosen & CONTROLS != 0 {
+        let unborn = Value::new(context.now, State::NONE, chosen & ID, 0, false);
+        context.tables.write(&scratch.unborn, unborn.0);
+    }
+    context.settle_debts(&packet, scratch);
+    if result & OPENED != 0 || result == THERE || result == Reason::Stateless as u32 {
+        return Verdict::Next(back(context, scratch));
+    }
+    // There is room on the stack to say so.
+    context.tables.write(&scratch.refused, u64::from(OPENED | result & !NEXT));
+    Verdict::Next(Stage::special::<A>())
+}
+
+/// Returns the stage that carries the packet once its connection is there.
+#[inline(always)]
+fn back<T: Tables>(context: &Context<'_, T>, scratch: &Scratch) -> Stage {
+    Stage::from_number((context.tables.read(&scratch.brief) >> 24) as u32 & 0xff)
+}
+
+/// Says what becomes of a packet that opens no connection.
+#[inline(always)]
+fn refuse<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    scratch: &Scratch,
+    packet: &Packet<A>,
+    result: u32,
+) -> Verdict {
+    let reason = Reason::from_number(result);
+    let back = back(context, scratch) as u32;
+    if back == Stage::rest::<A>() as u32 || back == Stage::apart::<A>() as u32 {
+        return refuse_start(context, frame, packet, reason);
+    }
+    match quiet(reason) {
+        Verdict::Drop(Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken) => {
+            Verdict::Pass(reason)
+        }
+        verdict => verdict,
+    }
+}
+
+/// Returns the packet that was left.
+#[inline(always)]
+fn recall<A: Ip, T: Tables>(context: &Context<'_, T>, scratch: &Scratch) -> Packet<A> {
+    let read = |word| context.tables.read(word);
+    let ([source_high, source_low], [target_high, target_low]) = (&scratch.source, &scratch.target);
+    let (ports, brief) = (read(&scratch.ports), read(&scratch.brief));
+    Packet {
+        source: A::from_words(read(source_high), read(source_low)),
+        target: A::from_words(read(target_high), read(target_low)),
+        source_port: (ports >> 16) as u16,
+        target_port: ports as u16,
+        protocol: brief as u8,
+        flags: (brief >> 8) as u8,
+        ttl: (brief >> 16) as u8,
+        length: (ports >> 32) as u32,
+    }
+}
+
+/// Returns the state of a connection whose first packet this is.
+#[inline(always)]
+fn first(seen: Seen, protocol: u8, flags: u8) -> State {
+    if protocol == sctp::PROTOCOL {
+        state::first::<false>(seen, protocol, flags)
+    } else {
+        state::first::<true>(seen, protocol, flags)
+    }
+}
+
+impl<T: Tables> Context<'_, T> {
+    /// Returns whether a service's new connections are for the stage of special services.
+    #[inline(always)]
+    pub(crate) fn is_special(&self, service: u32) -> bool {
+        self.tables
+            .service(service)
+            .is_some_and(|service| service.flags & service_flag::SPECIAL != 0)
+    }
+
+    /// Leaves a packet for the stage of special services; `back` carries it on.
+    #[inline(always)]
+    pub(crate) fn leave<A: Ip>(&self, packet: &Packet<A>, service: u32, back: Stage) -> Verdict {
+        self.leave_out_of_line(packet, service, back as u32);
+        Verdict::Next(Stage::special::<A>())
+    }
+
+    #[inline(never)]
+    fn leave_out_of_line<A: Ip>(&self, packet: &Packet<A>, service: u32, back: u32) -> u32 {
+        let Some(scratch) = self.tables.scratch(self.tables.cpu()) else { return 0 };
+        let Packet { source_port, target_port, protocol, flags, ttl, length, .. } = *packet;
+        let ports = u64::from(length) << 32 | u64::from(source_port) << 16 | u64::from(target_port);
+        let brief = u64::from(back) << 24
+            | u64::from(ttl) << 16
+            | u64::from(flags) << 8
+            | u64::from(protocol);
+        let (source, target) = (packet.source.words(), packet.target.words());
+        let words =
+            [source.0, source.1, target.0, target.1, ports, brief, service.into(), 0, 0, 0, 0];
+        let [source_high, source_low] = &scratch.source;
+        let [target_high, target_low] = &scratch.target;
+        let Scratch { ports, brief, service, chosen, owed, unborn, refused, .. } = scratch;
+        let ends = [source_high, source_low, target_high, target_low];
+        let rest = [ports, brief, service, chosen, owed, unborn, refused];
+        let places = ends.into_iter().chain(rest);
+        for (place, word) in places.zip(words) {
+            self.tables.write(place, word);
+        }
+        1
+    }
+
+    /// Returns the destination of a new connection as [`follow_template`](Self::follow_template) does.
+    #[inline(always)]
+    fn lead<A: Ip>(&self, packet: &Packet<A>, service: u32) -> u32 {
+        let persists = |service: &Service| service.persistence != 0;
+        let is_persistent = self.tables.service(service).is_some_and(persists);
+        if is_persistent {
+            let led = self.follow_template(service, packet, 0);
+            if led != ABSENT {
+                return led;
+            }
+        }
+        let chosen = self.appoint(service, packet);
+        if !is_persistent || chosen & OPENED == 0 {
+            return chosen;
+        }
+        // Another CPU may have made the template since: then that leads.
+        self.follow_template(service, packet, chosen)
+    }
+
+    /// Makes the entries of a connection to a destination. What `owed` says when it is done was
+    /// controlled by a template, and is gone.
+    #[inline(always)]
+    fn connect_special<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        service: u32,
+        chosen: u32,
+        owed: &Word,
+    ) -> u32 {
+        let id = chosen & ID;
+        let Some(destination) = self.tables.destination(id) else {
+            return Reason::Inconsistent as u32;
+        };
+        let paired = destination.method == method::MASQUERADE;
+        let seen = if paired { Seen::Request } else { Seen::RequestOnly };
+        let state = first(seen, packet.protocol, packet.flags);
+        let value = Value::new(self.now, state, id, service, paired);
+        let value = if chosen & CONTROLS != 0 { value.controlled() } else { value };
+        let Some(record) = self.tables.service(service) else {
+            return Reason::Inconsistent as u32;
+        };
+        if record.mark != 0 || u16::from_be_bytes(record.port) != packet.target_port {
+            return self.connect_wide(packet, service, destination, value, owed);
+        }
+        let key = Key::new(self.settings, &packet.request(), service);
+        let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
+        let old = self.tables.forget(self.make_way(&key));
+        let result = if old == IN_PLACE {
+            THERE
+        } else {
+            self.tables.write(owed, old);
+            self.join_special(packet, &key, destination, value)
+        };
+        self.unlock(lock);
+        result
+    }
+
+    #[inline(always)]
+    fn connect_wide<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        service: u32,
+        destination: &Destination,
+        value: Value,
+        owed: &Word,
+    ) -> u32 {
+        let key = wide::Key::request(packet);
+        let Some(lock) = self.lock_wide(&key, 0) else { return Reason::Busy as u32 };
+        let old = self.tables.forget(self.make_way_wide(packet, &key));
+        let result = if old == IN_PLACE {
+            THERE
+        } else {
+            self.tables.write(owed, old);
+            self.join_wide(packet, service, destination, value)
+        };
+        self.unlock(lock);
+        result
+    }
+
+    /// Has a destination take one datagram, which leaves no entry and which a template controls only so
+    /// long.
+    #[inline(always)]
+    fn send_once<A: Ip>(&self, packet: &Packet<A>, scratch: &Scratch, chosen: u32) -> Verdict {
+        let id = chosen & ID;
+        if chosen & CONTROLS != 0 {
+            let (high, low) = packet.source.words();
+            self.release_template(high, low, Value::new(self.now, State::NONE, id, 0, false));
+        }
+        if let Some(row) = self.tables.row(self.row_index(id)) {
+            bump(&row.connections, 1);
+        }
+        self.tables.write(&scratch.once, id.into());
+        Verdict::Next(Stage::apart::<A>())
+    }
+
+    #[inline(never)]
+    fn join_special<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        key: &Key<A>,
+        destination: &Destination,
+        value: Value,
+    ) -> u32 {
+        self.join(packet, key, destination, value)
+    }
+
+    /// Removes a connection that is over, or whose destination is gone if others are to be chosen.
+    /// Returns [`IN_PLACE`] if there is one that stays, its value if a template controlled the one that
+    /// went, else 0.
+    #[inline(never)]
+    fn make_way<A: Ip>(&self, key: &Key<A>) -> u64 {
+        let Some(found) = self.find(key) else { return 0 };
+        let is_orphan = self.is_orphan(found.value);
+        if self.is_young(found.value) && !is_orphan {
+            return IN_PLACE;
+        }
+        let twin = self.other_half(key.client, key.port, found.value);
+        let twin = twin.and_then(|key| self.find(&key));
+        let twin = twin.filter(|twin| twin.value.destination() == found.value.destination());
+        if twin.as_ref().is_some_and(|twin| self.is_young(twin.value)) && !is_orphan
+            || !self.remove_uncontrolled(&found)
+        {
+            return IN_PLACE;
+        }
+        if let Some(twin) = twin {
+            self.remove(&twin);
+        }
+        if found.value.is_controlled() { found.value.0 } else { 0 }
+    }
+
+    /// Returns whether a connection's destination is gone, and the user wants another.
+    #[inline(always)]
+    fn is_orphan(&self, value: Value) -> bool {
+        let gone = |destination: &Destination| destination.flags & destination_flag::AVAILABLE == 0;
+        self.settings.flags & settings_flag::EXPIRE_REMOVED != 0
+            && self.tables.destination(value.destination()).is_none_or(gone)
+    }
+
+    /// Takes from templates what they control no more: a connection that made way, and one that did not
+    /// come about.
+    #[inline(always)]
+    fn settle_debts<A: Ip>(&self, packet: &Packet<A>, scratch: &Scratch) {
+        let (high, low) = packet.source.words();
+        for debt in [&scratch.owed, &scratch.unborn] {
+            let value = Value(self.tables.read(debt));
+            if value.is_live() {
+                self.release_template(high, low, value);
+            }
+        }
+    }
+}
