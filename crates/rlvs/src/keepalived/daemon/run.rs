@@ -1,7 +1,7 @@
 //! The main thread: what is done with everything that happens.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rlvs_conf::desired::Desired;
 use rlvs_control::vrrp::config::Config;
@@ -82,44 +82,61 @@ impl Daemon {
 
     /// Does what happens until the end is wanted, and returns the status to end with.
     pub(super) fn serve(&mut self, happenings: &Receiver<Happening>) -> u8 {
+        let mut alive_at = Instant::now();
         loop {
             let happening = match self.manager.interval() {
-                Some(interval) => happenings.recv_timeout(interval),
                 None => happenings.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match happening {
-                Ok(Happening::Wish(Wish::End)) => return 0,
-                Ok(Happening::Wish(Wish::Reload)) => self.reload(),
-                Ok(Happening::Wish(Wish::Data)) => {
-                    self.dumped(dump::data(&self.desired, &self.status()));
-                }
-                Ok(Happening::Wish(Wish::Statistics)) => {
-                    self.dumped(dump::statistics(&self.status()));
-                }
-                Ok(Happening::Routers(told)) => self.told(told),
-                Ok(Happening::RoutersLost) => {
-                    self.log.say(Level::Error, "the virtual routers have ended of themselves");
-                    // Nobody is there to be asked for an orderly end; the addresses stay.
-                    if let Some(routers) = self.routers.take() {
-                        std::mem::forget(routers);
+                Some(interval) => {
+                    if alive_at <= Instant::now() {
+                        // Whoever answers, runs.
+                        self.status();
+                        self.manager.alive();
+                        alive_at = Instant::now() + interval;
                     }
-                    return STATUS_SOFTWARE;
+                    let left = alive_at.saturating_duration_since(Instant::now());
+                    happenings.recv_timeout(left)
                 }
-                Ok(Happening::Service(event)) => self.service(&event),
-                Ok(Happening::ServicesLost(why)) => {
-                    let line = format!("the checks have ended of themselves: {why}");
-                    self.log.say(Level::Error, line);
-                    return STATUS_SOFTWARE;
-                }
-                Ok(Happening::Script { name, good, news }) => self.script(&name, good, news),
-                Err(RecvTimeoutError::Timeout) => {
-                    // Whoever answers, runs.
-                    self.status();
-                    self.manager.alive();
-                }
-                Err(RecvTimeoutError::Disconnected) => return STATUS_SOFTWARE,
+            };
+            let end = match happening {
+                Ok(happening) => self.happened(happening),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(STATUS_SOFTWARE),
+            };
+            if let Some(status) = end {
+                return status;
             }
         }
+    }
+
+    /// Does what is to be done; returns a status if the process must end.
+    fn happened(&mut self, happening: Happening) -> Option<u8> {
+        match happening {
+            Happening::Wish(Wish::End) => return Some(0),
+            Happening::Wish(Wish::Reload) => self.reload(),
+            Happening::Wish(Wish::Data) => {
+                self.dumped(dump::data(&self.desired, &self.status()));
+            }
+            Happening::Wish(Wish::Statistics) => {
+                self.dumped(dump::statistics(&self.status()));
+            }
+            Happening::Routers(told) => self.told(told),
+            Happening::RoutersLost => {
+                self.log.say(Level::Error, "the virtual routers have ended of themselves");
+                // Nobody is there to be asked for an orderly end; the addresses stay.
+                if let Some(routers) = self.routers.take() {
+                    std::mem::forget(routers);
+                }
+                return Some(STATUS_SOFTWARE);
+            }
+            Happening::Service(event) => self.service(&event),
+            Happening::ServicesLost(why) => {
+                let line = format!("the checks have ended of themselves: {why}");
+                self.log.say(Level::Error, line);
+                return Some(STATUS_SOFTWARE);
+            }
+            Happening::Script { name, good, news } => self.script(&name, good, news),
+        }
+        None
     }
 
     /// Ends in order: masters resign at once, then the rest.
