@@ -15,10 +15,10 @@ enum What {
     Vrrp,
     /// keepalived.conf
     Conf,
-    /// `ipvsadm -R`, by lines
-    Restore,
     /// Replies to checks
     Replies,
+    /// `ipvsadm -R`, by lines
+    Restore,
 }
 
 impl What {
@@ -28,8 +28,8 @@ impl What {
             Self::Packets => ["packets", "found", "corpus"],
             Self::Vrrp => ["vrrp", "found-vrrp", "corpus-vrrp"],
             Self::Conf => ["conf", "found-conf", "corpus-conf"],
-            Self::Restore => ["restore", "found-restore", "corpus-restore"],
             Self::Replies => ["replies", "found-replies", "corpus-replies"],
+            Self::Restore => ["restore", "found-restore", "corpus-restore"],
         }
     }
 }

@@ -19,6 +19,9 @@ use rlvs_linux::ipvs::table::KernelTable;
 
 use crate::ipvsadm::Backend;
 
+/// Names the back end of `ipvsadm` and `keepalived` for tests and scripts.
+pub const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
+
 /// How to attach.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ModeName {
@@ -75,6 +78,21 @@ fn report(attached: &[Attached], to: &mut dyn Write) -> io::Result<()> {
         writeln!(to, "rlvs: {name} {how}: {}", mode.name())?;
     }
     Ok(())
+}
+
+/// Attaches to all interfaces if nothing is attached, and returns lines that say what is.
+///
+/// # Errors
+/// A missing capability, or what an interface did not take.
+pub fn attach_if_detached() -> Result<Vec<String>> {
+    attach::collect()?;
+    let attached = match pins::open()? {
+        Some(folder) => attach::attached(&folder)?,
+        None => attach::attach(&Options::default())?,
+    };
+    let mut text = Vec::new();
+    report(&attached, &mut text)?;
+    Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
 }
 
 /// Runs `rlvs detach`.

@@ -11,8 +11,6 @@ use rlvs::ipvsadm::{self, Environment, Names};
 use rlvs::{check, face, keepalived, lab, man, mark, proc, set};
 
 const KEEPALIVED: &str = "keepalived";
-/// Names the back end of `ipvsadm` for tests and scripts.
-const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
 
 /// The Linux Virtual Server on XDP.
 #[derive(Parser)]
@@ -106,7 +104,7 @@ const FACES: [(&str, Face); 3] = [
 fn run_face(name: &'static str, run: Face, args: &[OsString]) -> ExitCode {
     let environment = Environment {
         open: &mut face::open_table,
-        backend: std::env::var(BACKEND_VARIABLE).ok(),
+        backend: std::env::var(face::BACKEND_VARIABLE).ok(),
         names: &Names::system(),
         // A large restore opens the table once for each fill of this.
         stdin: &mut std::io::BufReader::with_capacity(1 << 20, std::io::stdin().lock()),

@@ -56,7 +56,7 @@ fn the_test_of_keepalived_returns_its_statuses() {
         (&["keepalived", "-t", "-f", &file("no-such.conf")], 4),
         (&["keepalived", "--nosuch"], 1),
         (&["keepalived", "--version"], 0),
-        (&["keepalived", "-n"], 1),
+        (&["keepalived", "-n", "-f", &file("no-such.conf")], 6),
     ] {
         assert_eq!(run(args).status.code(), Some(status), "{args:?}");
     }

@@ -37,6 +37,14 @@ pub enum Input {
         /// The number.
         value: i32,
     },
+    /// An earlier process ended without order while an instance was master, and its addresses are
+    /// all there; sent before the first [`Input::Links`].
+    Resume {
+        /// The instance.
+        name: Arc<str>,
+        /// How long ago it last advertised.
+        silent: Duration,
+    },
     /// Answer to [`Output::ReadFirst`]: all packets that had come in were handed over.
     AllRead,
     /// Another configuration is wanted.
@@ -188,6 +196,8 @@ pub enum Why {
     Value(Arc<str>),
     /// What failed is well again.
     Recovered,
+    /// An earlier process was master until just now, so nobody else can be.
+    Resumed,
     /// An orderly end.
     Stop,
     /// It is not configured any more.
@@ -207,6 +217,7 @@ impl fmt::Display for Why {
             Self::NoSource => to.write_str("the interface has no address to speak from"),
             Self::Script(name) => write!(to, "script {name} fails"),
             Self::Value(name) => write!(to, "{name} is not 0"),
+            Self::Resumed => to.write_str("going on where an earlier process was cut off"),
             Self::Recovered => to.write_str("all is well again"),
             Self::Stop => to.write_str("stopping"),
             Self::Removed => to.write_str("not configured any more"),

@@ -36,6 +36,7 @@ impl Instance {
             self.master = Some(from);
             self.heard = Some((advertisement.priority, now));
         }
+        self.let_go(out);
         match self.state {
             State::Backup => self.packet_as_backup(&advertisement, from, now, out),
             State::Master => self.packet_as_master(&advertisement, from, now, out),

@@ -58,6 +58,9 @@ pub(super) struct Instance {
     pub(super) differing: Option<Vec<u8>>,
     /// Addresses that were the interface's own before we came: an owner's.
     kept: BTreeSet<IpAddr>,
+    /// An earlier process was cut off as master; it had been silent for so long at this moment. Until
+    /// it is known that another has taken over, its addresses stay.
+    left_behind: Option<(Duration, Instant)>,
 }
 
 /// What the router knows for an instance.
@@ -94,6 +97,7 @@ impl Instance {
             lower_told: None,
             differing: None,
             kept: BTreeSet::new(),
+            left_behind: None,
             config,
         }
     }
@@ -117,6 +121,9 @@ impl Instance {
             (_, Ability::Faulty(why)) => self.transition(State::Fault, why, now, out),
             (State::Initialize | State::Fault, Ability::Able) if self.priority == OWNER => {
                 self.transition(State::Master, Why::Owner, now, out);
+            }
+            (State::Initialize, Ability::Able) if self.resumes(now) => {
+                self.transition(State::Master, Why::Resumed, now, out);
             }
             (State::Initialize, Ability::Able) => {
                 self.transition(State::Backup, Why::Start, now, out);
@@ -156,20 +163,46 @@ impl Instance {
         }
         if from == State::Master {
             self.leave_master(to, &why, now, out);
-        } else if from == State::Initialize && to != State::Master {
+        } else if to != State::Master
+            && (to != State::Backup || self.left_behind.is_none())
+            && (self.left_behind.take().is_some() || from == State::Initialize)
+        {
             // What an earlier process left behind.
             self.remove_addresses(out);
         }
         (self.deadline, self.preempt_at, self.lower_told) = (None, None, None);
         (self.answered, self.master_interval) = (None, self.config.interval);
         match to {
-            State::Master => self.enter_master(now, out),
+            State::Master => {
+                self.left_behind = None;
+                self.enter_master(now, out);
+            }
             State::Backup => self.deadline = Some(now + self.master_down()),
             State::Initialize | State::Fault | State::Stopped => self.master = None,
         }
         let who = Who::Instance(self.config.name.clone());
         out.push_back(Output::Notify { who, state: to, priority: self.priority });
         self.log(Event::Transition { from, to, why }, out);
+    }
+
+    /// Takes note of an earlier process that was cut off as master.
+    pub(super) fn left_behind(&mut self, silent: Duration, now: Instant) {
+        if self.state == State::Initialize {
+            self.left_behind = Some((silent, now));
+        }
+    }
+
+    /// Tells whether an earlier process was master until so recently that nobody else can be.
+    fn resumes(&self, now: Instant) -> bool {
+        let patience = self.config.interval * self.config.down_adverts;
+        self.left_behind.is_some_and(|(silent, then)| silent + (now - then) < patience)
+    }
+
+    /// Lets go of what an earlier process left behind: another is master.
+    pub(super) fn let_go(&mut self, out: &mut Outputs) {
+        if self.left_behind.take().is_some() {
+            self.remove_addresses(out);
+        }
     }
 
     /// The addresses come right behind the advertisement, each with its first announcement.

@@ -94,6 +94,11 @@ impl Router {
                 self.facts.values.insert(name, value);
                 self.settle(now);
             }
+            Input::Resume { name, silent } => {
+                for instance in self.instances.iter_mut().filter(|one| one.config.name == name) {
+                    instance.left_behind(silent, now);
+                }
+            }
             Input::AllRead => {
                 self.reading = false;
                 self.expire(now);

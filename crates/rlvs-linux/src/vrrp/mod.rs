@@ -5,6 +5,7 @@
 //! delays no advertisement. It works in the namespace of the thread that started it.
 
 mod channel;
+mod memory;
 mod own;
 mod run;
 mod sys;

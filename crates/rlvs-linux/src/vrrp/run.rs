@@ -13,9 +13,10 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
 use rlvs_control::model::Family;
 use rlvs_control::vrrp::config::VirtualAddress;
-use rlvs_control::vrrp::{Input, LinkState, Output, Received, Router};
+use rlvs_control::vrrp::{Input, LinkState, Output, Received, Router, State, Who};
 
 use super::channel::Channel;
+use super::memory::Memory;
 use super::own::OwnInterfaces;
 use super::{Command, Error, Told, frame_socket, rest};
 use crate::route::{self, Link, Mac, Monitor, Prefix, Rtnetlink};
@@ -32,9 +33,12 @@ pub(super) struct Runner {
     channels: BTreeMap<(Arc<str>, Family), Channel>,
     links: BTreeMap<Arc<str>, Link>,
     own: OwnInterfaces,
+    memory: Memory,
     wake: Arc<EventFd>,
     orders: Receiver<Command>,
     told: Sender<Told>,
+    /// The interfaces were listed.
+    has_looked: bool,
     /// An orderly end was asked for.
     ending: bool,
 }
@@ -55,14 +59,20 @@ impl Runner {
             channels: BTreeMap::new(),
             links: BTreeMap::new(),
             own: OwnInterfaces::default(),
+            memory: Memory::open(),
             wake,
             orders,
             told,
+            has_looked: false,
             ending: false,
         })
     }
 
     pub(super) fn run(mut self) {
+        if let Err(error) = super::sys::be_real_time() {
+            let what = "asking for real-time priority, without which advertisements may be late";
+            self.failed(what, &error);
+        }
         self.look_at_links();
         while !self.ending {
             self.wait();
@@ -149,10 +159,41 @@ impl Runner {
         self.links = links.into_iter().map(|link| (link.name.as_str().into(), link)).collect();
         self.make_virtual_macs();
         self.open_channels();
+        if !std::mem::replace(&mut self.has_looked, true) {
+            self.remember();
+        }
         let states = self.links.iter().map(|(name, link)| (name.clone(), state_of(link)));
         self.input(Input::Links(states.collect()));
         for (interface, address) in self.missing() {
             self.input(Input::AddressRemoved { interface, address });
+        }
+    }
+
+    /// Lets the router know whose addresses an earlier process has left behind as master.
+    fn remember(&mut self) {
+        let missing = self.missing();
+        let mut left = Vec::new();
+        for config in self.router.instances() {
+            let is_there = |address: &VirtualAddress| {
+                let interface = address.interface.as_ref().unwrap_or(config.outward());
+                !missing.contains(&(interface.clone(), address.address))
+            };
+            if let Some(silent) = self.memory.silence(config)
+                && config.held().all(is_there)
+            {
+                left.push(Input::Resume { name: config.name.clone(), silent });
+            }
+        }
+        for input in left {
+            self.input(input);
+        }
+    }
+
+    fn forget(&mut self, who: &Who, state: State) {
+        let Who::Instance(name) = who else { return };
+        let config = self.router.instances().find(|config| config.name == *name);
+        if let Some(config) = config.filter(|_| state != State::Master) {
+            self.memory.forget(config);
         }
     }
 
@@ -223,6 +264,7 @@ impl Runner {
             match output {
                 Output::SendAdvert { interface, destination, packet, .. } => {
                     self.send_advert(&interface, destination, &packet);
+                    self.memory.note(&interface, Family::of(destination), &packet);
                 }
                 Output::SendFrame { interface, frame } => self.send_frame(&interface, &frame),
                 Output::AddAddress { interface, address } => self.add(&interface, &address),
@@ -236,6 +278,7 @@ impl Runner {
                     self.router.handle(Input::AllRead, now);
                 }
                 Output::Notify { who, state, priority } => {
+                    self.forget(&who, state);
                     self.tell(Told::State { who, state, priority });
                 }
                 Output::Log { about, event } => self.tell(Told::Log { about, event }),

@@ -46,3 +46,12 @@ pub(super) fn send_frame(socket: &impl AsFd, interface: u32, frame: &[u8]) -> io
     let sent = unsafe { libc::sendto(fd, bytes, frame.len(), 0, (&raw const to).cast(), length) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Puts the calling thread before all others that are not real-time; what it starts is not.
+pub(super) fn be_real_time() -> io::Result<()> {
+    let parameter = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the pointer is to a parameter that outlives the call.
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -44,7 +44,7 @@ pub enum Backend {
 
 impl Backend {
     /// Returns the one of this name.
-    fn from_name(name: &str) -> Option<Self> {
+    pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "rlvs" => Some(Self::Rlvs),
             "kernel" => Some(Self::Kernel),

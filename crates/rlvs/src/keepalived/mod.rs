@@ -1,7 +1,7 @@
-//! The face of `keepalived`: its command line, and its test of a configuration. The daemon itself is
-//! not there yet.
+//! The face of `keepalived`: its command line, its test of a configuration, and the daemon.
 
 pub mod checks;
+mod daemon;
 pub mod host;
 mod options;
 
@@ -33,10 +33,7 @@ pub fn run(args: &[OsString], stdout: &mut dyn Write) -> u8 {
                 read(Path::new(&file), &mut host::Host { asked: true }, &host::options(id, all));
             tell(&found, log.as_deref(), stdout).map(|()| found.diagnostics.status(strict))
         }
-        Ok(Command::Run) => {
-            eprintln!("keepalived: the daemon is not there yet; `-t` tests a configuration");
-            Ok(FATAL)
-        }
+        Ok(Command::Run(options)) => Ok(daemon::run(*options)),
         Err(wrong) => {
             eprintln!("keepalived: {wrong}; `--help` lists the options");
             Ok(FATAL)

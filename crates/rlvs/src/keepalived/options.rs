@@ -1,6 +1,7 @@
 //! The command line of `keepalived`, as `getopt_long` reads it.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use super::DEFAULT_FILE;
 
@@ -27,7 +28,46 @@ pub(super) enum Command {
         strict: bool,
     },
     /// Nothing of these: the daemon.
-    Run,
+    Run(Box<Running>),
+}
+
+/// How the daemon runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Running {
+    /// `-f`
+    pub(super) file: PathBuf,
+    /// `-i`
+    pub(super) id: Option<String>,
+    /// `-e`
+    pub(super) all: bool,
+    /// Virtual routers are carried out; not with `-C`.
+    pub(super) vrrp: bool,
+    /// Virtual servers are carried out; not with `-P`.
+    pub(super) services: bool,
+    /// `-n`
+    pub(super) foreground: bool,
+    /// `-l`
+    pub(super) console: bool,
+    /// `-D`
+    pub(super) detail: bool,
+    /// `-S`: LOG_DAEMON, or LOG_LOCAL0 to 7.
+    pub(super) facility: u8,
+    /// `-g`
+    pub(super) log_file: Option<PathBuf>,
+    /// Not with `-G`.
+    pub(super) syslog: bool,
+    /// `-p`, `-r`, `-c`
+    pub(super) pid_files: Vec<PathBuf>,
+    /// `-I`
+    pub(super) keep_services: bool,
+    /// `-s`
+    pub(super) namespace: Option<String>,
+    /// `--ignore-sigint`
+    pub(super) ignore_interrupt: bool,
+    /// `-d`
+    pub(super) dump: bool,
+    /// `--backend`
+    pub(super) backend: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,6 +83,10 @@ use Takes::{Maybe, Nothing, Word};
 /// An option: letter, long name, argument, what it does.
 struct Row(char, &'static str, Takes, &'static str);
 
+/// The facility `daemon` of syslog.
+const DAEMON: u8 = 3;
+/// The facility `local0`.
+const LOCAL: u8 = 16;
 /// No letter.
 const NO: char = '\0';
 
@@ -53,6 +97,7 @@ const OPTIONS: &[Row] = &[
     Row('i', "config-id", Word, "what `@word` in the configuration is compared with"),
     Row('e', "all-config", Nothing, "every included file must be there"),
     Row(NO, "compat", Word, "`keepalived`: -t objects to all that keepalived 2.2.7 objects to"),
+    Row(NO, "backend", Word, "whose table: `rlvs`, or `kernel` for that of the kernel's IPVS"),
     Row(NO, "signum", Word, "print the number of a signal: STOP, RELOAD, DATA, STATS, STATS_CLEAR, JSON"),
     Row('v', "version", Nothing, "print the version"),
     Row('h', "help", Nothing, "print this"),
@@ -120,7 +165,7 @@ pub(super) fn parse(args: &[OsString]) -> Result<Command, String> {
         Some(other) => return Err(format!("--compat knows keepalived only, not {other}")),
     };
     if !given.has("config-test") {
-        return Ok(Command::Run);
+        return running(&given).map(|running| Command::Run(Box::new(running)));
     }
     Ok(Command::Test {
         file: given.last("use-file").unwrap_or_else(|| DEFAULT_FILE.to_owned()),
@@ -129,6 +174,50 @@ pub(super) fn parse(args: &[OsString]) -> Result<Command, String> {
         all: given.has("all-config"),
         strict,
     })
+}
+
+fn running(given: &Given) -> Result<Running, String> {
+    let path = |name: &str| given.last(name).map(PathBuf::from);
+    let namespace = given.last("namespace");
+    let default = match &namespace {
+        Some(name) => format!("/run/keepalived/{name}_keepalived.pid"),
+        None => "/run/keepalived.pid".to_owned(),
+    };
+    let first = path("pid").unwrap_or_else(|| default.into());
+    let others = [path("vrrp_pid"), path("checkers_pid")].into_iter().flatten();
+    let logs_to_file = given.has("log-file");
+    Ok(Running {
+        file: path("use-file").unwrap_or_else(|| DEFAULT_FILE.into()),
+        id: given.last("config-id"),
+        all: given.has("all-config"),
+        vrrp: given.has("vrrp") || given.has("all") || !given.has("check"),
+        services: given.has("check") || given.has("all") || !given.has("vrrp"),
+        foreground: given.has("dont-fork"),
+        console: given.has("log-console"),
+        detail: given.has("log-detail"),
+        facility: facility(given.last("log-facility").as_deref())?,
+        log_file: path("log-file").or(logs_to_file.then(|| "/tmp/keepalived.log".into())),
+        syslog: !given.has("no-syslog"),
+        pid_files: [first].into_iter().chain(others).collect(),
+        keep_services: given.has("dont-release-ipvs"),
+        namespace,
+        ignore_interrupt: given.has("ignore-sigint"),
+        dump: given.has("dump-conf"),
+        backend: given.last("backend"),
+    })
+}
+
+/// Returns the number of a facility: `daemon`, `local0` to `local7`, or the last as a digit.
+fn facility(name: Option<&str>) -> Result<u8, String> {
+    let Some(name) = name else { return Ok(DAEMON) };
+    let lower = name.to_ascii_lowercase();
+    let short = lower.strip_prefix("log_").unwrap_or(&lower);
+    match (short, short.strip_prefix("local").unwrap_or(short).parse::<u8>()) {
+        ("daemon", _) => Ok(DAEMON),
+        ("user", _) => Ok(1),
+        (_, Ok(number)) if number < 8 => Ok(LOCAL + number),
+        _ => Err(format!("there is no facility {name}; local0 to local7 and daemon are")),
+    }
 }
 
 fn signal(name: &str) -> Result<i32, String> {
@@ -219,6 +308,20 @@ mod tests {
     }
 
     #[test]
+    fn the_daemon_gets_its_options() {
+        let Ok(Command::Run(running)) = check("-nlD -Slocal3 -p /a -r /b -I") else {
+            panic!("options of a daemon");
+        };
+        assert!(running.foreground && running.console && running.detail);
+        assert!(running.vrrp && running.services && running.keep_services);
+        assert_eq!((running.facility, running.pid_files.len()), (19, 2));
+        let Ok(Command::Run(running)) = check("-P -s blue") else { panic!("options of a daemon") };
+        assert!(running.vrrp && !running.services && !running.foreground);
+        assert_eq!(running.pid_files, [PathBuf::from("/run/keepalived/blue_keepalived.pid")]);
+        assert!(check("-S local9").is_err());
+    }
+
+    #[test]
     fn options_are_read_as_getopt_does() {
         let test = |file: &str, log: Option<&str>| {
             let (log, file) = (log.map(str::to_owned), file.to_owned());
@@ -228,7 +331,6 @@ mod tests {
         assert_eq!(check("-lt/log -fx"), test("x", Some("/log")));
         assert_eq!(check("--config-test=/log --use=x"), test("x", Some("/log")));
         assert_eq!(check("-t"), test(DEFAULT_FILE, None));
-        assert_eq!(check("-nlD"), Ok(Command::Run));
         assert_eq!(check("--signum=RELOAD"), Ok(Command::Signal(1)));
         for wrong in ["-Z", "--nosuch", "-f", "extra", "--help=3", "--log", "--signum=X"] {
             assert!(check(wrong).is_err(), "{wrong}");

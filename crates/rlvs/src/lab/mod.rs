@@ -1,12 +1,15 @@
 //! `rlvs lab`: the how-to in network namespaces of this machine, checked.
 //!
 //! [`topology`] is the network, which the end-to-end tests build too; `scenario` what is tried,
-//! `stage` how it is run and shown. Nothing outside the lab's own namespaces is touched.
+//! `stage` how it is run and shown. [`site`] is the network of the how-to's keepalived.conf, `director`
+//! what is tried there. Nothing outside the lab's own namespaces is touched.
 
 pub mod claim;
 pub mod client;
+mod director;
 mod scenario;
 pub mod server;
+pub mod site;
 mod stage;
 pub mod topology;
 mod webserver;
@@ -18,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use claim::Sweep;
+use director::Scene;
 use scenario::{Case, HOW_TO};
 use stage::Stage;
 use topology::{Lab, Options, WebServer, Wiring};
@@ -46,7 +50,7 @@ pub struct Arguments {
     /// Run only with plain veth pairs (TC) or only with tuned ones (native XDP)
     #[arg(long, value_name = "WIRING")]
     only: Option<Wiring>,
-    /// Leave out combinations: a few seconds less
+    /// Leave out combinations, and the scenes with keepalived: a minute less
     #[arg(long)]
     quick: bool,
 }
@@ -86,6 +90,9 @@ fn run_on(arguments: &Arguments, screen: &mut dyn Write) -> anyhow::Result<ExitC
         if wanted && !INTERRUPTED.load(Ordering::Relaxed) {
             run_wiring(arguments, wiring, &program, screen, &mut outcomes)?;
         }
+    }
+    if !arguments.quick && !arguments.keep && arguments.only != Some(Wiring::Tuned) {
+        run_directors(arguments, &program, screen, &mut outcomes)?;
     }
     if INTERRUPTED.load(Ordering::Relaxed) {
         writeln!(screen, "\ninterrupted; the lab is removed")?;
@@ -143,6 +150,30 @@ fn run_wiring(
         return lab.keep();
     }
     note("detach".to_owned(), &stage.rlvs(&["detach"])?);
+    Ok(())
+}
+
+/// Plays the scenes with keepalived in them.
+fn run_directors(
+    arguments: &Arguments,
+    program: &Path,
+    screen: &mut dyn Write,
+    outcomes: &mut Vec<Outcome>,
+) -> anyhow::Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    writeln!(screen, "\n=== keepalived, by the how-to's file as it stands")?;
+    let mut note = |title: &str, problems: &[String]| {
+        let (wiring, title) = (Wiring::Plain, title.to_owned());
+        outcomes.push(Outcome { wiring, title, problems: problems.len() });
+    };
+    let scene = Scene::new(program, screen, &INTERRUPTED)?;
+    note("keepalived, a web server stops", &scene.how_to(arguments.requests)?);
+    if !INTERRUPTED.load(Ordering::Relaxed) {
+        let scene = Scene::new(program, screen, &INTERRUPTED)?;
+        note("keepalived, two directors", &scene.two_directors()?);
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 mod configuration;
 mod reception;
 mod recorded;
+mod resume;
 mod state;
 
 use std::collections::BTreeMap;

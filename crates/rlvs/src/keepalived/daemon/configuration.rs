@@ -1,0 +1,120 @@
+//! Reading the file, and what is said of it.
+
+use std::path::{Path, PathBuf};
+
+use rlvs_conf::desired::Desired;
+use rlvs_conf::{Configuration, Severity, Surroundings, Unread, read};
+
+use super::super::host::{self, Host};
+use super::super::options::Running;
+use super::log::Level;
+
+/// Status of a file in which a word is missing, as `keepalived -t` has it.
+const STATUS_PARAMETER: u8 = 2;
+/// Status of a file that cannot be read.
+const STATUS_FILE: u8 = 4;
+
+/// What a file says.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// What it means, without the parts that the command line leaves out.
+    pub(super) desired: Desired,
+    /// What is wrong with it.
+    pub(super) lines: Vec<(Level, String)>,
+    /// Why nothing at all can be run by it; with the status to end with.
+    pub(super) fatal: Option<(u8, String)>,
+    /// How many errors it has.
+    pub(super) errors: usize,
+    /// It asks for nothing.
+    pub(super) empty: bool,
+}
+
+/// Reads the file that the command line names.
+pub(super) fn find(options: &Running) -> Found {
+    let how = host::options(options.id.clone(), options.all);
+    let found = read(&options.file, &mut Here(Host { asked: true }), &how);
+    let mut lines: Vec<(Level, String)> = lines(&found);
+    let errors = lines.iter().filter(|(level, _)| *level == Level::Error).count();
+    let shown = options.file.display();
+    let fatal = match found.diagnostics.status(false) {
+        STATUS_PARAMETER => Some((STATUS_PARAMETER, format!("{shown}: a word is missing"))),
+        STATUS_FILE => Some((6, format!("{shown} cannot be read"))),
+        _ => None,
+    };
+    let mut desired = found.desired;
+    let empty = desired.instances.is_empty() && desired.virtual_servers.is_empty();
+    if !options.vrrp {
+        desired.instances.clear();
+        desired.sync_groups.clear();
+        desired.scripts.clear();
+    }
+    if !options.services {
+        desired.virtual_servers.clear();
+    }
+    lines.extend(
+        left_out(&desired).map(|what| (Level::Warning, format!("{what} is not carried out"))),
+    );
+    Found { desired, lines, fatal, errors, empty }
+}
+
+/// Returns a line for each thing that is wrong.
+fn lines(found: &Configuration) -> Vec<(Level, String)> {
+    let line = |one: &rlvs_conf::Diagnostic| {
+        let level = match one.severity {
+            Severity::Error => Level::Error,
+            Severity::Warning => Level::Warning,
+            Severity::Note => Level::Debug,
+        };
+        let place = one.place(&found.sources).map_or(String::new(), |place| {
+            format!("{}:{}:{}: ", place.path.display(), place.line, place.column)
+        });
+        let expected = one.expected.as_ref().map_or(String::new(), |text| format!("; {text}"));
+        let help = one.help.as_ref().map_or(String::new(), |text| format!("; {text}"));
+        (level, format!("{place}{}{expected}{help}", one.message))
+    };
+    found.diagnostics.iter().map(line).collect()
+}
+
+/// Returns what is asked for besides virtual routers, and not carried out.
+fn left_out(desired: &Desired) -> impl Iterator<Item = &'static str> {
+    let global = &desired.global;
+    [
+        (!global.startup_delay.is_zero(), "vrrp_startup_delay"),
+        (global.sync_daemon.is_some(), "lvs_sync_daemon"),
+        (global.timeouts != Default::default(), "lvs_timeouts"),
+        (global.flush, "lvs_flush"),
+        (global.mail.server.is_some() && !global.mail.to.is_empty(), "mail about changes"),
+        (desired.virtual_servers.iter().any(|server| server.suspend), "ha_suspend"),
+    ]
+    .into_iter()
+    .filter_map(|(asked, what)| asked.then_some(what))
+}
+
+/// This host; but interfaces may come and go while a daemon runs, and so be missing now.
+struct Here(Host);
+
+impl Surroundings for Here {
+    fn read(&mut self, path: &Path, bytes_max: usize) -> Result<Vec<u8>, Unread> {
+        self.0.read(path, bytes_max)
+    }
+
+    fn matching(&mut self, pattern: &str) -> Vec<PathBuf> {
+        self.0.matching(pattern)
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        self.0.variable(name)
+    }
+
+    fn has_interface(&self, _name: &str) -> Option<bool> {
+        None
+    }
+
+    fn has_program(&self, path: &str) -> Option<bool> {
+        self.0.has_program(path)
+    }
+
+    fn has_user(&self, name: &str) -> Option<bool> {
+        self.0.has_user(name)
+    }
+}

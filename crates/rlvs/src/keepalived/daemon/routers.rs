@@ -1,0 +1,197 @@
+//! From the desired state to the virtual routers of the control plane.
+
+use std::sync::Arc;
+
+use rlvs_conf::desired::{
+    self, Authentication, Desired, Instance, SyncGroup, TrackedScript, Transport, Weight,
+};
+use rlvs_control::model::Family;
+use rlvs_control::vrrp::config::{
+    Announce, Config, Delivery, GroupConfig, InstanceConfig, Peer, Preempt, ScriptConfig, Track,
+    Tracked, Version, VirtualAddress,
+};
+
+/// Virtual routers, and what of them is not carried out.
+#[derive(Debug, Default)]
+pub(super) struct Routers {
+    pub(super) config: Config,
+    /// Lines for the log.
+    pub(super) left_out: Vec<String>,
+}
+
+/// Returns the virtual routers that are desired.
+pub(super) fn of(desired: &Desired) -> Routers {
+    let mut routers = Routers::default();
+    for wanted in &desired.instances {
+        let Some(interface) = &wanted.interface else {
+            let name = &wanted.name;
+            routers.left_out.push(format!("{name}: without `interface` it is not carried out"));
+            continue;
+        };
+        routers.left_out.extend(left_out(wanted).map(|what| {
+            format!("{}: {what} is not carried out; the instance runs without", wanted.name)
+        }));
+        routers.config.instances.push(instance(desired, wanted, interface));
+    }
+    let is_there = |name: &Arc<str>| routers.config.instances.iter().any(|one| one.name == *name);
+    let group = |group: &SyncGroup| GroupConfig {
+        name: name(&group.name),
+        members: group.members.iter().map(|member| name(member)).filter(is_there).collect(),
+        track: tracks(desired, &group.track_interfaces, &group.track_scripts),
+    };
+    routers.config.groups = desired.sync_groups.iter().map(group).collect();
+    let script = |script: &TrackedScript| ScriptConfig {
+        name: name(&script.name),
+        rise: script.rise,
+        fall: script.fall,
+        init_fail: script.starts_bad,
+    };
+    routers.config.scripts = desired.scripts.iter().map(script).collect();
+    routers
+}
+
+fn instance(desired: &Desired, wanted: &Instance, interface: &str) -> InstanceConfig {
+    let mut config = InstanceConfig::new(&wanted.name, interface, wanted.router_id.get());
+    config.version = match wanted.version {
+        desired::Version::V2 => Version::V2,
+        desired::Version::V3 => Version::V3,
+    };
+    config.family = wanted.family;
+    config.priority = wanted.priority.get();
+    config.interval = wanted.advert_interval;
+    config.down_adverts = u32::from(wanted.down_timer_adverts);
+    config.preempt = match wanted.preempt {
+        desired::Preempt::Never => Preempt::Never,
+        desired::Preempt::After(delay) => Preempt::After(delay),
+    };
+    config.addresses = wanted.addresses.iter().map(address).collect();
+    config.excluded = wanted.excluded_addresses.iter().map(address).collect();
+    config.delivery = delivery(wanted);
+    config.source = wanted.source;
+    config.password = match &wanted.authentication {
+        Some(Authentication::Password(secret)) => Some(password(secret.reveal())),
+        Some(Authentication::Header(_)) | None => None,
+    };
+    config.announce = announce(desired, wanted);
+    config.track = tracks(desired, &wanted.track_interfaces, &wanted.track_scripts);
+    config.answer_lower = !wanted.lower_priority_no_advert;
+    config.answer_higher = wanted.higher_priority_send_advert;
+    config
+}
+
+fn name(text: &str) -> Arc<str> {
+    text.into()
+}
+
+fn address(wanted: &desired::VirtualAddress) -> VirtualAddress {
+    let interface = wanted.interface.as_deref().map(name);
+    VirtualAddress { address: wanted.address, bits: wanted.prefix, interface }
+}
+
+fn delivery(wanted: &Instance) -> Delivery {
+    match &wanted.transport {
+        Transport::Multicast { .. } => Delivery::Multicast,
+        Transport::Unicast { peers, ttl, .. } => {
+            let peer = |peer: &desired::Peer| Peer {
+                address: peer.address,
+                hops: (peer.ttl_min.unwrap_or(0), peer.ttl_max.unwrap_or(u8::MAX)),
+            };
+            Delivery::Unicast {
+                peers: peers.iter().map(peer).collect(),
+                hops: *ttl,
+                only_peers: wanted.check_unicast_source,
+            }
+        }
+    }
+}
+
+/// Fills a password up with zeros; what is longer was cut and told before.
+fn password(text: &str) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
+    bytes
+}
+
+fn announce(desired: &Desired, wanted: &Instance) -> Announce {
+    let count = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
+    Announce {
+        repeat: count(wanted.garp.repeat),
+        delay: wanted.garp.delay,
+        refresh: wanted.garp.refresh,
+        refresh_repeat: count(wanted.garp.refresh_repeat),
+        lower_repeat: count(wanted.garp.lower_priority_repeat),
+        arp_pace: desired.global.garp_interval,
+        neighbour_pace: desired.global.gna_interval,
+    }
+}
+
+fn tracks(
+    desired: &Desired,
+    interfaces: &[desired::Tracked],
+    scripts: &[desired::Tracked],
+) -> Vec<Track> {
+    let track =
+        |what, weight: Weight| Track { what, weight: weight.change, reverse: weight.reverse };
+    let interfaces = interfaces
+        .iter()
+        .map(|one| track(Tracked::Interface(name(&one.name)), one.weight.unwrap_or_default()));
+    let scripts = scripts.iter().map(|one| {
+        let own = desired.scripts.iter().find(|script| script.name == one.name);
+        let weight = one.weight.or(own.map(|script| script.weight)).unwrap_or_default();
+        track(Tracked::Script(name(&one.name)), weight)
+    });
+    interfaces.chain(scripts).collect()
+}
+
+/// Returns what an instance asks for and does not get.
+fn left_out(wanted: &Instance) -> impl Iterator<Item = &'static str> {
+    let is_default = match wanted.transport {
+        Transport::Multicast { group } if wanted.family == Family::V4 => {
+            group == desired::Global::default().group4
+        }
+        Transport::Multicast { group } => group == desired::Global::default().group6,
+        Transport::Unicast { .. } => true,
+    };
+    let all = || wanted.addresses.iter().chain(&wanted.excluded_addresses);
+    let plain = |one: &desired::VirtualAddress| {
+        one.label.is_none() && one.scope.is_none() && one.peer.is_none() && !one.no_prefix_route
+    };
+    let header = matches!(wanted.authentication, Some(Authentication::Header(_)));
+    [
+        (header, "auth_type AH"),
+        (!is_default, "a multicast group of its own"),
+        (!wanted.accept, "no_accept"),
+        (wanted.track_source, "track_src_ip"),
+        (wanted.ignore_own_interface, "dont_track_primary"),
+        (wanted.checksum_without_pseudo_header, "v3_checksum_as_v2"),
+        (!all().all(plain), "an attribute of an address (label, scope, peer, noprefixroute)"),
+    ]
+    .into_iter()
+    .filter_map(|(asked, what)| asked.then_some(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_how_to_is_one_router() {
+        let text = "vrrp_script chk {\n script /bin/true\n weight 2\n}\n\
+            vrrp_instance VI_1 {\n state MASTER\n interface eth0\n virtual_router_id 51\n\
+            priority 100\n advert_int 1\n authentication {\n auth_type PASS\n auth_pass 1234\n }\n\
+            track_script {\n chk\n }\n virtual_ipaddress {\n 192.168.1.200\n }\n}\n";
+        let routers = of(&rlvs_conf::read_text(text).desired);
+        assert!(routers.left_out.is_empty(), "{:?}", routers.left_out);
+        assert_eq!(routers.config.refusals(), []);
+        let mut expected = InstanceConfig::new("VI_1", "eth0", 51);
+        expected.password = Some(*b"1234\0\0\0\0");
+        let address = [192, 168, 1, 200].into();
+        expected.addresses.push(VirtualAddress { address, bits: 32, interface: None });
+        let what = Tracked::Script("chk".into());
+        expected.track.push(Track { what, weight: 2, reverse: false });
+        expected.interval = Duration::from_secs(1);
+        assert_eq!(routers.config.instances, [expected]);
+    }
+}

@@ -1,0 +1,368 @@
+//! The main thread: what is done with everything that happens.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use rlvs_conf::desired::Desired;
+use rlvs_control::vrrp::config::Config;
+use rlvs_control::vrrp::{Event, State};
+use rlvs_linux::vrrp::{Told, Vrrp};
+
+use super::super::checks::{Event as ServiceEvent, Kind, Open};
+use super::super::options::Running;
+use super::configuration::{self, Found};
+use super::log::{Level, Log};
+use super::manager::Manager;
+use super::notify::Notifier;
+use super::routers::{self, Routers};
+use super::scripts::Scripts;
+use super::services::Services;
+use super::signals::{self, Wish};
+use super::{Happening, Refusal, STATUS_CONFIGURATION, STATUS_FATAL, STATUS_SOFTWARE, dump};
+use crate::face;
+use crate::ipvsadm::Backend;
+
+/// How long the last words of the virtual routers may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Everything that runs.
+pub(super) struct Daemon {
+    options: Running,
+    log: Log,
+    sender: Sender<Happening>,
+    desired: Desired,
+    routers: Option<Vrrp>,
+    /// What the virtual routers were last told to be.
+    config: Config,
+    services: Option<Services>,
+    backend: Backend,
+    scripts: Scripts,
+    notifier: Notifier,
+    manager: Manager,
+}
+
+impl Daemon {
+    /// Starts everything; the second is what happens to it.
+    pub(super) fn start(
+        options: &Running,
+        found: Found,
+        log: &Log,
+    ) -> Result<(Self, Receiver<Happening>), Refusal> {
+        let (sender, happenings) = channel();
+        let failed = |error: std::io::Error| (STATUS_FATAL, error.to_string());
+        signals::listen(options.ignore_interrupt, sender.clone()).map_err(failed)?;
+        let version = env!("CARGO_PKG_VERSION");
+        let shown = options.file.display();
+        log.say(Level::Info, format!("keepalived of rlvs {version} starts by {shown}"));
+        found.lines.iter().for_each(|(level, line)| log.say(*level, line));
+        if found.empty {
+            log.say(Level::Warning, format!("{shown} asks for nothing; nothing is done"));
+        }
+        let Routers { config, left_out } = routers::of(&found.desired);
+        left_out.iter().for_each(|line| log.say(Level::Warning, line));
+        let mut daemon = Self {
+            options: options.clone(),
+            log: log.clone(),
+            sender,
+            routers: None,
+            config: Config::default(),
+            services: None,
+            backend: backend(options)?,
+            scripts: Scripts::default(),
+            notifier: Notifier::new(&found.desired, log),
+            manager: Manager::find(),
+            desired: found.desired,
+        };
+        daemon.route(config)?;
+        daemon.follow();
+        daemon.serve_desired()?;
+        daemon.manager.ready(&daemon.summary());
+        Ok((daemon, happenings))
+    }
+
+    /// Does what happens until the end is wanted, and returns the status to end with.
+    pub(super) fn serve(&mut self, happenings: &Receiver<Happening>) -> u8 {
+        let mut alive_at = Instant::now();
+        loop {
+            let happening = match self.manager.interval() {
+                None => happenings.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(interval) => {
+                    if alive_at <= Instant::now() {
+                        // Whoever answers, runs.
+                        self.status();
+                        self.manager.alive();
+                        alive_at = Instant::now() + interval;
+                    }
+                    let left = alive_at.saturating_duration_since(Instant::now());
+                    happenings.recv_timeout(left)
+                }
+            };
+            let end = match happening {
+                Ok(happening) => self.happened(happening),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(STATUS_SOFTWARE),
+            };
+            if let Some(status) = end {
+                return status;
+            }
+        }
+    }
+
+    /// Does what is to be done; returns a status if the process must end.
+    fn happened(&mut self, happening: Happening) -> Option<u8> {
+        match happening {
+            Happening::Wish(Wish::End) => return Some(0),
+            Happening::Wish(Wish::Reload) => self.reload(),
+            Happening::Wish(Wish::Data) => {
+                self.dumped(dump::data(&self.desired, &self.status()));
+            }
+            Happening::Wish(Wish::Statistics) => {
+                self.dumped(dump::statistics(&self.status()));
+            }
+            Happening::Routers(told) => self.told(told),
+            Happening::RoutersLost => {
+                self.log.say(Level::Error, "the virtual routers have ended of themselves");
+                // Nobody is there to be asked for an orderly end; the addresses stay.
+                if let Some(routers) = self.routers.take() {
+                    std::mem::forget(routers);
+                }
+                return Some(STATUS_SOFTWARE);
+            }
+            Happening::Service(event) => self.service(&event),
+            Happening::ServicesLost(why) => {
+                let line = format!("the checks have ended of themselves: {why}");
+                self.log.say(Level::Error, line);
+                return Some(STATUS_SOFTWARE);
+            }
+            Happening::Script { name, good, news } => self.script(&name, good, news),
+        }
+        None
+    }
+
+    /// Ends in order: masters resign at once, then the rest.
+    pub(super) fn stop(&mut self, happenings: &Receiver<Happening>) {
+        self.manager.stopping();
+        self.log.say(Level::Info, "stopping");
+        if let Some(routers) = self.routers.take() {
+            routers.stop();
+            while let Ok(happening) = happenings.recv_timeout(LAST_WORDS) {
+                match happening {
+                    Happening::Routers(Told::Ended) | Happening::RoutersLost => break,
+                    Happening::Routers(told) => self.told(told),
+                    Happening::Service(event) => self.service(&event),
+                    _ => {}
+                }
+            }
+        }
+        if let Some(services) = self.services.take() {
+            services.stop(self.options.keep_services);
+            while let Ok(happening) = happenings.try_recv() {
+                if let Happening::Service(event) = happening {
+                    self.service(&event);
+                }
+            }
+        }
+        self.log.say(Level::Info, "stopped");
+    }
+
+    /// Moves to what the file says now, if all of it is right.
+    fn reload(&mut self) {
+        self.manager.reloading();
+        match self.try_reload() {
+            Ok(()) => self.log.say(Level::Info, format!("reloaded: {}", self.summary())),
+            Err(why) => {
+                self.log.say(Level::Error, format!("not reloaded, all goes on as before: {why}"));
+            }
+        }
+        self.manager.ready(&self.summary());
+    }
+
+    fn try_reload(&mut self) -> Result<(), String> {
+        let found = configuration::find(&self.options);
+        found.lines.iter().for_each(|(level, line)| self.log.say(*level, line));
+        let shown = self.options.file.display();
+        if let Some((_, why)) = found.fatal {
+            return Err(why);
+        }
+        if found.empty {
+            return Err(format!("{shown} asks for nothing"));
+        }
+        if found.errors > 0 {
+            return Err(format!("{shown} has {} error(s)", found.errors));
+        }
+        let Routers { config, left_out } = routers::of(&found.desired);
+        if let Some(refusal) = config.refusals().first() {
+            return Err(refusal.to_string());
+        }
+        left_out.iter().for_each(|line| self.log.say(Level::Warning, line));
+        self.notifier.reload(&found.desired);
+        self.desired = found.desired;
+        self.follow();
+        self.route(config).map_err(|(_, why)| why)?;
+        self.serve_desired().map_err(|(_, why)| why)
+    }
+
+    /// Runs the tracked scripts of the configuration.
+    fn follow(&mut self) {
+        let (scripts, global) = (&self.desired.scripts, &self.desired.global);
+        if let Err(error) = self.scripts.update(scripts, global, &self.sender) {
+            self.log.say(Level::Error, format!("a tracked script cannot be run: {error}"));
+        }
+    }
+
+    /// Lets the virtual routers be these.
+    fn route(&mut self, config: Config) -> Result<(), Refusal> {
+        if config == self.config {
+            return Ok(());
+        }
+        self.config = config.clone();
+        if let Some(routers) = &self.routers {
+            routers.reload(config);
+            return Ok(());
+        }
+        let (routers, told) = Vrrp::start(config).map_err(|error| {
+            let status = match error {
+                rlvs_linux::vrrp::Error::Refused(_) => STATUS_CONFIGURATION,
+                _ => STATUS_FATAL,
+            };
+            let source = std::error::Error::source(&error);
+            let source = source.map_or(String::new(), |source| format!(": {source}"));
+            (status, format!("{error}{source}"))
+        })?;
+        self.routers = Some(routers);
+        let sender = self.sender.clone();
+        let forward = move || {
+            for told in told {
+                // The main thread may have ended.
+                sender.send(Happening::Routers(told)).ok();
+            }
+            sender.send(Happening::RoutersLost).ok();
+        };
+        let thread = std::thread::Builder::new().name("told".to_owned()).spawn(forward);
+        thread.map(drop).map_err(|error| (STATUS_FATAL, error.to_string()))
+    }
+
+    /// Lets the virtual servers be those of the configuration.
+    fn serve_desired(&mut self) -> Result<(), Refusal> {
+        if let Some(services) = &self.services {
+            services.reload(&self.desired);
+            return Ok(());
+        }
+        if self.desired.virtual_servers.is_empty() {
+            return Ok(());
+        }
+        let backend = self.backend;
+        if backend == Backend::Rlvs {
+            self.attach();
+        }
+        let open: Open = Box::new(move || face::open_table(backend));
+        let services = Services::start(&self.desired, open, self.sender.clone());
+        self.services = Some(services.map_err(|error| (STATUS_FATAL, error.to_string()))?);
+        Ok(())
+    }
+
+    /// Attaches the data plane, if nothing is attached.
+    fn attach(&self) {
+        match face::attach_if_detached() {
+            Ok(lines) => lines.iter().for_each(|line| self.log.say(Level::Info, line)),
+            Err(error) => {
+                let line = format!("nothing is balanced; attaching failed: {error:#}");
+                self.log.say(Level::Error, line);
+            }
+        }
+    }
+
+    fn service(&mut self, event: &ServiceEvent) {
+        let level = match event.kind {
+            Kind::ServerUp | Kind::Weight | Kind::QuorumUp => Level::Notice,
+            Kind::Failed => Level::Info,
+            Kind::ServerDown | Kind::NotAsked | Kind::Unsupported | Kind::Foreign => Level::Warning,
+            Kind::QuorumDown | Kind::Refused => Level::Error,
+        };
+        self.log.say(level, event);
+        self.notifier.service(event);
+    }
+
+    fn told(&mut self, told: Told) {
+        match told {
+            Told::State { who, state, priority } => self.notifier.state(&who, state, priority),
+            Told::Log { about, event } => {
+                match &event {
+                    Event::Priority { to, .. } => self.notifier.priority(&about, *to),
+                    Event::LowerPriority { priority, .. } => {
+                        self.notifier.lower_priority(&about, *priority);
+                    }
+                    _ => {}
+                }
+                let consequence = self.consequence(&about, &event);
+                let about = if about.is_empty() { "VRRP" } else { &*about };
+                self.log.say(level_of(&event), format!("{about}: {event}{consequence}"));
+            }
+            Told::Failed { what } => self.log.say(Level::Error, what),
+            Told::Ended => {}
+        }
+    }
+
+    /// Returns what follows from an event.
+    fn consequence(&self, about: &str, event: &Event) -> String {
+        let Event::Transition { from, to, .. } = event else { return String::new() };
+        let does = match (from, to) {
+            (_, State::Master) => "takes",
+            (State::Master, _) => "gives up",
+            _ => return String::new(),
+        };
+        let instance = self.config.instances.iter().find(|one| &*one.name == about);
+        let Some(instance) = instance else { return String::new() };
+        let addresses: Vec<String> = instance.held().map(|held| held.address.to_string()).collect();
+        format!("; it {does} {}", addresses.join(", "))
+    }
+
+    fn script(&self, name: &str, good: bool, news: Option<String>) {
+        if let Some(news) = news {
+            let level = if good { Level::Info } else { Level::Warning };
+            self.log.say(level, format!("script {name}: {news}"));
+        }
+        if let Some(routers) = &self.routers {
+            routers.script(name, good);
+        }
+    }
+
+    fn status(&self) -> Vec<rlvs_control::vrrp::Status> {
+        self.routers.as_ref().map_or_else(Vec::new, Vrrp::status)
+    }
+
+    fn dumped(&self, outcome: std::io::Result<&'static str>) {
+        match outcome {
+            Ok(path) => self.log.say(Level::Info, format!("{path} is written")),
+            Err(error) => self.log.say(Level::Error, format!("writing a file in /tmp: {error}")),
+        }
+    }
+
+    /// Returns what runs, in a few words.
+    fn summary(&self) -> String {
+        let servers = &self.desired.virtual_servers;
+        let real: usize = servers.iter().map(|server| server.real_servers.len()).sum();
+        let (routers, servers) = (self.config.instances.len(), servers.len());
+        format!("{routers} virtual router(s), {servers} virtual server(s), {real} real server(s)")
+    }
+}
+
+/// Returns whose table is kept.
+fn backend(options: &Running) -> Result<Backend, Refusal> {
+    let named = options.backend.clone().or_else(|| std::env::var(face::BACKEND_VARIABLE).ok());
+    let Some(name) = named else { return Ok(Backend::default()) };
+    Backend::from_name(&name)
+        .ok_or_else(|| (STATUS_FATAL, format!("there is no backend {name}; rlvs and kernel are")))
+}
+
+fn level_of(event: &Event) -> Level {
+    match event {
+        Event::Transition { .. } | Event::Priority { .. } | Event::Resigned { .. } => Level::Notice,
+        Event::ReloadRefused(_) | Event::TwoOwners { .. } => Level::Error,
+        Event::AddressesDiffer { .. }
+        | Event::Rejected { .. }
+        | Event::LowerPriority { .. }
+        | Event::Restored { .. } => Level::Warning,
+        Event::IntervalLearned { .. } => Level::Info,
+    }
+}

@@ -1,0 +1,117 @@
+//! Scripts that virtual routers follow: each has a thread that runs it again and again.
+
+use std::collections::BTreeMap;
+use std::process::ExitStatus;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use rlvs_conf::desired::{Global, TrackedScript};
+use rlvs_linux::process::{die_with_parent, wait_for};
+
+use super::{Happening, program};
+
+/// How long a script that is asked to end may take before it is killed.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The scripts that run.
+#[derive(Debug, Default)]
+pub(super) struct Scripts {
+    running: BTreeMap<String, Running>,
+}
+
+/// A script; its thread ends when this is dropped.
+#[derive(Debug)]
+struct Running {
+    script: TrackedScript,
+    global: Global,
+    _end: Sender<()>,
+}
+
+impl Scripts {
+    /// Runs these, and no others. Those that are the same go on.
+    pub(super) fn update(
+        &mut self,
+        scripts: &[TrackedScript],
+        global: &Global,
+        to: &Sender<Happening>,
+    ) -> std::io::Result<()> {
+        let mut before = std::mem::take(&mut self.running);
+        for script in scripts {
+            let same = |one: &Running| {
+                let users = |global: &Global| (global.script_user.clone(), global.script_security);
+                one.script == *script && users(&one.global) == users(global)
+            };
+            let running = match before.remove(&script.name).filter(same) {
+                Some(running) => running,
+                None => begin(script.clone(), global.clone(), to.clone())?,
+            };
+            self.running.insert(script.name.clone(), running);
+        }
+        Ok(())
+    }
+}
+
+fn begin(script: TrackedScript, global: Global, to: Sender<Happening>) -> std::io::Result<Running> {
+    let (end, ended) = channel();
+    let name = script.name.clone();
+    let runner = Runner { script: script.clone(), global: global.clone(), to, said: None };
+    std::thread::Builder::new().name(name).spawn(move || runner.run(&ended))?;
+    Ok(Running { script, global, _end: end })
+}
+
+struct Runner {
+    script: TrackedScript,
+    global: Global,
+    to: Sender<Happening>,
+    /// What was last said of the result.
+    said: Option<String>,
+}
+
+impl Runner {
+    fn run(mut self, ended: &Receiver<()>) {
+        loop {
+            let begun = Instant::now();
+            let result = self.once();
+            let good = result.is_ok();
+            let why = result.err().unwrap_or_else(|| "it succeeds".to_owned());
+            let news = (self.said.as_ref() != Some(&why)).then(|| why.clone());
+            self.said = Some(why);
+            let name = self.script.name.clone();
+            if self.to.send(Happening::Script { name, good, news }).is_err() {
+                return;
+            }
+            let rest = self.script.interval.saturating_sub(begun.elapsed());
+            if ended.recv_timeout(rest) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    }
+
+    /// Runs the script, and says what is wrong.
+    fn once(&self) -> Result<(), String> {
+        let (words, user) = (&self.script.command, self.script.user.as_ref());
+        let mut command = program::command(words, user, &self.global)?;
+        die_with_parent(&mut command, Signal::SIGKILL);
+        let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
+        let wait = |child: &mut _, time| wait_for(child, time).map_err(|error| error.to_string());
+        if let Some(status) = wait(&mut child, self.script.timeout)? {
+            return judge(status);
+        }
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            if let Ok(group) = i32::try_from(child.id()) {
+                // It may end in this moment.
+                killpg(Pid::from_raw(group), signal).ok();
+            }
+            if wait(&mut child, GRACE)?.is_some() {
+                break;
+            }
+        }
+        Err(format!("it took longer than {:?} and was ended", self.script.timeout))
+    }
+}
+
+fn judge(status: ExitStatus) -> Result<(), String> {
+    if status.success() { Ok(()) } else { Err(format!("it ended with {status}")) }
+}
