@@ -373,9 +373,8 @@ fn administrators_at_the_same_time_lose_nothing() {
 fn what_is_refused_says_so_and_changes_nothing() {
     let stage = Stage::bare(Wiring::Plain, PROGRAM);
     let new_services = [
-        ("-A -t 192.168.1.201:80 -s rr -p 300", "persistence"),
-        ("-A -u 192.168.1.201:80 -s rr -o", "one-packet"),
-        ("-A -f 7 -s rr", "firewall-mark"),
+        ("-A -u 192.168.1.201:80 -s rr -p 300 --pe sip", "persistence engine"),
+        ("-A -t 192.168.1.201:80 -s least", "least"),
     ];
     let refuse = |commands: &[(&str, &str)]| {
         for (command, word) in commands {
@@ -396,7 +395,6 @@ fn what_is_refused_says_so_and_changes_nothing() {
         ("-a -t 192.168.1.200:80 -r 192.168.1.101:80 -g", "destination exists already"),
         ("-A -t 192.168.1.200:80 -s rr", "service exists already"),
         ("-E -t 192.168.1.200:80 -s least", "least"),
-        ("-E -t 192.168.1.200:80 -s rr -p 5", "persistence"),
         ("-D -t 192.168.1.200:81", "no such virtual service"),
         ("-a -t 192.168.1.200:81 -r 192.168.1.102:80 -g", "no such virtual service"),
         ("-d -t 192.168.1.200:80 -r 192.168.1.102:80", "no such destination"),
