@@ -1,8 +1,8 @@
 //! The schedulers by name, and what each has laid out for the data plane.
 //!
-//! rr, wrr and p2c have a [`ring`](crate::ring); sh, dh and mh a table by hash; the others the list of
+//! rr, wrr and p2c have a [`ring`]; sh, dh and mh a table by hash; the others the list of
 //! destinations that may be chosen, fo and ovf in order of weight. Whoever publishes an edit takes the
-//! state of rr or wrr from [`ring::resume`](crate::ring::resume) and hands it to [`lay_out`]; the
+//! state of rr or wrr from [`ring::resume`] and hands it to [`lay_out`]; the
 //! others keep none. Invariant: equal lists have equal layouts, so that directors agree.
 
 use std::cmp::Reverse;

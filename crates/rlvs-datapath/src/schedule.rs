@@ -31,7 +31,7 @@ pub enum Opening {
     To(u32),
     /// Another CPU has opened it since the packet did not find it.
     There,
-    /// A destination must be searched for: [`Context::search_for`] does and comes back.
+    /// A destination must be searched for: `Context::search_for` does and comes back.
     Search,
     /// It did not, for this reason.
     Refused(Reason),

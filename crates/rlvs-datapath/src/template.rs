@@ -48,7 +48,12 @@ impl<'a, T: Tables> Context<'a, T> {
     /// none it is made to lead to `chosen`, a destination with [`OPENED`]; if that is 0, [`ABSENT`] is
     /// returned.
     #[inline(never)]
-    pub fn follow_template<A: Ip>(&self, service: u32, packet: &Packet<A>, chosen: u32) -> u32 {
+    pub(crate) fn follow_template<A: Ip>(
+        &self,
+        service: u32,
+        packet: &Packet<A>,
+        chosen: u32,
+    ) -> u32 {
         let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
         let key = key(record, service, packet.source.words());
         let Some(lock) = self.lock_wide(&key, LOCK) else { return Reason::Busy as u32 };

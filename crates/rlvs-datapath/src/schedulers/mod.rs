@@ -2,7 +2,7 @@
 //!
 //! What a scheduler knows beforehand the control plane lays out as a *ring*: the order of picks, a
 //! hash table, or the list of destinations that may be chosen, newest first as the kernel's. Where one
-//! element answers, [`Context::pick`] does; where many must be looked at, the stage
+//! element answers, `Context::pick` does; where many must be looked at, the stage
 //! [`Search`](crate::process::Stage::Search) does, which has a stack of its own. They talk through an
 //! [`Errand`](crate::abi::Errand).
 //!
