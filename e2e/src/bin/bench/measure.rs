@@ -235,8 +235,6 @@ impl Bench {
         // The buckets of a few new connections may be full.
         let (least, opened_least) = match path.load {
             Load::Established { .. } => (repeat, 0),
-            // ovf takes no more than its destinations' weights allow.
-            Load::Choice(scheduler::OVF) => (0, 0),
             Load::Empty | Load::Design | Load::Choice(_) => {
                 (repeat - repeat / 1_000, repeat - repeat / 1_000)
             }

@@ -85,7 +85,11 @@ impl Path {
         }
         let load = Load::Established { flows: 1, ports_log2: PORTS_LOG2 };
         all.push(Self { kind: Kind::Gue, family: 4, load });
+        // ovf refuses what its destinations' weights do not allow, which is not what is timed.
         for (_, number) in rlvs_control::scheduler::ALL {
+            if number == rlvs_datapath::abi::scheduler::OVF {
+                continue;
+            }
             all.push(Self { kind: Kind::Direct, family: 4, load: Load::Choice(number) });
         }
         all
