@@ -8,5 +8,6 @@ pub mod keepalived;
 pub mod lab;
 pub mod man;
 pub mod mark;
+pub mod metrics;
 pub mod proc;
 pub mod set;

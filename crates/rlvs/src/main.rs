@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{check, face, keepalived, lab, man, mark, proc, set};
+use rlvs::{check, face, keepalived, lab, man, mark, metrics, proc, set};
 
 const KEEPALIVED: &str = "keepalived";
 
@@ -38,6 +38,10 @@ enum Command {
     Check(check::Arguments),
     /// Gives packets firewall marks, for services of `ipvsadm -f`
     Mark(mark::Arguments),
+    /// Prints metrics: services, packets, health, virtual routers
+    Metrics(metrics::Arguments),
+    /// Serves metrics to Prometheus
+    Exporter(metrics::ExporterArguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -72,6 +76,8 @@ fn main() -> ExitCode {
         Command::Man(arguments) => man::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Mark(arguments) => mark::run(&arguments),
+        Command::Metrics(arguments) => metrics::run(&arguments),
+        Command::Exporter(arguments) => metrics::export(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),

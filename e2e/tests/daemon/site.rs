@@ -75,16 +75,26 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts `keepalived` with a configuration in the foreground.
     pub(crate) fn start(site: &Site, host: Host, configuration: &str) -> Self {
+        Self::start_more(site, host, configuration, &[])
+    }
+
+    /// Starts `keepalived` with a configuration and more options.
+    pub(crate) fn start_more(site: &Site, host: Host, configuration: &str, more: &[&str]) -> Self {
         let file = site.directory().join(format!("{host:?}.conf"));
         fs::write(&file, configuration).unwrap();
         let pid_file = site.directory().join(format!("{host:?}.pid"));
-        Self::start_with(site, host, file, pid_file)
+        Self::start_as(site, host, file, pid_file, more)
     }
 
     /// Starts `keepalived` with these files.
     pub(crate) fn start_with(site: &Site, host: Host, file: PathBuf, pid_file: PathBuf) -> Self {
+        Self::start_as(site, host, file, pid_file, &[])
+    }
+
+    fn start_as(site: &Site, host: Host, file: PathBuf, pid_file: PathBuf, more: &[&str]) -> Self {
         let (name, pid) = (file.to_str().unwrap(), pid_file.to_str().unwrap());
-        let words = ["keepalived", "-n", "-l", "-D", "-f", name, "-p", pid];
+        let mut words = vec!["keepalived", "-n", "-l", "-D", "-f", name, "-p", pid];
+        words.extend(more);
         let (guard, log) = site.start(host, &words).unwrap();
         Self { guard, log, file, pid_file }
     }

@@ -1,7 +1,7 @@
 //! Our own virtual-server table: BPF maps that are pinned, programs that hang on pinned links or filters.
 //!
 //! [`pins`] knows where things are pinned, [`load`] makes a namespace's maps and programs,
-//! [`attach`] hangs the programs on interfaces, `clsact` the TC program where there is no TCX, [`maps`] is the memory that they share with us, and
+//! [`attach`] hangs the programs on interfaces, [`look`] reads beside whoever edits, `clsact` the TC program where there is no TCX, [`maps`] is the memory that they share with us, and
 //! [`table`] edits it as IPVS would.
 //!
 //! Invariant: whoever writes holds the lock of its namespace's folder, and whatever instant it is
@@ -14,6 +14,7 @@ mod endpoints;
 pub mod error;
 pub mod load;
 mod local;
+pub mod look;
 pub mod maps;
 pub mod marks;
 mod neighbours;

@@ -1,6 +1,7 @@
 //! The command line of `keepalived`, as `getopt_long` reads it.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::DEFAULT_FILE;
@@ -68,6 +69,8 @@ pub(super) struct Running {
     pub(super) dump: bool,
     /// `--backend`
     pub(super) backend: Option<String>,
+    /// `--metrics`
+    pub(super) metrics: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,6 +101,7 @@ const OPTIONS: &[Row] = &[
     Row('e', "all-config", Nothing, "every included file must be there"),
     Row(NO, "compat", Word, "`keepalived`: -t objects to all that keepalived 2.2.7 objects to"),
     Row(NO, "backend", Word, "whose table: `rlvs`, or `kernel` for that of the kernel's IPVS"),
+    Row(NO, "metrics", Word, "serve metrics to Prometheus at this ADDRESS:PORT"),
     Row(NO, "signum", Word, "print the number of a signal: STOP, RELOAD, DATA, STATS, STATS_CLEAR, JSON"),
     Row('v', "version", Nothing, "print the version"),
     Row('h', "help", Nothing, "print this"),
@@ -204,7 +208,13 @@ fn running(given: &Given) -> Result<Running, String> {
         ignore_interrupt: given.has("ignore-sigint"),
         dump: given.has("dump-conf"),
         backend: given.last("backend"),
+        metrics: given.last("metrics").map(|text| address(&text)).transpose()?,
     })
+}
+
+/// Returns the address and port that metrics are served at.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text} is no ADDRESS:PORT, such as 127.0.0.1:9165"))
 }
 
 /// Returns the number of a facility: `daemon`, `local0` to `local7`, or the last as a digit.

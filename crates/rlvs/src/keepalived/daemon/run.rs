@@ -287,13 +287,15 @@ impl Daemon {
 
     /// Lets others ask how the daemon is.
     fn watch(&mut self) {
-        match Watch::start(self.sender.clone()) {
-            Ok(watch) => self.watch = Some(watch),
-            Err(error) => {
-                let line = format!("nobody can ask how this daemon is: {error}");
-                self.log.say(Level::Warning, line);
+        let started = Watch::start(self.sender.clone(), self.options.metrics, self.backend);
+        let lines = match started {
+            Ok((watch, lines)) => {
+                self.watch = Some(watch);
+                lines
             }
-        }
+            Err(error) => vec![format!("nobody can ask how this daemon is: {error}")],
+        };
+        lines.iter().for_each(|line| self.log.say(Level::Warning, line));
     }
 
     /// Tells how the daemon is.

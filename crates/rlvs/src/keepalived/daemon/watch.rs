@@ -1,10 +1,12 @@
-//! The thread that answers those who look: whoever connects to the daemon's socket gets its state.
+//! The thread that answers those who look: whoever connects to the daemon's socket gets its state,
+//! and Prometheus its metrics.
 //!
 //! It asks the main thread, which asks the virtual routers and hands on to the checks; so nobody who
 //! looks is ever waited for, and however many look, the daemon is asked ten times a second at most.
 
 use std::fs;
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,8 @@ use tokio::time::timeout;
 
 use super::Happening;
 use super::state::{self, State};
+use crate::ipvsadm::Backend;
+use crate::metrics::server::{self, Source as Scraped};
 
 /// An answer that is younger is given again.
 const FRESH: Duration = Duration::from_millis(100);
@@ -40,40 +44,80 @@ const WAITING_MAX: i32 = 64;
 /// The thread, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Watch {
-    path: PathBuf,
+    path: Option<PathBuf>,
     end: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    /// Begins to answer for the calling thread's network namespace.
+    /// Begins to answer for the calling thread's network namespace, and to serve metrics of a table
+    /// where that is asked for. What cannot be had is left out, with a line that says so.
     ///
     /// # Errors
-    /// Another daemon answers there, or the socket cannot be made.
-    pub(super) fn start(to: Sender<Happening>) -> io::Result<Self> {
-        let path = state::path()?;
-        fs::create_dir_all(state::FOLDER)?;
-        remove_stale();
-        let listener = bound(&path)?;
+    /// The system has no thread for us.
+    pub(super) fn start(
+        to: Sender<Happening>,
+        metrics: Option<SocketAddr>,
+        backend: Backend,
+    ) -> io::Result<(Self, Vec<String>)> {
+        let mut lines = Vec::new();
+        let (path, listener) = state_socket()
+            .map(|(path, socket)| (Some(path), Some(socket)))
+            .unwrap_or_else(|error| {
+                lines.push(format!("nobody can ask how this daemon is: {error}"));
+                (None, None)
+            });
+        let metrics = metrics.and_then(|address| match TcpListener::bind(address) {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                lines.push(format!("no metrics: listening on {address}: {error}"));
+                None
+            }
+        });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (end, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name("watch".to_owned());
         let thread = thread.spawn(move || {
             runtime.block_on(async move {
                 let source = Arc::new(Source { to, last: Mutex::new(None) });
-                tokio::spawn(serve(listener, source));
+                if let Some(listener) = listener {
+                    tokio::spawn(serve(listener, source.clone()));
+                }
+                if let Some(listener) = metrics {
+                    tokio::spawn(server::serve(listener, Arc::new(scraped(source, backend))));
+                }
                 // An end that was dropped is an end too.
                 ended.await.ok();
             });
         })?;
-        Ok(Self { path, end: Some(end), thread: Some(thread) })
+        Ok((Self { path, end: Some(end), thread: Some(thread) }, lines))
     }
+}
+
+/// Returns what is scraped.
+fn scraped(source: Arc<Source>, backend: Backend) -> Scraped {
+    let ask = move || -> server::Asked {
+        let source = source.clone();
+        Box::pin(async move { source.state().await })
+    };
+    Scraped { backend, daemon: Box::new(ask) }
+}
+
+/// Makes the socket of the state.
+fn state_socket() -> io::Result<(PathBuf, StdListener)> {
+    let path = state::path()?;
+    fs::create_dir_all(state::FOLDER)?;
+    remove_stale();
+    let socket = bound(&path)?;
+    Ok((path, socket))
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // It may be gone already.
-        fs::remove_file(&self.path).ok();
+        if let Some(path) = &self.path {
+            // It may be gone already.
+            fs::remove_file(path).ok();
+        }
         self.end = None;
         if let Some(thread) = self.thread.take() {
             // A panic there was told already, and has ended nothing else.
