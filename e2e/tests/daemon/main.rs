@@ -5,6 +5,7 @@
 mod metrics;
 mod site;
 mod state;
+mod zabbix;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,7 +1,8 @@
 //! Everything that metrics are made of, read at one moment.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rlvs_control::model::{
@@ -37,6 +38,8 @@ pub(crate) struct Reading {
     pub(super) packets: BTreeMap<&'static str, u64>,
     pub(super) sweep: Option<Sweep>,
     pub(super) programs: Vec<Program>,
+    /// Real servers with their health, as the daemon has it: one list for who wants no tree.
+    pub(super) servers: Vec<Server>,
     pub(super) daemon: Option<Arc<State>>,
     pub(super) process: Process,
     pub(super) machine: Machine,
@@ -59,9 +62,25 @@ pub(super) struct Name {
     pub(super) local_mark: Option<u32>,
 }
 
+/// A real server and its health.
+#[derive(Debug, Serialize)]
+pub(super) struct Server {
+    /// Names it among all.
+    pub(super) id: String,
+    pub(super) virtual_server: String,
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    pub(super) up: bool,
+    pub(super) why: Option<String>,
+    pub(super) downs: u64,
+    pub(super) check_us: Option<u64>,
+}
+
 /// A virtual service.
 #[derive(Debug, Serialize)]
 pub(super) struct Service {
+    /// Names it among all.
+    pub(super) id: String,
     #[serde(flatten)]
     pub(super) name: Name,
     pub(super) scheduler: String,
@@ -76,6 +95,8 @@ pub(super) struct Service {
 /// A destination of a virtual service.
 #[derive(Debug, Serialize)]
 pub(super) struct Destination {
+    /// Names it among all.
+    pub(super) id: String,
     #[serde(flatten)]
     pub(super) service: Name,
     pub(super) remote_address: IpAddr,
@@ -139,6 +160,7 @@ impl Reading {
             packets: BTreeMap::new(),
             sweep: None,
             programs: Vec::new(),
+            servers: daemon.iter().flat_map(|state| servers(state)).collect(),
             daemon,
             process: Process::read(),
             machine: host::machine(),
@@ -202,7 +224,9 @@ impl Reading {
     fn take_service(&mut self, entry: &ServiceEntry, rates: Counted, each: &[Counted]) {
         let name = Name::of(entry.service.id);
         let all = || entry.destinations.iter();
+        let id = name.to_string();
         self.services.push(Service {
+            id: id.clone(),
             name: name.clone(),
             scheduler: entry.service.scheduler.clone(),
             persistent: entry.service.persistence.is_some(),
@@ -213,6 +237,7 @@ impl Reading {
             rates: rates.into(),
         });
         let destinations = all().zip(each).map(|(to, rates)| Destination {
+            id: format!("{id} {}", end(to.destination.id.address, to.destination.id.port)),
             service: name.clone(),
             remote_address: to.destination.id.address,
             remote_port: to.destination.id.port,
@@ -257,6 +282,34 @@ impl From<Counted> for Traffic {
         let Counted { connections, in_packets, out_packets, in_bytes, out_bytes } = from;
         Self { connections, in_packets, out_packets, in_bytes, out_bytes }
     }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.local_address, self.local_port, self.local_mark) {
+            (Some(address), Some(port), _) => write!(to, "{} {}", self.proto, end(address, port)),
+            (_, _, mark) => write!(to, "{} {}", self.proto, mark.unwrap_or_default()),
+        }
+    }
+}
+
+fn end(address: IpAddr, port: u16) -> String {
+    SocketAddr::new(address, port).to_string()
+}
+
+fn servers(state: &State) -> impl Iterator<Item = Server> {
+    state.services.iter().flat_map(|service| {
+        service.servers.iter().map(|server| Server {
+            id: format!("{} {}", service.name, end(server.address, server.port)),
+            virtual_server: service.name.clone(),
+            address: server.address,
+            port: server.port,
+            up: server.up,
+            why: server.why.clone(),
+            downs: server.downs,
+            check_us: server.checks.iter().filter_map(|one| Some(one.last.as_ref()?.took_us)).max(),
+        })
+    })
 }
 
 fn said(error: &dyn std::error::Error) -> String {
