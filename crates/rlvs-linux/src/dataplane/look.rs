@@ -4,24 +4,27 @@
 //! A record that is just being written is read again; services and destinations that come or go
 //! meanwhile are in the picture or not.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 
+use aya::maps::MapData;
 use aya::programs::ProgramInfo;
 use rlvs_control::model::{
     Destination as Wanted, DestinationEntry, DestinationId, Persistence, Service as WantedService,
     ServiceEntry, Traffic,
 };
 use rlvs_datapath::abi::{
-    Base, COUNTERS, Destination, IDS, SLOTS4, SLOTS6, Service, WIDE_SLOTS, method, service_flag,
+    self, Base, COUNTERS, Destination, IDS, LAYOUT, SLOTS4, SLOTS6, Service, WIDE_SLOTS, method,
+    service_flag,
 };
 use rlvs_datapath::estimate;
 
 use super::attach::{self, Attached};
 use super::error::Error;
 use super::load;
-use super::maps::Maps;
+use super::maps::{self, Mapped};
 use super::pins::{self, Folder};
 use super::records::{
     self, address, counters, is_available, method_of, scheduler_name, service_id,
@@ -35,6 +38,44 @@ const READS_MAX: usize = 8;
 pub struct Look {
     folder: Folder,
     maps: Maps,
+}
+
+/// What is read: the kernel maps whole maps, so the large tables of connections are left alone.
+#[derive(Debug)]
+struct Maps {
+    settings: Mapped<abi::Settings>,
+    services: Mapped<Service>,
+    totals: Mapped<abi::Totals>,
+    estimates: Mapped<abi::Estimate>,
+    bases: Mapped<Base>,
+    destinations: Mapped<Destination>,
+    tunnels: Mapped<abi::Tunnel>,
+    counts: Mapped<abi::Counts>,
+    rows: Mapped<abi::Row>,
+    reasons: Mapped<Cell<u64>>,
+    sweep: MapData,
+}
+
+impl Maps {
+    fn open(folder: &Folder) -> Result<Self, Error> {
+        Ok(Self {
+            settings: Mapped::open(folder, "settings")?,
+            services: Mapped::open(folder, "services")?,
+            totals: Mapped::open(folder, "totals")?,
+            estimates: Mapped::open(folder, "estimates")?,
+            bases: Mapped::open(folder, "bases")?,
+            destinations: Mapped::open(folder, "destinations")?,
+            tunnels: Mapped::open(folder, "tunnels")?,
+            counts: Mapped::open(folder, "counts")?,
+            rows: Mapped::open(folder, "rows")?,
+            reasons: Mapped::open(folder, "reasons")?,
+            sweep: maps::open_sweep(folder)?,
+        })
+    }
+
+    fn settings(&self) -> abi::Settings {
+        self.settings.read(0).unwrap_or_default()
+    }
 }
 
 /// A service as it is.
@@ -91,7 +132,10 @@ impl Look {
     pub fn open() -> Result<Option<Self>, Error> {
         let Some(folder) = pins::open()? else { return Ok(None) };
         let maps = Maps::open(&folder)?;
-        Ok(Some(Self { folder, maps }))
+        match maps.settings().layout {
+            LAYOUT => Ok(Some(Self { folder, maps })),
+            found => Err(Error::Layout { found, known: LAYOUT }),
+        }
     }
 
     /// Returns where programs hang.
@@ -104,7 +148,7 @@ impl Look {
 
     /// Returns how many packets were counted under a reason.
     pub fn reason(&self, reason: u32) -> u64 {
-        self.maps.reason(reason)
+        maps::counted(&self.maps.reasons, self.maps.settings().cpus, reason)
     }
 
     /// Returns what the sweep has done.
@@ -112,7 +156,7 @@ impl Look {
     /// # Errors
     /// The kernel refused.
     pub fn sweep(&self) -> Result<Sweep, Error> {
-        let cursor = self.maps.sweep()?;
+        let cursor = maps::sweep(&self.maps.sweep)?;
         Ok(Sweep { passes: cursor.passes.get(), removed: cursor.removed.get() })
     }
 

@@ -26,7 +26,7 @@ pub(super) struct Mapped<T> {
 }
 
 impl<T: Element> Mapped<T> {
-    fn open(folder: &Folder, name: &'static str) -> Result<Self, Error> {
+    pub(super) fn open(folder: &Folder, name: &'static str) -> Result<Self, Error> {
         let failed = |reason: String| Error::Load { what: pins::shown(folder, name), reason };
         let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
         let info = MapInfo::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
@@ -147,10 +147,7 @@ impl Maps {
             marks: Mapped::open(folder, "marks")?,
             interfaces: Mapped::open(folder, "interfaces")?,
             reasons: Mapped::open(folder, "reasons")?,
-            sweep: MapData::from_pin(folder.path("sweep")).map_err(|error| Error::Load {
-                what: pins::shown(folder, "sweep"),
-                reason: reason(&error),
-            })?,
+            sweep: open_sweep(folder)?,
         })
     }
 
@@ -178,19 +175,7 @@ impl Maps {
     /// # Errors
     /// The kernel refused.
     pub fn sweep(&self) -> Result<SweepCursor, Error> {
-        const WORDS: usize = (TIMER_BYTES + size_of::<SweepCursor>()) / 8;
-        let words: [u64; WORDS] = sys::lookup(self.sweep.fd().as_fd(), 0)
-            .map_err(Error::io("reading where the sweep is"))?;
-        let [.., word, passes, removed, now, estimated, round_ns] = words;
-        let cell = Cell::new;
-        Ok(SweepCursor {
-            word: cell(word),
-            passes: cell(passes),
-            removed: cell(removed),
-            now: cell(now),
-            estimated: cell(estimated),
-            round_ns: cell(round_ns),
-        })
+        sweep(&self.sweep)
     }
 
     /// Returns the coarse time, as of a few milliseconds ago.
@@ -203,9 +188,37 @@ impl Maps {
 
     /// Returns how many packets every CPU has counted under a reason.
     pub fn reason(&self, reason: u32) -> u64 {
-        (0..self.settings().cpus)
-            .filter_map(|cpu| self.reasons.word(cpu * REASONS + reason, |word| word))
-            .map(|word| word.load(Ordering::Relaxed))
-            .sum()
+        counted(&self.reasons, self.settings().cpus, reason)
     }
+}
+
+/// Returns how many packets every CPU has counted under a reason.
+pub(super) fn counted(reasons: &Mapped<Cell<u64>>, cpus: u32, reason: u32) -> u64 {
+    (0..cpus)
+        .filter_map(|cpu| reasons.word(cpu * REASONS + reason, |word| word))
+        .map(|word| word.load(Ordering::Relaxed))
+        .sum()
+}
+
+/// Opens the map of the sweep, which is no memory of ours.
+pub(super) fn open_sweep(folder: &Folder) -> Result<MapData, Error> {
+    MapData::from_pin(folder.path("sweep"))
+        .map_err(|error| Error::Load { what: pins::shown(folder, "sweep"), reason: reason(&error) })
+}
+
+/// Returns the sweep's cursor.
+pub(super) fn sweep(map: &MapData) -> Result<SweepCursor, Error> {
+    const WORDS: usize = (TIMER_BYTES + size_of::<SweepCursor>()) / 8;
+    let words: [u64; WORDS] =
+        sys::lookup(map.fd().as_fd(), 0).map_err(Error::io("reading where the sweep is"))?;
+    let [.., word, passes, removed, now, estimated, round_ns] = words;
+    let cell = Cell::new;
+    Ok(SweepCursor {
+        word: cell(word),
+        passes: cell(passes),
+        removed: cell(removed),
+        now: cell(now),
+        estimated: cell(estimated),
+        round_ns: cell(round_ns),
+    })
 }

@@ -69,8 +69,20 @@ pub(super) struct Running {
     pub(super) dump: bool,
     /// `--backend`
     pub(super) backend: Option<String>,
+    /// `--log-format`
+    pub(super) log_format: LogFormat,
     /// `--metrics`
     pub(super) metrics: Option<SocketAddr>,
+}
+
+/// What a line of the log looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -114,6 +126,7 @@ const OPTIONS: &[Row] = &[
     Row('S', "log-facility", Word, "facility of syslog"),
     Row('g', "log-file", Maybe, "log to a file"),
     Row(NO, "flush-log-file", Nothing, "write every line at once"),
+    Row(NO, "log-format", Word, "`text`, or `json`: an object on each line"),
     Row('G', "no-syslog", Nothing, "no syslog"),
     Row('u', "umask", Word, "modes of files"),
     Row('X', "release-vips", Nothing, "drop addresses when a signal takes the router down"),
@@ -208,8 +221,17 @@ fn running(given: &Given) -> Result<Running, String> {
         ignore_interrupt: given.has("ignore-sigint"),
         dump: given.has("dump-conf"),
         backend: given.last("backend"),
+        log_format: log_format(given.last("log-format").as_deref())?,
         metrics: given.last("metrics").map(|text| address(&text)).transpose()?,
     })
+}
+
+fn log_format(name: Option<&str>) -> Result<LogFormat, String> {
+    match name {
+        None | Some("text") => Ok(LogFormat::Text),
+        Some("json") => Ok(LogFormat::Json),
+        Some(name) => Err(format!("there is no log format {name}; text and json are")),
+    }
 }
 
 /// Returns the address and port that metrics are served at.

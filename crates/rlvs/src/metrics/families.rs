@@ -274,6 +274,11 @@ pub(super) const DAEMON: &[Family<State>] = &[
         "Lines that whoever reads the log was too slow for.",
         |of| Some(Whole(of.log.lost)),
     ),
+    counter(
+        "rlvs_log_lines_held_back_total",
+        "Lines equal to others shortly before, of which the number was told.",
+        |of| Some(Whole(of.log.held_back)),
+    ),
 ];
 
 pub(super) const EVENTS: &[Family<u64>] = &[counter(

@@ -207,7 +207,8 @@ fn router_state(state: vrrp::State) -> RouterState {
     }
 }
 
-fn name_of(event: &Event) -> &'static str {
+/// Returns the name of an event in the state and in the log.
+pub(super) fn name_of(event: &Event) -> &'static str {
     match event {
         Event::Transition { .. } => "transition",
         Event::Priority { .. } => "priority",

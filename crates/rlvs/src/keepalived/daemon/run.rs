@@ -10,9 +10,9 @@ use rlvs_linux::vrrp::{Told, Vrrp};
 
 use super::super::checks::{Event as ServiceEvent, Kind, Open};
 use super::super::options::Running;
-use super::chronicle::Chronicle;
+use super::chronicle::{self, Chronicle};
 use super::configuration::{self, Found};
-use super::log::{Level, Log};
+use super::log::{Fields, Level, Log};
 use super::manager::Manager;
 use super::notify::Notifier;
 use super::routers::{self, Routers};
@@ -318,7 +318,14 @@ impl Daemon {
             Kind::ServerDown | Kind::NotAsked | Kind::Unsupported | Kind::Foreign => Level::Warning,
             Kind::QuorumDown | Kind::Refused => Level::Error,
         };
-        self.log.say(level, event);
+        let words = [
+            ("event", event.kind.name()),
+            ("service", &event.service),
+            ("server", event.server.as_deref().unwrap_or_default()),
+            ("cause", &event.cause),
+            ("consequence", &event.consequence),
+        ];
+        self.log.tell(level, fields(words), event);
         self.notifier.service(event);
     }
 
@@ -335,8 +342,15 @@ impl Daemon {
                     _ => {}
                 }
                 let consequence = self.consequence(&about, &event);
+                let words = [
+                    ("event", chronicle::name_of(&event)),
+                    ("router", &about),
+                    ("cause", &event.to_string()),
+                    ("consequence", consequence.trim_start_matches("; ")),
+                ];
                 let about = if about.is_empty() { "VRRP" } else { &*about };
-                self.log.say(level_of(&event), format!("{about}: {event}{consequence}"));
+                let line = format!("{about}: {event}{consequence}");
+                self.log.tell(level_of(&event), fields(words), line);
             }
             Told::Failed { what } => self.log.say(Level::Error, what),
             Told::Ended => {}
@@ -361,7 +375,8 @@ impl Daemon {
         self.chronicle.script(name, good, news.as_deref());
         if let Some(news) = news {
             let level = if good { Level::Info } else { Level::Warning };
-            self.log.say(level, format!("script {name}: {news}"));
+            let words = [("event", "script"), ("script", name), ("cause", &news)];
+            self.log.tell(level, fields(words), format!("script {name}: {news}"));
         }
         if let Some(routers) = &self.routers {
             routers.script(name, good);
@@ -394,6 +409,10 @@ fn backend(options: &Running) -> Result<Backend, Refusal> {
     let Some(name) = named else { return Ok(Backend::default()) };
     Backend::from_name(&name)
         .ok_or_else(|| (STATUS_FATAL, format!("there is no backend {name}; rlvs and kernel are")))
+}
+
+fn fields<const N: usize>(words: [(&'static str, &str); N]) -> Fields {
+    words.into_iter().map(|(name, word)| (name, word.to_owned())).collect()
 }
 
 fn level_of(event: &Event) -> Level {

@@ -327,6 +327,8 @@ pub enum AttemptResult {
 pub struct Log {
     /// Lines that there was no room for: whoever reads is too slow.
     pub lost: u64,
+    /// Lines that were equal to others shortly before, and only counted.
+    pub held_back: u64,
 }
 
 /// Asks the daemon of the calling thread's network namespace how it is; `None` if there is none, or
