@@ -123,7 +123,10 @@ fn a_syslog_that_does_not_read_holds_up_nothing() {
     // Nobody reads at the end.
     fs::write(&file, format!("{router}{unknown}")).unwrap();
     handle.signal(Signal::SIGHUP).unwrap();
-    wait_until("a reload", &Ok(1), || Ok::<_, String>(ask()?.configuration.reloads));
+    wait_for("a refused reload", || match ask()?.configuration.refused {
+        Some(why) if why.contains("error(s)") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
     handle.signal(Signal::SIGTERM).unwrap();
     let status = daemon.wait_for(TIME_MAX).unwrap().expect("an end");
     assert_eq!(status.code(), Some(0));

@@ -167,3 +167,25 @@ fn a_reload_keeps_what_is_known_and_what_is_planned() {
     play.health.reload(vec![other], play.now);
     play.check(&[(2, 7)]);
 }
+
+#[test]
+fn what_became_of_checks_and_servers_is_told() {
+    let mut play = Play::new(service(&[(1, 1), (2, 1)], (2, 0)));
+    let begin = play.now;
+    play.end(1, &Outcome::Good);
+    play.end(2, &Outcome::Bad("no".to_owned()));
+    let service = play.health.report().next().expect("a service");
+    assert!(!service.has_quorum && service.since > begin);
+    assert_eq!((service.losses, service.weight, service.gained_at), (1, 1, 2));
+    let [good, bad] = service.servers.as_slice() else { panic!("two servers") };
+    assert!(good.up && good.since == begin && good.downs == 0);
+    assert_eq!((bad.up, bad.downs, bad.why), (false, 1, Some("no")));
+    assert_eq!(bad.since, bad.checks[0].last.expect("an attempt").at);
+    assert!(bad.checks[0].attempts >= 1 && bad.checks[0].failures == 1);
+
+    play.end(2, &Outcome::Good);
+    let service = play.health.report().next().expect("a service");
+    let bad = &service.servers[1];
+    assert!(service.has_quorum && bad.up && bad.why.is_none());
+    assert_eq!((service.losses, bad.downs, bad.checks[0].failures), (1, 1, 1));
+}
