@@ -14,7 +14,7 @@ pub(crate) struct Arguments {
     /// A program that needs no library, in an archive with its pages and units
     #[arg(long = "static")]
     linked: bool,
-    /// Of the program as `cargo build` makes it, for tests
+    /// Of the program that `cargo build` has made, for tests
     #[arg(long, conflicts_with = "linked")]
     dev: bool,
     /// The version to give the package; that of the program if not given
@@ -42,25 +42,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Builds `rlvs` and returns where it is.
+/// Builds `rlvs`, unless it is there, and returns where it is.
 fn build(arguments: &Arguments) -> Result<PathBuf> {
+    let target = run::target()?;
+    if arguments.dev {
+        return Ok(target.join("debug/rlvs"));
+    }
     let mut cargo = run::cargo()?;
-    cargo.args(["build", "--quiet", "--package", "rlvs"]);
-    let folder = match (arguments.linked, arguments.dev) {
-        (false, true) => "debug".to_owned(),
-        (false, false) => {
-            cargo.arg("--release");
-            "release".to_owned()
-        }
-        (true, _) => {
-            // A target of its own: what the build runs itself cannot be linked like this.
-            cargo.args(["--release", "--target", TRIPLE]);
-            cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-            format!("{TRIPLE}/release")
-        }
-    };
+    cargo.args(["build", "--quiet", "--package", "rlvs", "--release"]);
+    let mut folder = target.join("release");
+    if arguments.linked {
+        // A target of its own: what the build runs itself cannot be linked like this.
+        cargo.args(["--target", TRIPLE]).env("RUSTFLAGS", "-C target-feature=+crt-static");
+        folder = target.join(TRIPLE).join("release");
+    }
     run::run(&mut cargo)?;
-    Ok(run::target()?.join(folder).join("rlvs"))
+    Ok(folder.join("rlvs"))
 }
 
 fn make_texts(program: &Path, stage: &Path) -> Result<()> {
@@ -101,7 +98,7 @@ fn debian(arguments: &Arguments, output: &Path) -> Result<PathBuf> {
     deb.current_dir(run::workspace()?).args(["--quiet", "--package", "rlvs", "--no-build"]);
     deb.args(["--deb-version", version]).arg("--output").arg(&file);
     if arguments.dev {
-        deb.args(["--profile", "dev", "--compress-type", "gzip", "--fast"]);
+        deb.args(["--profile", "dev", "--compress-type", "xz", "--fast"]);
     }
     run::run(&mut deb)?;
     Ok(file)

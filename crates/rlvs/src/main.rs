@@ -72,9 +72,7 @@ fn main() -> ExitCode {
         Command::Set(arguments) => set::run(&arguments),
         Command::Proc(arguments) => proc::run(&arguments),
         Command::Man(arguments) => man::run(&arguments, Arguments::command()),
-        Command::Completions(arguments) => {
-            man::run_completions(&arguments, Arguments::command())
-        }
+        Command::Completions(arguments) => man::run_completions(&arguments, Arguments::command()),
         Command::Check(arguments) => check::run(&arguments),
         Command::Mark(arguments) => mark::run(&arguments),
         Command::Uninstall => face::uninstall(),

@@ -67,11 +67,8 @@ fn item(text: &mut String, row: &Keyword) {
     ];
     let marks: String = marks.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect();
     let instead = row.instead.map_or(String::new(), |other| format!(" (old; {other} replaces it)"));
-    let default = if row.default.is_empty() {
-        String::new()
-    } else {
-        format!("; default {}", row.default)
-    };
+    let default =
+        if row.default.is_empty() { String::new() } else { format!("; default {}", row.default) };
     let about = format!("{}{instead}{default}{marks}", row.about);
     let about = if about.is_empty() { "-" } else { about.trim() };
     text.push_str(&format!(
