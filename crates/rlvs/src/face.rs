@@ -18,6 +18,7 @@ use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::ipvs::table::KernelTable;
 
 use crate::ipvsadm::Backend;
+use crate::keepalived::daemon::remove_stale_sockets;
 
 /// Names the back end of `ipvsadm` and `keepalived` for tests and scripts.
 pub const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
@@ -110,6 +111,7 @@ pub fn detach() -> Result<ExitCode> {
 /// # Errors
 /// A missing capability.
 pub fn uninstall() -> Result<ExitCode> {
+    remove_stale_sockets();
     let removed = pins::remove_all()?;
     println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
     Ok(ExitCode::SUCCESS)

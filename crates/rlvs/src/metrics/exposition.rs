@@ -14,7 +14,7 @@ const WHY_MAX: usize = 120;
 
 /// Writes every metric.
 pub(super) fn write(reading: &Reading) -> String {
-    let mut text = Text::with_capacity(1 << 16 | reading.destinations.len() * DESTINATION_BYTES);
+    let mut text = Text::with_capacity((1 << 16) + reading.destinations.len() * DESTINATION_BYTES);
     let none = String::new;
     text.families(BUILDS, &[(labels(&BUILD, [reading.version, reading.backend]), reading)]);
     text.families(WHOLE, &[(none(), reading)]);

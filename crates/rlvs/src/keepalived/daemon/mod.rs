@@ -35,6 +35,7 @@ use log::{Level, Log};
 use pid::PidFile;
 use run::Daemon;
 use signals::Wish;
+pub use watch::remove_stale_sockets;
 
 /// Status of a daemon that could not begin.
 const STATUS_FATAL: u8 = 1;

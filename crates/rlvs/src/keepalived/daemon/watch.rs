@@ -107,7 +107,7 @@ fn scraped(source: Arc<Source>, backend: Backend) -> Scraped {
 fn state_socket() -> io::Result<(PathBuf, StdListener)> {
     let path = state::path()?;
     fs::create_dir_all(state::FOLDER)?;
-    remove_stale();
+    remove_stale_sockets();
     let socket = bound(&path)?;
     Ok((path, socket))
 }
@@ -199,8 +199,8 @@ fn bound(path: &Path) -> io::Result<StdListener> {
     Ok(StdListener::from(socket))
 }
 
-/// Removes the sockets of daemons that were killed.
-fn remove_stale() {
+/// Removes the sockets of daemons that were killed, in all network namespaces.
+pub fn remove_stale_sockets() {
     let Ok(entries) = fs::read_dir(state::FOLDER) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
