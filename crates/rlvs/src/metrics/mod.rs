@@ -1,7 +1,7 @@
 //! Metrics: what the table, the data plane, the daemon and the machine can tell, for Prometheus
 //! (`rlvs exporter`, `keepalived --metrics`) and Zabbix (`rlvs metrics --json`).
 //!
-//! All is read when somebody asks ([`reading`]), beside whoever edits and beside the packet path.
+//! All is read when somebody asks (`reading`), beside whoever edits and beside the packet path.
 
 mod document;
 mod exposition;

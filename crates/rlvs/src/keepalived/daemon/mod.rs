@@ -1,7 +1,7 @@
 //! The daemon: carries out a configuration until it is asked to end.
 //!
 //! One thread decides what is done with a signal, an event, a new configuration; all others only tell
-//! it ([`Happening`]): the virtual routers, each tracked script, the signals. The log has a thread of
+//! it (`Happening`): the virtual routers, each tracked script, the signals. The log has a thread of
 //! its own, so that nothing waits for whoever reads it.
 
 mod capability;
