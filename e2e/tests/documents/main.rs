@@ -1,0 +1,147 @@
+//! Documents show commands and their answers: each is typed here, and answers so.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod console;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use e2e::lab::inside;
+use rlvs::lab::site::{HOW_TO, Host, Site};
+use rlvs::lab::topology::{Lab, Options, WebServer, Wiring};
+use rlvs_linux::netns::Namespace;
+use rlvs_linux::process::Guard;
+
+use console::{Typed, commands, fits};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
+
+/// Commands that only look, and are typed again until they show what is to come.
+const REPEATABLE: [&str; 3] = ["ipvsadm -L", "rlvs status", "ip -brief address"];
+/// How long what is to come may take: two rounds of checks with their time-outs, and some.
+const TIME_MAX: Duration = Duration::from_secs(60);
+/// How long to leave the processor to others before looking again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The names by which the program is called.
+const NAMES: [&str; 5] = ["rlvs", "ipvsadm", "ipvsadm-save", "ipvsadm-restore", "keepalived"];
+
+fn document(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Hosts by their names in prompts, and a folder in which commands are typed.
+struct Hosts<'a> {
+    hosts: BTreeMap<&'static str, &'a Namespace>,
+    folder: PathBuf,
+}
+
+impl Hosts<'_> {
+    /// Types the commands of a document.
+    fn play(&self, name: &str) {
+        let names = self.folder.join("names");
+        fs::create_dir_all(&names).unwrap();
+        for name in NAMES {
+            symlink(PROGRAM, names.join(name)).unwrap();
+        }
+        let typed = commands(&document(name)).unwrap();
+        assert!(!typed.is_empty(), "{name} shows nothing");
+        for typed in &typed {
+            self.check(name, typed);
+        }
+    }
+
+    fn check(&self, name: &str, typed: &Typed) {
+        let what = format!("docs/{name}:{}: {}", typed.line, typed.command);
+        let again = REPEATABLE.iter().any(|start| typed.command.starts_with(start));
+        let deadline = Instant::now() + TIME_MAX;
+        loop {
+            let said = self.types(typed);
+            let lines: Vec<&str> = said.lines().collect();
+            if fits(&typed.shown, &lines) {
+                return;
+            }
+            assert!(again && Instant::now() < deadline, "{what}\n{said}");
+            std::thread::park_timeout(PAUSE);
+        }
+    }
+
+    /// Returns what a command says on both its outputs.
+    fn types(&self, typed: &Typed) -> String {
+        let host = self.hosts.get(typed.host.as_str());
+        let host = host.unwrap_or_else(|| panic!("line {}: no host {}", typed.line, typed.host));
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(format!("({}) 2>&1", typed.command)).current_dir(&self.folder);
+        let path = format!("{}/names:/usr/sbin:/usr/bin:/sbin:/bin", self.folder.display());
+        command.env("PATH", path).stdin(Stdio::null());
+        inside(host, &mut command);
+        String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
+    }
+}
+
+/// Plays a document in the lab of the three modes.
+fn play_in_the_lab(name: &str) {
+    let options = Options {
+        wiring: Wiring::Plain,
+        web_server: WebServer::Ours,
+        program: PathBuf::from(PROGRAM),
+        keep: false,
+    };
+    let lab = Lab::new(&options).unwrap();
+    let [first, second] = lab.real_servers() else { panic!("two real servers") };
+    let hosts = BTreeMap::from([
+        ("director", lab.director()),
+        ("client", lab.client()),
+        ("server1", first),
+        ("server2", second),
+    ]);
+    Hosts { hosts, folder: lab.directory().to_owned() }.play(name);
+}
+
+#[test]
+fn the_how_to_is_as_shown() {
+    play_in_the_lab("how-to.md");
+}
+
+#[test]
+fn the_three_modes_are_as_shown() {
+    play_in_the_lab("modes.md");
+}
+
+#[test]
+fn keepalived_is_as_shown() {
+    let site = Site::new(Path::new(PROGRAM)).unwrap();
+    let webs: Vec<Guard> =
+        [Host::Web1, Host::Web2].map(|host| site.web_server(host).unwrap()).into();
+    let folder = site.directory().to_owned();
+    fs::write(folder.join("keepalived.conf"), HOW_TO).unwrap();
+    let hosts = BTreeMap::from([
+        ("director", site.host(Host::First)),
+        ("backup", site.host(Host::Second)),
+        ("client", site.host(Host::Client)),
+        ("server1", site.host(Host::Web1)),
+        ("server2", site.host(Host::Web2)),
+    ]);
+    Hosts { hosts, folder }.play("high-availability.md");
+    drop(webs);
+}
+
+#[test]
+fn both_languages_show_the_same() {
+    for (one, other) in [("how-to.md", "how-to.zh-CN.md")] {
+        let plain = |name| {
+            let typed = commands(&document(name)).unwrap();
+            let plain = |typed: Typed| (typed.host, typed.command, typed.shown);
+            typed.into_iter().map(plain).collect::<Vec<_>>()
+        };
+        for (one, other) in plain(one).iter().zip(&plain(other)) {
+            assert_eq!(one, other);
+        }
+        assert_eq!(plain(one).len(), plain(other).len());
+    }
+}
