@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use rlvs_control::memory::MemoryTable;
 use rlvs_control::model::{
-    Connection, Destination, DestinationId, Service, ServiceEntry, ServiceId, Timeouts,
+    Connection, Destination, DestinationId, Drained, Service, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::reason::Reason;
@@ -253,6 +253,18 @@ impl Table for LazyTable {
     }
     fn zero(&mut self, service: Option<ServiceId>) -> Result<(), Error> {
         self.get().zero(service)
+    }
+    fn drain(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
+        self.get().drain(service, id)
+    }
+    fn undrain(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
+        self.get().undrain(service, id)
+    }
+    fn drained(&mut self) -> Result<Vec<Drained>, Error> {
+        self.get().drained()
+    }
+    fn end_connections(&mut self, service: ServiceId, id: DestinationId) -> Result<u64, Error> {
+        self.get().end_connections(service, id)
     }
     fn connection_table_size(&mut self) -> Result<u32, Error> {
         self.get().connection_table_size()

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{check, face, keepalived, lab, man, mark, proc, set};
+use rlvs::{check, drain, face, keepalived, lab, man, mark, proc, set};
 
 const KEEPALIVED: &str = "keepalived";
 
@@ -28,6 +28,10 @@ enum Command {
     Detach,
     /// Shows what is attached and what it does
     Status,
+    /// Lets a real server run empty: no new connections, and waits until those it has have ended
+    Drain(drain::DrainArguments),
+    /// Gives a drained real server its weight back
+    Undrain(drain::UndrainArguments),
     /// Shows or changes settings, by the names of net.ipv4.vs
     Set(set::Arguments),
     /// Prints what the kernel's IPVS has in /proc/net: ip_vs, ip_vs_conn, ip_vs_stats and others
@@ -67,6 +71,8 @@ fn main() -> ExitCode {
         Command::Attach(arguments) => face::attach(&arguments),
         Command::Detach => face::detach(),
         Command::Status => face::status(),
+        Command::Drain(arguments) => drain::drain(&arguments),
+        Command::Undrain(arguments) => drain::undrain(&arguments),
         Command::Set(arguments) => set::run(&arguments),
         Command::Proc(arguments) => proc::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),

@@ -25,6 +25,8 @@ pub enum Kind {
     Unsupported,
     /// The table differed from how it was left.
     Foreign,
+    /// Somebody has drained a server, or given it back.
+    Drained,
     /// The table refused a change, or could not be opened.
     Refused,
 }

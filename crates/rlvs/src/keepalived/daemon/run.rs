@@ -274,7 +274,7 @@ impl Daemon {
 
     fn service(&mut self, event: &ServiceEvent) {
         let level = match event.kind {
-            Kind::ServerUp | Kind::Weight | Kind::QuorumUp => Level::Notice,
+            Kind::ServerUp | Kind::Weight | Kind::QuorumUp | Kind::Drained => Level::Notice,
             Kind::Failed => Level::Info,
             Kind::ServerDown | Kind::NotAsked | Kind::Unsupported | Kind::Foreign => Level::Warning,
             Kind::QuorumDown | Kind::Refused => Level::Error,
