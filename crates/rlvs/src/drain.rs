@@ -214,18 +214,25 @@ pub fn drain(arguments: &DrainArguments) -> Result<ExitCode> {
         progress.end("left", &text)?;
         return Ok(ExitCode::from(LEFT));
     }
-    let mut ended = 0;
-    {
-        let mut table = open()?;
-        for one in which.drained(&mut *table)? {
-            ended += table.end_connections(one.service, one.id)?;
-        }
+    let ended = end(which)?;
+    let last = Instant::now() + SWEEP_MAX;
+    // A template that still had connections lives for a while after them, unless it is ended again.
+    while wait(which, Instant::now() + LOOK_INTERVAL, &mut progress)? > 0 {
+        ensure!(Instant::now() < last, "connections are still there, although {ended} were ended");
+        end(which)?;
     }
-    // New ones may come by templates that were there: they have ended too.
-    let left = wait(which, Instant::now() + SWEEP_MAX, &mut progress)?;
-    ensure!(left == 0, "{left} connections are still there, although {ended} were ended");
     progress.end("reset", &format!("{ended} connections were ended; it stays drained"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends what the servers have left, and returns how much that was.
+fn end(which: &Which) -> Result<u64> {
+    let mut table = open()?;
+    let mut ended = 0;
+    for one in which.drained(&mut *table)? {
+        ended += table.end_connections(one.service, one.id)?;
+    }
+    Ok(ended)
 }
 
 /// Sets the servers aside, and says what follows.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod doctor;
 pub mod drain;
 pub mod face;
 pub mod ipvsadm;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{check, drain, face, keepalived, lab, man, mark, proc, set};
+use rlvs::{check, doctor, drain, face, keepalived, lab, man, mark, proc, set};
 
 const KEEPALIVED: &str = "keepalived";
 
@@ -28,6 +28,8 @@ enum Command {
     Detach,
     /// Shows what is attached and what it does
     Status,
+    /// Looks for what is wrong here, and says what to do about it
+    Doctor(doctor::Arguments),
     /// Lets a real server run empty: no new connections, and waits until those it has have ended
     Drain(drain::DrainArguments),
     /// Gives a drained real server its weight back
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Attach(arguments) => face::attach(&arguments),
         Command::Detach => face::detach(),
         Command::Status => face::status(),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Drain(arguments) => drain::drain(&arguments),
         Command::Undrain(arguments) => drain::undrain(&arguments),
         Command::Set(arguments) => set::run(&arguments),

@@ -9,6 +9,7 @@
 //! again it finds them, as in the kernel's trash.
 
 mod aside;
+mod audit;
 mod batch;
 mod counters;
 
@@ -44,6 +45,7 @@ use super::records::{
     scheduler_name, scheduler_number, service_id, set_deltas,
 };
 use super::stages::Group;
+pub use audit::{Fill, Miscount, Tally};
 pub use batch::Work;
 pub use counters::Total;
 
