@@ -10,7 +10,6 @@ use rlvs_control::model::{
     Connection, Destination, DestinationId, Drained, Service, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::table::{Error, Table};
-use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
 use rlvs_linux::dataplane::pins;
@@ -112,46 +111,6 @@ pub fn detach() -> Result<ExitCode> {
 pub fn uninstall() -> Result<ExitCode> {
     let removed = pins::remove_all()?;
     println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Runs `rlvs status`.
-///
-/// # Errors
-/// A missing capability.
-pub fn status() -> Result<ExitCode> {
-    attach::collect()?;
-    let Some(folder) = pins::open()? else {
-        println!("not attached: no interface of this network namespace balances");
-        return Ok(ExitCode::FAILURE);
-    };
-    let attached = attach::attached(&folder)?;
-    let Some(mut table) = BpfTable::open()? else { return Ok(ExitCode::FAILURE) };
-    let services = table.services()?;
-    let out = &mut io::stdout().lock();
-    writeln!(out, "pins          {}", folder.shown())?;
-    for Attached { name, mode, .. } in attached {
-        writeln!(out, "interface     {name}: {}", mode.name())?;
-    }
-    for name in attach::unattached(&folder)? {
-        writeln!(out, "interface     {name}: not attached; `rlvs attach` does it")?;
-    }
-    let destinations = services.iter().flat_map(|entry| &entry.destinations);
-    let (mut count, mut active, mut inactive) = (0, 0, 0);
-    for destination in destinations {
-        count += 1;
-        active += destination.active;
-        inactive += destination.inactive;
-    }
-    writeln!(out, "services      {}", services.len())?;
-    writeln!(out, "destinations  {count}")?;
-    writeln!(out, "connections   {active} active, {inactive} inactive")?;
-    for reason in Reason::ALL {
-        let packets = table.maps().reason(reason as u32);
-        if packets > 0 {
-            writeln!(out, "packets       {packets} {}", reason.name())?;
-        }
-    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -12,3 +12,5 @@ pub mod man;
 pub mod mark;
 pub mod proc;
 pub mod set;
+pub mod status;
+pub mod top;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{check, doctor, drain, face, keepalived, lab, man, mark, proc, set};
+use rlvs::{check, doctor, drain, face, keepalived, lab, man, mark, proc, set, status, top};
 
 const KEEPALIVED: &str = "keepalived";
 
@@ -27,7 +27,9 @@ enum Command {
     /// Detaches it from all of them and forgets the virtual-server table
     Detach,
     /// Shows what is attached and what it does
-    Status,
+    Status(status::Arguments),
+    /// The same live, sorted and filtered by key
+    Top,
     /// Looks for what is wrong here, and says what to do about it
     Doctor(doctor::Arguments),
     /// Lets a real server run empty: no new connections, and waits until those it has have ended
@@ -72,7 +74,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Attach(arguments) => face::attach(&arguments),
         Command::Detach => face::detach(),
-        Command::Status => face::status(),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Top => top::run(),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Drain(arguments) => drain::drain(&arguments),
         Command::Undrain(arguments) => drain::undrain(&arguments),

@@ -4,6 +4,7 @@
 
 mod drain;
 mod site;
+mod state;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -254,6 +254,7 @@ fn xdp_of(link: &Link) -> Mode {
 /// Says why an interface has the mode that it has.
 pub fn why(link: &Link, mode: Mode) -> &'static str {
     match (mode, link.kind.as_deref()) {
+        _ if link.loopback => "for clients on this host",
         (Mode::Native, _) => "its driver has XDP",
         (Mode::Generic, _) => "as asked for; slower than TC, for tests",
         (Mode::Tc, Some("veth")) => {

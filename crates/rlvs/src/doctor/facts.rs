@@ -28,6 +28,8 @@ pub struct Facts {
     pub any: bool,
     /// The largest segment that ends of connections may announce; 0 for any.
     pub mss: u32,
+    /// Addresses of virtual routers here that are not master: another director has them.
+    pub elsewhere: BTreeSet<IpAddr>,
     /// Services.
     pub services: Vec<Service>,
     /// Destinations that are drained.

@@ -18,6 +18,7 @@ use rlvs_linux::sysctl;
 
 use super::facts::{Claim, Facts, Interface, Server, Service, Way};
 use super::filters;
+use crate::keepalived::daemon::state::{self, RouterState};
 
 /// How long reasons and rates are watched, and answers to ARP waited for.
 const WATCH: Duration = Duration::from_secs(1);
@@ -61,6 +62,7 @@ pub fn gather(depth: Depth) -> Result<Option<Facts>> {
     let Some(mut before) = Reading::take(depth)? else { return Ok(None) };
     facts.services =
         before.services.iter().map(|entry| service(entry, &before.overheads)).collect();
+    facts.elsewhere = elsewhere();
     facts.any = before.any;
     facts.mss = before.mss;
     facts.drained = std::mem::take(&mut before.drained);
@@ -81,6 +83,17 @@ pub fn gather(depth: Depth) -> Result<Option<Facts>> {
     }
     find_ways(&mut facts)?;
     Ok(Some(facts))
+}
+
+/// Asks the daemon which addresses another director has.
+fn elsewhere() -> BTreeSet<IpAddr> {
+    let instances = state::ask().map(|daemon| daemon.instances).unwrap_or_default();
+    instances
+        .into_iter()
+        .filter(|one| one.state != RouterState::Master)
+        .flat_map(|one| one.addresses.into_iter().chain(one.excluded_addresses))
+        .map(|one| one.address)
+        .collect()
 }
 
 fn interface(placed: &Placed) -> Interface {

@@ -232,6 +232,7 @@ fn vip(facts: &Facts, to: &mut Findings) {
     for service in facts.services.iter().filter(|_| !facts.any) {
         if let Some(vip) = service.vip
             && !service.local
+            && !facts.elsewhere.contains(&vip)
         {
             to.warn(
                 service_name(service.id),
