@@ -81,7 +81,7 @@ fn status_says_all_of_it() {
     drop(scene.second.take());
     let host = scene.site.host(First);
     assert_eq!(run(host, Path::new(PROGRAM), &["drain", ONE]).status, Some(0));
-    let said = scene.wait_status(&["192.168.1.102:80         out: "]);
+    let said = scene.wait_status(&["192.168.1.102:80         out: ", "error    no-server"]);
     assert!(said.contains(", drained, up\n"), "{said}");
     assert!(
         said.contains(&format!("drained       {ONE} of TCP 192.168.1.200:80: 0 active")),
@@ -101,6 +101,11 @@ fn status_says_all_of_it() {
     assert_eq!(value["drained"][0]["weight"], 3);
     assert_eq!(value["findings"][0]["check"], "no-server");
     assert_eq!(value["daemon"]["instances"][0]["state"], "master");
+
+    let pins = Path::new(value["pins"].as_str().unwrap());
+    assert!(pins.exists());
+    drop(scene);
+    assert!(!pins.exists(), "the site has left {}", pins.display());
 }
 
 /// A tmux of a test's own.

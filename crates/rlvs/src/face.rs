@@ -15,8 +15,11 @@ use rlvs_linux::dataplane::load::Sizes;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::ipvs::table::KernelTable;
+use rlvs_linux::vrrp;
 
 use crate::ipvsadm::Backend;
+use crate::keepalived::daemon;
+use crate::lab::claim;
 
 /// Names the back end of `ipvsadm` and `keepalived` for tests and scripts.
 pub const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
@@ -104,11 +107,15 @@ pub fn detach() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs `rlvs uninstall`.
+/// Runs `rlvs uninstall`. Labs go too, but for those that somebody is at; keepalived should have ended
+/// before, else it will write its notes again.
 ///
 /// # Errors
 /// A missing capability.
 pub fn uninstall() -> Result<ExitCode> {
+    claim::forget()?;
+    vrrp::forget_all()?;
+    daemon::remove_stale_sockets();
     let removed = pins::remove_all()?;
     println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
     Ok(ExitCode::SUCCESS)

@@ -36,6 +36,11 @@ use pid::PidFile;
 use run::Daemon;
 use signals::Wish;
 
+/// Removes the sockets of daemons that were killed. For `rlvs uninstall`.
+pub fn remove_stale_sockets() {
+    watch::remove_stale();
+}
+
 /// Status of a daemon that could not begin.
 const STATUS_FATAL: u8 = 1;
 /// Status of a configuration that cannot be carried out.

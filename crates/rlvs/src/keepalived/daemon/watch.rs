@@ -156,7 +156,7 @@ fn bound(path: &Path) -> io::Result<StdListener> {
 }
 
 /// Removes the sockets of daemons that were killed.
-fn remove_stale() {
+pub(super) fn remove_stale() {
     let Ok(entries) = fs::read_dir(state::FOLDER) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
