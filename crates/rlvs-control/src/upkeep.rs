@@ -12,6 +12,9 @@ use crate::model::{
 use crate::plan::{Change, plan};
 use crate::table::{Error, Table};
 
+/// Destinations, each with its service.
+type Named = BTreeSet<(ServiceId, DestinationId)>;
+
 /// What came of an attempt to bring a table to what is desired.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -37,7 +40,7 @@ pub struct Upkeep {
     /// Services whose table entry may differ.
     dirty: BTreeSet<ServiceId>,
     /// Destinations that were drained when last looked at, of services that are asked for.
-    drained: BTreeSet<(ServiceId, DestinationId)>,
+    drained: Named,
 }
 
 impl Upkeep {
@@ -106,7 +109,7 @@ impl Upkeep {
         table: &mut dyn Table,
         touched: &BTreeSet<ServiceId>,
         current: Vec<ServiceEntry>,
-        drained: BTreeSet<(ServiceId, DestinationId)>,
+        drained: Named,
     ) -> Report {
         let desired: Vec<ServiceEntry> = touched
             .iter()
@@ -138,7 +141,7 @@ impl Upkeep {
         report
     }
 
-    fn note_drained(&mut self, now: &BTreeSet<(ServiceId, DestinationId)>, report: &mut Report) {
+    fn note_drained(&mut self, now: &Named, report: &mut Report) {
         let ours = |(id, _): &&(ServiceId, DestinationId)| self.desired.contains_key(id);
         let now: BTreeSet<_> = now.iter().filter(ours).copied().collect();
         report.drained = now.difference(&self.drained).copied().collect();
@@ -172,7 +175,7 @@ fn read(table: &mut dyn Table, ids: &BTreeSet<ServiceId>) -> Result<Vec<ServiceE
 fn with_drained(
     table: &mut dyn Table,
     mut current: Vec<ServiceEntry>,
-) -> Result<(Vec<ServiceEntry>, BTreeSet<(ServiceId, DestinationId)>), Error> {
+) -> Result<(Vec<ServiceEntry>, Named), Error> {
     let drained = table.drained()?;
     let weights: BTreeMap<_, u32> =
         drained.iter().map(|one| ((one.service, one.id), one.weight)).collect();
@@ -191,15 +194,11 @@ struct Serving {
     /// Services that shall have somebody in the end.
     shall: BTreeSet<ServiceId>,
     /// Who takes none, whatever weight is wanted.
-    drained: BTreeSet<(ServiceId, DestinationId)>,
+    drained: Named,
 }
 
 impl Serving {
-    fn new(
-        current: &[ServiceEntry],
-        desired: &[ServiceEntry],
-        drained: BTreeSet<(ServiceId, DestinationId)>,
-    ) -> Self {
+    fn new(current: &[ServiceEntry], desired: &[ServiceEntry], drained: Named) -> Self {
         let of = |entry: &ServiceEntry| -> BTreeSet<DestinationId> {
             let there = entry.destinations.iter().map(|to| to.destination);
             there
@@ -229,10 +228,10 @@ impl Serving {
         let service = service_of(change);
         let now = self.now.entry(service).or_default();
         match change {
-            Change::AddDestination(_, to) | Change::EditDestination(_, to) if to.weight > 0 => {
-                if !self.drained.contains(&(service, to.id)) {
-                    now.insert(to.id);
-                }
+            Change::AddDestination(_, to) | Change::EditDestination(_, to)
+                if to.weight > 0 && !self.drained.contains(&(service, to.id)) =>
+            {
+                now.insert(to.id);
             }
             Change::EditDestination(_, to) => {
                 now.remove(&to.id);

@@ -68,15 +68,17 @@ pub fn gather(depth: Depth) -> Result<Option<Facts>> {
     facts.drained = std::mem::take(&mut before.drained);
     facts.fill = before.table_fill();
     if depth == Depth::Whole {
-        probe_servers(&mut facts, &placed)?;
-        // Both take the same time.
-        let (answers, seen) = std::thread::scope(|scope| {
-            let asked = scope.spawn(|| ask_for_vips(&facts, &placed));
-            let seen = watch(&before);
-            (asked.join().unwrap_or_else(|_| Ok(Vec::new())), seen)
+        // All take about the same time. A thread that panicked has said so.
+        let (connected, answers, change) = std::thread::scope(|scope| {
+            let connected = scope.spawn(|| connect_all(&facts, &placed));
+            let answers = scope.spawn(|| ask_for_vips(&facts, &placed));
+            let change = watch(&before);
+            let connected = connected.join().unwrap_or_else(|_| Ok(Connected::default()));
+            (connected, answers.join().unwrap_or_else(|_| Ok(Vec::new())), change)
         });
+        connected?.put(&mut facts);
         note_claims(&mut facts, &placed, answers?)?;
-        seen?.put(&mut facts);
+        change?.put(&mut facts);
         facts.miscounts = BpfTable::open()?.map(|table| table.audit()).unwrap_or_default();
         let vips = facts.services.iter().filter_map(|service| service.vip).collect();
         facts.rules = filters::rules(&vips);
@@ -223,45 +225,39 @@ impl Change {
     }
 }
 
-/// Connects to servers, and listens how their answers come in.
-fn probe_servers(facts: &mut Facts, placed: &[Placed]) -> Result<()> {
+/// What came of connecting to servers.
+#[derive(Default)]
+struct Connected {
+    outcomes: BTreeMap<SocketAddr, Result<(), String>>,
+    /// By interface, whose packets came in with unfinished checksums.
+    unfinished: BTreeMap<String, BTreeSet<IpAddr>>,
+}
+
+impl Connected {
+    fn put(mut self, facts: &mut Facts) {
+        for service in &mut facts.services {
+            for server in &mut service.servers {
+                let id = server.entry.destination.id;
+                server.connected =
+                    self.outcomes.get(&SocketAddr::new(id.address, id.port)).cloned();
+            }
+        }
+        for one in &mut facts.interfaces {
+            one.unfinished = self.unfinished.remove(&one.name).unwrap_or_default();
+        }
+    }
+}
+
+/// Connects to every server that should take connections, and listens how their answers come in.
+fn connect_all(facts: &Facts, placed: &[Placed]) -> Result<Connected> {
     let is_xdp = |one: &&Placed| matches!(one.mode, Some(Mode::Native | Mode::Generic));
     let mut watches = Vec::new();
     for one in placed.iter().filter(is_xdp) {
         let watch = ChecksumWatch::begin(one.link.index)
             .with_context(|| format!("listening on {}", one.link.name))?;
-        watches.push((&one.link.name, watch));
+        watches.push((one.link.name.clone(), watch));
     }
-    let outcomes = connect_all(facts);
-    for service in &mut facts.services {
-        for server in &mut service.servers {
-            let id = server.entry.destination.id;
-            server.connected = outcomes.get(&SocketAddr::new(id.address, id.port)).cloned();
-        }
-    }
-    for (name, watch) in watches {
-        let unfinished = watch.end();
-        if let Some(one) = facts.interfaces.iter_mut().find(|one| one.name == *name) {
-            one.unfinished = unfinished;
-        }
-    }
-    Ok(())
-}
-
-/// Connects to every server that should take connections.
-fn connect_all(facts: &Facts) -> BTreeMap<SocketAddr, Result<(), String>> {
-    let tcp = facts
-        .services
-        .iter()
-        .filter(|one| matches!(one.id, ServiceId::Address { protocol: Protocol::Tcp, .. }));
-    let ends: BTreeSet<SocketAddr> = tcp
-        .flat_map(|service| &service.servers)
-        .map(|server| &server.entry.destination)
-        .filter(|to| to.weight > 0 && to.id.port != 0)
-        .map(|to| SocketAddr::new(to.id.address, to.id.port))
-        .take(SERVERS_MAX)
-        .collect();
-    let ends: Vec<SocketAddr> = ends.into_iter().collect();
+    let ends: Vec<SocketAddr> = ends(facts).into_iter().collect();
     let connect = |end: &SocketAddr| match TcpStream::connect_timeout(end, CONNECT_MAX) {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
@@ -277,7 +273,22 @@ fn connect_all(facts: &Facts) -> BTreeMap<SocketAddr, Result<(), String>> {
             }
         });
     }
-    outcomes
+    let unfinished = watches.into_iter().map(|(name, watch)| (name, watch.end())).collect();
+    Ok(Connected { outcomes, unfinished })
+}
+
+/// Returns the TCP servers that should take connections.
+fn ends(facts: &Facts) -> BTreeSet<SocketAddr> {
+    let tcp = facts
+        .services
+        .iter()
+        .filter(|one| matches!(one.id, ServiceId::Address { protocol: Protocol::Tcp, .. }));
+    tcp.flat_map(|service| &service.servers)
+        .map(|server| &server.entry.destination)
+        .filter(|to| to.weight > 0 && to.id.port != 0)
+        .map(|to| SocketAddr::new(to.id.address, to.id.port))
+        .take(SERVERS_MAX)
+        .collect()
 }
 
 /// An answer by ARP: the interface that it came by, the address, who has it.

@@ -64,8 +64,11 @@ impl BpfTable {
     pub(super) fn list_drained(&self) -> Vec<Drained> {
         let drained = |(&(service, id), &number): (&(u32, DestinationId), &u32)| {
             let record = self.destination_record(number);
+            if record.aside & DRAINED == 0 {
+                return None;
+            }
             let counts = self.destination_entry(number);
-            (record.aside & DRAINED != 0).then(|| Drained {
+            Some(Drained {
                 service: service_id(&self.service_record(service)),
                 id,
                 weight: returned(&record),
