@@ -284,6 +284,10 @@ fn uninstalling_leaves_nothing_in_any_namespace() {
         done)
         test "$(echo $numbers | wc -w)" = 2
         ls /run/rlvs/bpf | grep -c ^ns-
+        # What a master and a lab leave.
+        mkdir -p /run/rlvs/vrrp /run/rlvs/lab
+        echo >/run/rlvs/vrrp/1-eth0-4-51
+        echo >/run/rlvs/lab/lock
         "$1" uninstall
         test ! -e /run/rlvs
         ! grep /run/rlvs /proc/mounts

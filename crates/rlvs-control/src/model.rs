@@ -264,6 +264,33 @@ pub struct DestinationEntry {
     pub traffic: Traffic,
 }
 
+/// A destination that is set aside: it takes no new connections until it is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Its service.
+    pub service: ServiceId,
+    /// Which it is.
+    pub id: DestinationId,
+    /// The weight that it is given back.
+    pub weight: u32,
+    /// Whether the service has it; one that was removed stays set aside for its return.
+    pub listed: bool,
+    /// Connections left in an active state.
+    pub active: u32,
+    /// Other connections left.
+    pub inactive: u32,
+    /// Persistence templates left: clients whose new connections still come.
+    pub persistent: u32,
+}
+
+impl Drained {
+    /// Returns whether nothing is left of it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.active == 0 && self.inactive == 0 && self.persistent == 0
+    }
+}
+
 /// The time-outs that `ipvsadm --set` changes, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {

@@ -5,8 +5,8 @@
 //! one edit: it happens whole or not at all.
 
 use crate::model::{
-    Connection, ConnectionLine, Destination, DestinationId, Service, ServiceEntry, ServiceId,
-    SyncDaemon, SyncRole, Timeouts, Traffic, Version,
+    Connection, ConnectionLine, Destination, DestinationId, Drained, Service, ServiceEntry,
+    ServiceId, SyncDaemon, SyncRole, Timeouts, Traffic, Version,
 };
 
 /// Why a table refused an edit or a question.
@@ -55,6 +55,9 @@ pub enum Error {
     #[error("{0}")]
     System(String),
 }
+
+const CANNOT_DRAIN: &str = "this table has no place to remember what is set aside: only rlvs's own has; \
+    `ipvsadm -e … -w 0` stops new connections";
 
 /// A virtual-server table: the kernel's IPVS or ours.
 pub trait Table {
@@ -121,6 +124,24 @@ pub trait Table {
     fn zero(&mut self, service: Option<ServiceId>) -> Result<(), Error>;
     /// Returns the size that the first line of a listing shows.
     fn connection_table_size(&mut self) -> Result<u32, Error>;
+    /// Sets a destination aside: its weight is 0 whatever is asked for, also when it is removed and
+    /// added again, until [`Self::undrain`] gives back what was asked for last.
+    fn drain(&mut self, _service: ServiceId, _id: DestinationId) -> Result<(), Error> {
+        Err(Error::Invalid(CANNOT_DRAIN.to_owned()))
+    }
+    /// Gives a destination back that was set aside.
+    fn undrain(&mut self, _service: ServiceId, _id: DestinationId) -> Result<(), Error> {
+        Err(Error::Invalid(CANNOT_DRAIN.to_owned()))
+    }
+    /// Lists the destinations that are set aside.
+    fn drained(&mut self) -> Result<Vec<Drained>, Error> {
+        Ok(Vec::new())
+    }
+    /// Ends every connection and template of a destination as if its time had run out. Returns how
+    /// many there were.
+    fn end_connections(&mut self, _service: ServiceId, _id: DestinationId) -> Result<u64, Error> {
+        Err(Error::Invalid(CANNOT_DRAIN.to_owned()))
+    }
     /// Returns the version that the first line of a listing shows.
     fn version(&mut self) -> Result<Version, Error> {
         Ok(Version::default())

@@ -1,7 +1,8 @@
 //! Keeping a table as it should be: what differs is changed, what fails is tried again.
 //!
 //! Only services that are or were asked for are touched. What somebody else changed in them is
-//! reported, and put right.
+//! reported, and put right, except that a destination was drained: the table remembers what weight is
+//! wanted of it and goes by 0.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +11,9 @@ use crate::model::{
 };
 use crate::plan::{Change, plan};
 use crate::table::{Error, Table};
+
+/// Destinations, each with its service.
+type Named = BTreeSet<(ServiceId, DestinationId)>;
 
 /// What came of an attempt to bring a table to what is desired.
 #[derive(Debug, Default)]
@@ -20,6 +24,11 @@ pub struct Report {
     pub refused: Vec<(Change, Error)>,
     /// Of what was changed, what somebody else had made necessary.
     pub foreign: Vec<Change>,
+    /// Destinations that somebody has drained since the last report, or that were when the first was
+    /// made.
+    pub drained: Vec<(ServiceId, DestinationId)>,
+    /// Destinations that are drained no longer.
+    pub undrained: Vec<(ServiceId, DestinationId)>,
 }
 
 /// What a table should hold, and what was last seen to be in it.
@@ -30,6 +39,8 @@ pub struct Upkeep {
     left: BTreeMap<ServiceId, ServiceEntry>,
     /// Services whose table entry may differ.
     dirty: BTreeSet<ServiceId>,
+    /// Destinations that were drained when last looked at, of services that are asked for.
+    drained: Named,
 }
 
 impl Upkeep {
@@ -62,14 +73,15 @@ impl Upkeep {
     /// The table cannot be read. Nothing was changed then.
     pub fn apply(&mut self, table: &mut dyn Table) -> Result<Report, Error> {
         let touched = std::mem::take(&mut self.dirty);
-        let current = match read(table, &touched) {
+        let current = match read(table, &touched).and_then(|current| with_drained(table, current)) {
             Ok(current) => current,
             Err(error) => {
                 self.dirty = touched;
                 return Err(error);
             }
         };
-        Ok(self.carry_out(table, &touched, current))
+        let (current, drained) = current;
+        Ok(self.carry_out(table, &touched, current, drained))
     }
 
     /// Looks at every service that is asked for, and puts right what differs.
@@ -79,16 +91,17 @@ impl Upkeep {
     pub fn reconcile(&mut self, table: &mut dyn Table) -> Result<Report, Error> {
         self.dirty.extend(self.desired.keys());
         let touched = std::mem::take(&mut self.dirty);
-        let current = match table.services() {
+        let current = match table.services().and_then(|current| with_drained(table, current)) {
             Ok(current) => current,
             Err(error) => {
                 self.dirty = touched;
                 return Err(error);
             }
         };
+        let (current, drained) = current;
         let named = |entry: &ServiceEntry| touched.contains(&entry.service.id);
         let current = current.into_iter().filter(named).collect();
-        Ok(self.carry_out(table, &touched, current))
+        Ok(self.carry_out(table, &touched, current, drained))
     }
 
     fn carry_out(
@@ -96,6 +109,7 @@ impl Upkeep {
         table: &mut dyn Table,
         touched: &BTreeSet<ServiceId>,
         current: Vec<ServiceEntry>,
+        drained: Named,
     ) -> Report {
         let desired: Vec<ServiceEntry> = touched
             .iter()
@@ -103,7 +117,8 @@ impl Upkeep {
             .map(|(service, to)| entry(service, to))
             .collect();
         let mut report = Report { foreign: self.foreign(touched, &current), ..Report::default() };
-        let mut serving = Serving::new(&current, &desired);
+        self.note_drained(&drained, &mut report);
+        let mut serving = Serving::new(&current, &desired, drained);
         for change in in_order(&current, plan(&current, &desired)) {
             if serving.is_last(&change) {
                 self.dirty.insert(service_of(&change));
@@ -124,6 +139,14 @@ impl Upkeep {
         let clean = desired.into_iter().filter(|entry| !self.dirty.contains(&entry.service.id));
         self.left.extend(clean.map(|entry| (entry.service.id, entry)));
         report
+    }
+
+    fn note_drained(&mut self, now: &Named, report: &mut Report) {
+        let ours = |(id, _): &&(ServiceId, DestinationId)| self.desired.contains_key(id);
+        let now: BTreeSet<_> = now.iter().filter(ours).copied().collect();
+        report.drained = now.difference(&self.drained).copied().collect();
+        report.undrained = self.drained.difference(&now).copied().collect();
+        self.drained = now;
     }
 
     /// Returns what brings the table back to how it was left.
@@ -148,22 +171,45 @@ fn read(table: &mut dyn Table, ids: &BTreeSet<ServiceId>) -> Result<Vec<ServiceE
     Ok(entries)
 }
 
+/// Returns the destinations that are drained, and services with the weights that are wanted of those.
+fn with_drained(
+    table: &mut dyn Table,
+    mut current: Vec<ServiceEntry>,
+) -> Result<(Vec<ServiceEntry>, Named), Error> {
+    let drained = table.drained()?;
+    let weights: BTreeMap<_, u32> =
+        drained.iter().map(|one| ((one.service, one.id), one.weight)).collect();
+    for entry in current.iter_mut().filter(|_| !weights.is_empty()) {
+        for there in &mut entry.destinations {
+            let to = &mut there.destination;
+            to.weight = weights.get(&(entry.service.id, to.id)).copied().unwrap_or(to.weight);
+        }
+    }
+    Ok((current, weights.into_keys().collect()))
+}
+
 /// Who takes connections while changes are carried out.
 struct Serving {
     now: BTreeMap<ServiceId, BTreeSet<DestinationId>>,
     /// Services that shall have somebody in the end.
     shall: BTreeSet<ServiceId>,
+    /// Who takes none, whatever weight is wanted.
+    drained: Named,
 }
 
 impl Serving {
-    fn new(current: &[ServiceEntry], desired: &[ServiceEntry]) -> Self {
+    fn new(current: &[ServiceEntry], desired: &[ServiceEntry], drained: Named) -> Self {
         let of = |entry: &ServiceEntry| -> BTreeSet<DestinationId> {
             let there = entry.destinations.iter().map(|to| to.destination);
-            there.filter(|to| to.weight > 0).map(|to| to.id).collect()
+            there
+                .filter(|to| to.weight > 0 && !drained.contains(&(entry.service.id, to.id)))
+                .map(|to| to.id)
+                .collect()
         };
         let now = current.iter().map(|entry| (entry.service.id, of(entry))).collect();
         let shall = desired.iter().filter(|entry| !of(entry).is_empty());
-        Self { now, shall: shall.map(|entry| entry.service.id).collect() }
+        let shall = shall.map(|entry| entry.service.id).collect();
+        Self { now, shall, drained }
     }
 
     /// Returns whether a change would take the last destination from a service that shall have one:
@@ -179,9 +225,12 @@ impl Serving {
     }
 
     fn take(&mut self, change: &Change) {
-        let now = self.now.entry(service_of(change)).or_default();
+        let service = service_of(change);
+        let now = self.now.entry(service).or_default();
         match change {
-            Change::AddDestination(_, to) | Change::EditDestination(_, to) if to.weight > 0 => {
+            Change::AddDestination(_, to) | Change::EditDestination(_, to)
+                if to.weight > 0 && !self.drained.contains(&(service, to.id)) =>
+            {
                 now.insert(to.id);
             }
             Change::EditDestination(_, to) => {

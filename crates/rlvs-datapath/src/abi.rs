@@ -440,8 +440,8 @@ pub struct Destination {
     /// Family of [`address`](Self::address): 4 or 6. Only a tunnel's may be another than its
     /// service's.
     pub family: u8,
-    /// Makes the words below aligned.
-    pub padding: u8,
+    /// [`aside`] bits; control plane only.
+    pub aside: u8,
     /// The last weight above 0 that it had, which mh goes by; control plane only.
     pub last_weight: u32,
     /// Second at which it was retired; control plane only.
@@ -507,6 +507,14 @@ pub mod method {
     pub const TUNNEL: u8 = 2;
     /// Direct routing.
     pub const DIRECT: u8 = 3;
+}
+
+/// Bits of a destination that is drained: its weight is 0 until it is given back.
+pub mod aside {
+    /// It is drained.
+    pub const DRAINED: u8 = 1;
+    /// What it is given back is not the last weight above 0, but 0.
+    pub const QUIESCED: u8 = 2;
 }
 
 /// Bits of [`Destination::flags`].

@@ -125,6 +125,17 @@ pub struct Link {
     pub lower: Option<u32>,
     /// Its addresses.
     pub addresses: Vec<Prefix>,
+    /// The XDP programs that it runs.
+    pub xdp: XdpPrograms,
+}
+
+/// Ids of the XDP programs that an interface runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XdpPrograms {
+    /// In the driver, or on the card.
+    pub native: Option<u32>,
+    /// In the stack.
+    pub generic: Option<u32>,
 }
 
 /// A route to add to a table.
@@ -610,6 +621,18 @@ fn neighbour_message(index: u32, address: IpAddr) -> NeighbourMessage {
     message
 }
 
+fn xdp_from(attributes: &[LinkXdp]) -> XdpPrograms {
+    let mut programs = XdpPrograms::default();
+    for attribute in attributes {
+        match attribute {
+            LinkXdp::DrvProgId(id) | LinkXdp::HwProgId(id) => programs.native = Some(*id),
+            LinkXdp::SkbProgId(id) => programs.generic = Some(*id),
+            _ => {}
+        }
+    }
+    programs
+}
+
 fn link_from(message: LinkMessage) -> Option<Link> {
     let flags = message.header.flags;
     let mut link = Link {
@@ -624,6 +647,7 @@ fn link_from(message: LinkMessage) -> Option<Link> {
         controller: None,
         lower: None,
         addresses: Vec::new(),
+        xdp: XdpPrograms::default(),
     };
     // An index of another namespace means nothing here.
     let elsewhere =
@@ -632,6 +656,7 @@ fn link_from(message: LinkMessage) -> Option<Link> {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::Xdp(programs) => link.xdp = xdp_from(&programs),
             LinkAttribute::Mtu(mtu_bytes) => link.mtu_bytes = mtu_bytes,
             LinkAttribute::Controller(index) => link.controller = Some(index),
             LinkAttribute::Link(index) if !elsewhere && index != 0 => link.lower = Some(index),

@@ -7,18 +7,19 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use rlvs_control::memory::MemoryTable;
 use rlvs_control::model::{
-    Connection, Destination, DestinationId, Service, ServiceEntry, ServiceId, Timeouts,
+    Connection, Destination, DestinationId, Drained, Service, ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::table::{Error, Table};
-use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::ipvs::table::KernelTable;
+use rlvs_linux::vrrp;
 
 use crate::ipvsadm::Backend;
-use crate::keepalived::daemon::remove_stale_sockets;
+use crate::keepalived::daemon;
+use crate::lab::claim;
 
 /// Names the back end of `ipvsadm` and `keepalived` for tests and scripts.
 pub const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
@@ -106,54 +107,17 @@ pub fn detach() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs `rlvs uninstall`.
+/// Runs `rlvs uninstall`. Labs go too, but for those that somebody is at; keepalived should have ended
+/// before, else it will write its notes again.
 ///
 /// # Errors
 /// A missing capability.
 pub fn uninstall() -> Result<ExitCode> {
-    remove_stale_sockets();
+    claim::forget()?;
+    vrrp::forget_all()?;
+    daemon::remove_stale_sockets();
     let removed = pins::remove_all()?;
     println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Runs `rlvs status`.
-///
-/// # Errors
-/// A missing capability.
-pub fn status() -> Result<ExitCode> {
-    attach::collect()?;
-    let Some(folder) = pins::open()? else {
-        println!("not attached: no interface of this network namespace balances");
-        return Ok(ExitCode::FAILURE);
-    };
-    let attached = attach::attached(&folder)?;
-    let Some(mut table) = BpfTable::open()? else { return Ok(ExitCode::FAILURE) };
-    let services = table.services()?;
-    let out = &mut io::stdout().lock();
-    writeln!(out, "pins          {}", folder.shown())?;
-    for Attached { name, mode, .. } in attached {
-        writeln!(out, "interface     {name}: {}", mode.name())?;
-    }
-    for name in attach::unattached(&folder)? {
-        writeln!(out, "interface     {name}: not attached; `rlvs attach` does it")?;
-    }
-    let destinations = services.iter().flat_map(|entry| &entry.destinations);
-    let (mut count, mut active, mut inactive) = (0, 0, 0);
-    for destination in destinations {
-        count += 1;
-        active += destination.active;
-        inactive += destination.inactive;
-    }
-    writeln!(out, "services      {}", services.len())?;
-    writeln!(out, "destinations  {count}")?;
-    writeln!(out, "connections   {active} active, {inactive} inactive")?;
-    for reason in Reason::ALL {
-        let packets = table.maps().reason(reason as u32);
-        if packets > 0 {
-            writeln!(out, "packets       {packets} {}", reason.name())?;
-        }
-    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -255,6 +219,18 @@ impl Table for LazyTable {
     }
     fn zero(&mut self, service: Option<ServiceId>) -> Result<(), Error> {
         self.get().zero(service)
+    }
+    fn drain(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
+        self.get().drain(service, id)
+    }
+    fn undrain(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
+        self.get().undrain(service, id)
+    }
+    fn drained(&mut self) -> Result<Vec<Drained>, Error> {
+        self.get().drained()
+    }
+    fn end_connections(&mut self, service: ServiceId, id: DestinationId) -> Result<u64, Error> {
+        self.get().end_connections(service, id)
     }
     fn connection_table_size(&mut self) -> Result<u32, Error> {
         self.get().connection_table_size()

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod doctor;
+pub mod drain;
 pub mod face;
 pub mod ipvsadm;
 pub mod keepalived;
@@ -11,3 +13,5 @@ pub mod mark;
 pub mod metrics;
 pub mod proc;
 pub mod set;
+pub mod status;
+pub mod top;

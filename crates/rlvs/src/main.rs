@@ -8,7 +8,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{check, face, keepalived, lab, man, mark, metrics, proc, set};
+use rlvs::{
+    check, doctor, drain, face, keepalived, lab, man, mark, metrics, proc, set, status, top,
+};
 
 const KEEPALIVED: &str = "keepalived";
 
@@ -27,7 +29,15 @@ enum Command {
     /// Detaches it from all of them and forgets the virtual-server table
     Detach,
     /// Shows what is attached and what it does
-    Status,
+    Status(status::Arguments),
+    /// The same live, sorted and filtered by key
+    Top,
+    /// Looks for what is wrong here, and says what to do about it
+    Doctor(doctor::Arguments),
+    /// Lets a real server run empty: no new connections, and waits until those it has have ended
+    Drain(drain::DrainArguments),
+    /// Gives a drained real server its weight back
+    Undrain(drain::UndrainArguments),
     /// Shows or changes settings, by the names of net.ipv4.vs
     Set(set::Arguments),
     /// Prints what the kernel's IPVS has in /proc/net: ip_vs, ip_vs_conn, ip_vs_stats and others
@@ -72,7 +82,11 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Attach(arguments) => face::attach(&arguments),
         Command::Detach => face::detach(),
-        Command::Status => face::status(),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Top => top::run(),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Drain(arguments) => drain::drain(&arguments),
+        Command::Undrain(arguments) => drain::undrain(&arguments),
         Command::Set(arguments) => set::run(&arguments),
         Command::Proc(arguments) => proc::run(&arguments),
         Command::Man(arguments) => man::run(&arguments, Arguments::command()),

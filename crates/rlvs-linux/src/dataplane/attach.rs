@@ -21,7 +21,7 @@ use super::maps::{Maps, reason};
 use super::pins::{self, Folder, LINK, Unfinished};
 use super::stages::Body;
 use super::sys;
-use crate::route::{Link, Rtnetlink};
+use crate::route::{Link, Rtnetlink, XdpPrograms};
 use crate::sysctl;
 
 /// How packets of an interface reach the program.
@@ -198,7 +198,7 @@ fn attach_one(
     let is_there = |kind| folder.path(&link_name(kind, link.index)).exists();
     let has_tc = is_there(KIND_TC) || clsact::interfaces(folder)?.contains(&link.index);
     let before = match (is_there(KIND_XDP), has_tc) {
-        (true, _) => Some(Mode::Native),
+        (true, _) => Some(xdp_of(link)),
         (false, true) => Some(Mode::Tc),
         (false, false) => None,
     };
@@ -220,7 +220,7 @@ fn attach_one(
             if !has_tc {
                 drop(detach_tc(folder, link.index));
             } else {
-                drop(register(maps, link, before == Some(Mode::Native)));
+                drop(register(maps, link, before.is_some_and(|mode| mode != Mode::Tc)));
             }
             return Err(error);
         }
@@ -241,6 +241,36 @@ fn xdp_mode(link: &Link, mode: Option<Mode>) -> Option<XdpMode> {
         Some(Mode::Native) | None => Some(XdpMode::Driver),
         Some(Mode::Generic) => Some(XdpMode::Skb),
     }
+}
+
+/// Returns in which of its modes XDP hangs on an interface on which it does.
+fn xdp_of(link: &Link) -> Mode {
+    match link.xdp {
+        XdpPrograms { native: None, generic: Some(_) } => Mode::Generic,
+        _ => Mode::Native,
+    }
+}
+
+/// Says why an interface has the mode that it has.
+pub fn why(link: &Link, mode: Mode) -> &'static str {
+    match (mode, link.kind.as_deref()) {
+        _ if link.loopback => "for clients on this host",
+        (Mode::Native, _) => "its driver has XDP",
+        (Mode::Generic, _) => "as asked for; slower than TC, for tests",
+        (Mode::Tc, Some("veth")) => {
+            "on veth native XDP is right only if the other end is prepared for it"
+        }
+        (Mode::Tc, Some(_)) => "an interface of this kind has no native XDP, or TC was asked for",
+        (Mode::Tc, None) => "its driver has no native XDP, or TC was asked for",
+    }
+}
+
+/// Returns the XDP program of somebody else that an interface runs.
+fn foreign_xdp(folder: &Folder, link: &Link) -> Option<u32> {
+    let path = folder.path(&link_name(KIND_XDP, link.index));
+    let own = sys::link(&path).ok().filter(|own| own.interface == link.index);
+    let programs = [link.xdp.native, link.xdp.generic].into_iter().flatten();
+    programs.into_iter().find(|id| own.is_none_or(|own| own.program != *id))
 }
 
 /// Attaches XDP as asked, or as the interface has it. Returns what came of it.
@@ -455,9 +485,10 @@ pub fn attached(folder: &Folder) -> Result<Vec<Attached>, Error> {
     let mut modes = BTreeMap::new();
     for name in folder.names()? {
         let Some((kind, index)) = pinned_link(&name) else { continue };
-        let mode = if kind == KIND_XDP { Mode::Native } else { Mode::Tc };
+        let link = links.iter().find(|link| link.index == index);
+        let mode = if kind == KIND_XDP { link.map_or(Mode::Native, xdp_of) } else { Mode::Tc };
         let entry = modes.entry((index, is_live(folder, &name, index))).or_insert(mode);
-        if mode == Mode::Native {
+        if mode != Mode::Tc {
             *entry = mode;
         }
     }
@@ -472,6 +503,34 @@ pub fn attached(folder: &Folder) -> Result<Vec<Attached>, Error> {
         .into_iter()
         .map(|(which, mode)| Attached { name: name_of(which), mode, new: false })
         .collect())
+}
+
+/// An attached interface, as it is.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// The interface.
+    pub link: Link,
+    /// How programs hang on it; `None` if none does.
+    pub mode: Option<Mode>,
+    /// Whether [`attach`] would choose it.
+    pub serves: bool,
+    /// The XDP program of somebody else on it.
+    pub foreign_xdp: Option<u32>,
+}
+
+/// Lists all interfaces but loopback.
+///
+/// # Errors
+/// A missing capability.
+pub fn placed(folder: &Folder) -> Result<Vec<Placed>, Error> {
+    let attached = attached(folder)?;
+    let links = Rtnetlink::open()?.links()?;
+    let place = |link: Link| {
+        let here = attached.iter().find(|one| one.name == link.name);
+        let foreign_xdp = foreign_xdp(folder, &link);
+        Placed { mode: here.map(|one| one.mode), serves: serves(&link), foreign_xdp, link }
+    };
+    Ok(links.into_iter().filter(|link| !link.loopback).map(place).collect())
 }
 
 /// Lists the interfaces on which no program hangs, although [`attach`] would choose them.

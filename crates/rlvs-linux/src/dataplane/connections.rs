@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rlvs_control::model::{Connection, Protocol};
 use rlvs_datapath::abi::{Settings, WideSlot};
@@ -58,6 +59,89 @@ pub(super) fn list(maps: &Maps) -> Result<Vec<Connection>, Error> {
         }
     }
     Ok(connections.into_iter().map(|(connection, ..)| connection).collect())
+}
+
+/// Times that entries are aged which packets keep young meanwhile.
+const ENDING_PASSES: u32 = 1000;
+
+/// Makes every entry of a destination one whose time has run out: packets find it no more, and the
+/// sweep removes it and counts. Returns how many connections and templates there were.
+///
+/// # Errors
+/// Packets kept some young all the time.
+pub(super) fn end(maps: &Maps, destination: u32) -> Result<u64, Error> {
+    let settings = maps.settings();
+    let mut ended = None;
+    for _ in 0..ENDING_PASSES {
+        let now = Time(maps.now()? & TIME_MASK);
+        let young = young_entries(maps, &settings, now, destination);
+        let connections = young.iter().filter(|entry| !entry.value.is_reply()).count() as u64;
+        let ended = *ended.get_or_insert(connections);
+        if young.is_empty() {
+            return Ok(ended);
+        }
+        // Both halves of a pair at nearly the same time, for either keeps the other.
+        for entry in young {
+            let value = entry.value;
+            let then = Time(now.0.wrapping_sub(entry.timeout + 2) & TIME_MASK);
+            // A packet that was faster has made it young again: the next pass sees it.
+            let old = value.with(then, value.state()).0;
+            let order = Ordering::SeqCst;
+            entry.word.compare_exchange(value.0, old, order, order).ok();
+        }
+    }
+    Err(Error::Load {
+        what: "the end of connections".to_owned(),
+        reason: "packets kept some of them alive all the time; stop them first".to_owned(),
+    })
+}
+
+/// An entry whose time has not run out.
+struct Young<'a> {
+    word: &'a AtomicU64,
+    value: Value,
+    timeout: u32,
+}
+
+fn young_entries<'a>(
+    maps: &'a Maps,
+    settings: &Settings,
+    now: Time,
+    destination: u32,
+) -> Vec<Young<'a>> {
+    let young = |word: Option<&'a AtomicU64>, value: u64, template: Option<u32>| {
+        let value = Value(value);
+        let of_state = || settings.timeouts.get(value.state().0 as usize).copied();
+        let timeout = template.or_else(of_state)?;
+        let is_it = value.is_live() && value.destination() == destination;
+        let is_young = is_it && now.since(value.time()) <= timeout;
+        is_young.then_some(Young { word: word?, value, timeout })
+    };
+    let mut found = Vec::new();
+    for index in 0..maps.connections4.len() {
+        let Some(bucket) = maps.connections4.read(index) else { break };
+        for (slot, entry) in bucket.slots.iter().enumerate() {
+            let word = maps.connections4.word(index, |bucket| &bucket.slots[slot].value);
+            found.extend(young(word, entry.value.get(), None));
+        }
+    }
+    for index in 0..maps.connections6.len() {
+        let Some(bucket) = maps.connections6.read(index) else { break };
+        for (slot, entry) in bucket.slots.iter().enumerate() {
+            let word = maps.connections6.word(index, |bucket| &bucket.slots[slot].value);
+            found.extend(young(word, entry.value.get(), None));
+        }
+    }
+    for index in 0..maps.wide.len() {
+        let Some(bucket) = maps.wide.read(index) else { break };
+        for (slot, entry) in bucket.slots.iter().enumerate() {
+            let is_template = wide::kind_of(entry.key.get()) >= wide::kind::TEMPLATE;
+            let timeout = is_template.then(|| (entry.other[0].get() >> 32) as u32);
+            let word = maps.wide.word(index, |bucket| &bucket.slots[slot].value);
+            found.extend(young(word, entry.value.get(), timeout));
+        }
+    }
+    found
 }
 
 /// Ends of connections that a template controls and that have been established: client, destination.

@@ -206,11 +206,27 @@ pub(super) fn wait_for_programs() {
     std::sync::atomic::fence(Ordering::SeqCst);
 }
 
+/// What the kernel says of a pinned link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PinnedLink {
+    /// Id of its program.
+    pub(super) program: u32,
+    /// Number of the interface that it hangs on; 0 if the interface is gone.
+    pub(super) interface: u32,
+}
+
 /// Returns the number of the interface that a pinned link hangs on; 0 if the interface is gone.
 pub(super) fn link_interface(path: &Path) -> io::Result<u32> {
+    link(path).map(|link| link.interface)
+}
+
+/// Asks the kernel about a pinned link.
+pub(super) fn link(path: &Path) -> io::Result<PinnedLink> {
     const BPF_OBJ_GET: libc::c_int = 7;
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-    /// Offset of the interface in `struct bpf_link_info`, the same for XDP and TCX links.
+    /// Offset of the program's id in `struct bpf_link_info`.
+    const PROGRAM: usize = 8;
+    /// Offset of the interface there, the same for XDP and TCX links.
     const INTERFACE: usize = 16;
 
     #[repr(C)]
@@ -255,6 +271,9 @@ pub(super) fn link_interface(path: &Path) -> io::Result<u32> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    let bytes = info.get(INTERFACE..).and_then(|rest| rest.first_chunk::<4>());
-    Ok(bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes)))
+    let word = |at: usize| {
+        let bytes = info.get(at..).and_then(|rest| rest.first_chunk::<4>());
+        bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    };
+    Ok(PinnedLink { program: word(PROGRAM), interface: word(INTERFACE) })
 }

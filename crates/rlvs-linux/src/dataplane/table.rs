@@ -8,6 +8,8 @@
 //! counts and counters as long as it has connections and for two minutes at least, so that added
 //! again it finds them, as in the kernel's trash.
 
+mod aside;
+mod audit;
 mod batch;
 mod counters;
 mod ends;
@@ -23,7 +25,7 @@ use nix::fcntl::Flock;
 use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
-    Connection, Destination as Wanted, DestinationId, Protocol, Service as WantedService,
+    Connection, Destination as Wanted, DestinationId, Drained, Protocol, Service as WantedService,
     ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::State;
@@ -42,6 +44,7 @@ use super::records::{
     set_deltas,
 };
 use super::stages::Group;
+pub use audit::{Fill, Miscount, Tally};
 pub use batch::Work;
 pub use counters::Total;
 use ends::reply_endpoint;
@@ -240,6 +243,31 @@ impl BpfTable {
         ids
     }
 
+    /// Replaces a destination of a service's list by what is wanted of it.
+    fn replace(&mut self, service: u32, id: u32, to: &Wanted, drained: bool) -> Result<(), Error> {
+        let owner = self.service_record(service);
+        let before = self.members(service);
+        let state = self.state(service, &before);
+        let old = self.destination_record(id);
+        let (upper, lower) = (to.upper_threshold, to.lower_threshold);
+        let mut record = Destination { upper, lower, ..old };
+        aside::set_weight(&mut record, &old, to.weight, drained);
+        let place = self.ways.place(to.id.address);
+        record.flags = destination_flag::AVAILABLE | place;
+        local::prepare(&self.maps, to, place)?;
+        self.unsettled(service);
+        self.set_method(id, &owner, &mut record, to)?;
+        self.maps.destinations.update(id, &record)?;
+        self.settle_overload(id, &old);
+        self.mark_places(service)?;
+        self.publish(service, |members, kind| match state {
+            Some(state) => state.changed(members),
+            None => State::new(kind, members),
+        })?;
+        self.settled();
+        Ok(())
+    }
+
     /// Returns the maps, for status.
     pub fn maps(&self) -> &Maps {
         &self.maps
@@ -399,13 +427,13 @@ impl Table for BpfTable {
             flags: destination_flag::AVAILABLE | place,
             service: service_number,
             reply: if remembered.is_some() { old.reply } else { 0 },
-            weight: to.weight,
-            last_weight: if to.weight != 0 { to.weight } else { old.last_weight },
             upper: to.upper_threshold,
             lower: to.lower_threshold,
             next,
             ..Destination::default()
         };
+        let drained = remembered.is_some() && old.aside & aside::DRAINED != 0;
+        aside::set_weight(&mut record, &old, to.weight, drained);
         set_deltas(&mut record, &owner);
         self.set_method(id, &owner, &mut record, to)?;
         let same_way =
@@ -427,31 +455,8 @@ impl Table for BpfTable {
         let service_number = self.live(service)?;
         check::destination(service, to)?;
         let id = self.listed(service_number, to.id)?;
-        let owner = self.service_record(service_number);
-        let before = self.members(service_number);
-        let state = self.state(service_number, &before);
-        let old = self.destination_record(id);
-        let mut record = Destination {
-            weight: to.weight,
-            last_weight: if to.weight != 0 { to.weight } else { old.last_weight },
-            upper: to.upper_threshold,
-            lower: to.lower_threshold,
-            ..old
-        };
-        let place = self.ways.place(to.id.address);
-        record.flags = destination_flag::AVAILABLE | place;
-        local::prepare(&self.maps, to, place)?;
-        self.unsettled(service_number);
-        self.set_method(id, &owner, &mut record, to)?;
-        self.maps.destinations.update(id, &record)?;
-        self.settle_overload(id, &old);
-        self.mark_places(service_number)?;
-        self.publish(service_number, |members, kind| match state {
-            Some(state) => state.changed(members),
-            None => State::new(kind, members),
-        })?;
-        self.settled();
-        Ok(())
+        let drained = self.destination_record(id).aside & aside::DRAINED != 0;
+        self.replace(service_number, id, to, drained)
     }
 
     fn delete_destination(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
@@ -575,6 +580,25 @@ impl Table for BpfTable {
             }
         }
         Ok(self.zero_all()?)
+    }
+
+    fn drain(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
+        self.set_aside(service, id)
+    }
+
+    fn undrain(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {
+        self.give_back(service, id)
+    }
+
+    fn drained(&mut self) -> Result<Vec<Drained>, Error> {
+        self.put_in_force()?;
+        Ok(self.list_drained())
+    }
+
+    fn end_connections(&mut self, service: ServiceId, id: DestinationId) -> Result<u64, Error> {
+        self.put_in_force()?;
+        let id = self.known(service, id)?;
+        Ok(connections::end(&self.maps, id)?)
     }
 
     fn connection_table_size(&mut self) -> Result<u32, Error> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,14 @@ use crate::netns;
 
 /// Where the files are; like the addresses, they do not outlive a restart of the host.
 const FOLDER: &str = "/run/rlvs/vrrp";
+
+/// Removes what masters have noted in every network namespace.
+pub(super) fn forget_all() -> io::Result<()> {
+    match fs::remove_dir_all(FOLDER) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
 
 /// Files of eight bytes each: the monotonic time of the last advertisement.
 ///

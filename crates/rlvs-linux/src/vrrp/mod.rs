@@ -92,6 +92,14 @@ pub struct Vrrp {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Removes what masters of this host have noted about when they spoke. For `rlvs uninstall`.
+///
+/// # Errors
+/// The files cannot be removed.
+pub fn forget_all() -> io::Result<()> {
+    memory::forget_all()
+}
+
 impl Vrrp {
     /// Starts a thread in the calling thread's namespace, and returns where to hear from it.
     ///

@@ -153,6 +153,22 @@ pub fn sweep(which: Sweep<'_>) -> anyhow::Result<Vec<String>> {
     Ok(removed)
 }
 
+/// Removes every lab that nobody is at, and if none is left the folder of labs.
+///
+/// # Errors
+/// A lab could not be removed.
+pub fn forget() -> anyhow::Result<()> {
+    if !Path::new(DIRECTORY).exists() {
+        return Ok(());
+    }
+    sweep(Sweep::All)?;
+    let _guard = lock_all()?;
+    if ids()?.is_empty() {
+        std::fs::remove_dir_all(DIRECTORY).with_context(|| format!("removing {DIRECTORY}"))?;
+    }
+    Ok(())
+}
+
 /// Takes the lock under which labs are claimed and swept.
 fn lock_all() -> anyhow::Result<File> {
     std::fs::create_dir_all(DIRECTORY)

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Context;
 use nix::sys::signal::Signal;
 use rlvs_control::model::Protocol;
+use rlvs_linux::dataplane::attach;
 use rlvs_linux::netns::Namespace;
 use rlvs_linux::process::{Guard, die_with_parent};
 use rlvs_linux::route::{MAIN_TABLE, Prefix, Route, Rtnetlink};
@@ -61,6 +62,17 @@ pub struct Site {
     program: PathBuf,
     started: AtomicU32,
     claim: Claim,
+}
+
+impl Drop for Site {
+    /// Takes the data planes off before their namespaces go: nobody may come by to collect what is left
+    /// of those.
+    fn drop(&mut self) {
+        for host in [First, Second] {
+            // One without any is as it should be.
+            self.host(host).run(attach::detach).ok();
+        }
+    }
 }
 
 impl Site {

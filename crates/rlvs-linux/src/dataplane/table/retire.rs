@@ -4,7 +4,7 @@ use rlvs_control::model::ServiceId;
 use rlvs_datapath::abi::{Counts, Destination, Schedule, Service, destination_flag, service_flag};
 
 use super::ends::{once_endpoint, reply_endpoint, service_endpoint};
-use super::{BpfTable, seconds, service_range};
+use super::{BpfTable, aside, seconds, service_range};
 use crate::dataplane::Error;
 use crate::dataplane::endpoints;
 use crate::dataplane::records::is_available;
@@ -52,7 +52,8 @@ impl BpfTable {
             let age = now.saturating_sub(record.retired_at);
             let in_use = |counts: Counts| counts.connections.get() | counts.persistent.get() != 0;
             let in_use = self.maps.counts.read(id).is_some_and(in_use);
-            !is_available(&record) && !in_use && (all || age > REMEMBERED_S)
+            let drained = record.aside & aside::DRAINED != 0;
+            !is_available(&record) && !in_use && !drained && (all || age > REMEMBERED_S)
         };
         let gone: Vec<_> = self
             .destinations

@@ -34,7 +34,7 @@ impl BpfTable {
         (record.persistence != 0).then_some(Persistence { timeout_s, netmask })
     }
 
-    fn destination_entry(&self, id: u32) -> DestinationEntry {
+    pub(super) fn destination_entry(&self, id: u32) -> DestinationEntry {
         let record = self.destination_record(id);
         let tunnel = self.maps.tunnels.read(record.tunnel).unwrap_or_default();
         let counts = self.maps.counts.read(id).unwrap_or_default();

@@ -25,6 +25,8 @@ pub enum Kind {
     Unsupported,
     /// The table differed from how it was left.
     Foreign,
+    /// Somebody has drained a server, or given it back.
+    Drained,
     /// The table refused a change, or could not be opened.
     Refused,
 }
@@ -41,6 +43,7 @@ impl Kind {
             Self::Failed => "check_failed",
             Self::NotAsked => "not_asked",
             Self::Unsupported => "unsupported",
+            Self::Drained => "drained",
             Self::Foreign => "table_changed",
             Self::Refused => "table_refused",
         }

@@ -174,6 +174,7 @@ impl Checks {
         match outcome {
             Ok(report) => {
                 self.tell_foreign(&report.foreign);
+                self.tell_drained(&report);
                 for (change, error) in &report.refused {
                     let event = tell::refused(change, error);
                     refused.insert(event.to_string());

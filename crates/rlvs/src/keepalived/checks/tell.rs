@@ -6,6 +6,7 @@ use rlvs_control::checks::{self, What};
 use rlvs_control::model::{DestinationId, ServiceId};
 use rlvs_control::plan::Change;
 use rlvs_control::table::Error;
+use rlvs_control::upkeep::Report;
 
 use super::config::{KnownServer, end, server_name, service_name};
 use super::{Checks, Event, Kind};
@@ -140,6 +141,25 @@ impl Checks {
             let cause = "the table was changed by somebody else".to_owned();
             let consequence = format!("put right: {what}");
             self.events.push_back(about(Kind::Foreign, &service_name(id), cause, consequence));
+        }
+    }
+}
+
+impl Checks {
+    /// Tells what somebody has drained or given back: once each.
+    pub(super) fn tell_drained(&mut self, report: &Report) {
+        let drained = report.drained.iter().map(|one| (one, true));
+        let undrained = report.undrained.iter().map(|one| (one, false));
+        for ((service, id), is_drained) in drained.chain(undrained) {
+            let (cause, consequence) = if is_drained {
+                ("it is drained", "it takes no new connections until `rlvs undrain`")
+            } else {
+                ("it is drained no longer", "it takes connections by its checks again")
+            };
+            let (service, cause) = (service_name(*service), cause.to_owned());
+            let mut event = about(Kind::Drained, &service, cause, consequence.to_owned());
+            event.server = Some(end(*id));
+            self.events.push_back(event);
         }
     }
 }

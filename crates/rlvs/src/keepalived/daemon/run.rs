@@ -313,7 +313,7 @@ impl Daemon {
     fn service(&mut self, event: &ServiceEvent) {
         self.chronicle.service(event);
         let level = match event.kind {
-            Kind::ServerUp | Kind::Weight | Kind::QuorumUp => Level::Notice,
+            Kind::ServerUp | Kind::Weight | Kind::QuorumUp | Kind::Drained => Level::Notice,
             Kind::Failed => Level::Info,
             Kind::ServerDown | Kind::NotAsked | Kind::Unsupported | Kind::Foreign => Level::Warning,
             Kind::QuorumDown | Kind::Refused => Level::Error,

@@ -1,0 +1,144 @@
+//! Counts held against the tables that they count, and how full those are.
+
+use std::collections::BTreeMap;
+
+use rlvs_control::model::{DestinationId, ServiceId};
+use rlvs_datapath::connection::Value;
+use rlvs_datapath::wide;
+
+use super::super::records::service_id;
+use super::BpfTable;
+
+/// Readings that a difference must outlast: packets change both sides meanwhile.
+const READINGS: u32 = 4;
+
+/// Connections and templates of a destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Active connections.
+    pub active: u32,
+    /// Other connections.
+    pub inactive: u32,
+    /// Persistence templates.
+    pub persistent: u32,
+}
+
+/// A destination whose counts are not what the tables have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miscount {
+    /// Its service.
+    pub service: ServiceId,
+    /// Which it is.
+    pub id: DestinationId,
+    /// What is counted.
+    pub counted: Tally,
+    /// What is there.
+    pub found: Tally,
+}
+
+/// How full a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// What the table is for.
+    pub name: &'static str,
+    /// Slots in use.
+    pub used: u64,
+    /// Slots that there are.
+    pub slots: u64,
+}
+
+impl BpfTable {
+    /// Returns the destinations that have other counts than connections, in each of several readings.
+    pub fn audit(&self) -> Vec<Miscount> {
+        let mut lasting = self.read_counts();
+        for _ in 1..READINGS {
+            if lasting.is_empty() {
+                break;
+            }
+            let again = self.read_counts();
+            let differs = |one: &Miscount| {
+                again.iter().any(|other| (other.service, other.id) == (one.service, one.id))
+            };
+            lasting.retain(differs);
+        }
+        lasting
+    }
+
+    fn read_counts(&self) -> Vec<Miscount> {
+        let found = self.tally();
+        let differs = |(&(service, id), &number): (&(u32, DestinationId), &u32)| {
+            let entry = self.destination_entry(number);
+            let (active, inactive) = (entry.active, entry.inactive);
+            let counted = Tally { active, inactive, persistent: entry.persistent };
+            let found = found.get(&number).copied().unwrap_or_default();
+            let service = service_id(&self.service_record(service));
+            (counted != found).then_some(Miscount { service, id, counted, found })
+        };
+        self.destinations.iter().filter_map(differs).collect()
+    }
+
+    /// Counts what is in the tables, by destination.
+    fn tally(&self) -> BTreeMap<u32, Tally> {
+        let mut sums = BTreeMap::<u32, Tally>::new();
+        let mut connection = |value: u64| {
+            let value = Value(value);
+            if value.is_live() && !value.is_reply() {
+                let (sum, one) =
+                    (sums.entry(value.destination()).or_default(), value.state().one());
+                sum.active += one as u32;
+                sum.inactive += (one >> 32) as u32;
+            }
+        };
+        for index in 0..self.maps.connections4.len() {
+            let bucket = self.maps.connections4.read(index).unwrap_or_default();
+            bucket.slots.iter().for_each(|slot| connection(slot.value.get()));
+        }
+        for index in 0..self.maps.connections6.len() {
+            let bucket = self.maps.connections6.read(index).unwrap_or_default();
+            bucket.slots.iter().for_each(|slot| connection(slot.value.get()));
+        }
+        let mut templates = Vec::new();
+        for index in 0..self.maps.wide.len() {
+            for slot in &self.maps.wide.read(index).unwrap_or_default().slots {
+                match wide::kind_of(slot.key.get()) {
+                    wide::kind::REQUEST => connection(slot.value.get()),
+                    wide::kind::TEMPLATE | wide::kind::DEAD => templates.push(slot.value.get()),
+                    _ => {}
+                }
+            }
+        }
+        for value in templates.into_iter().map(Value).filter(|value| value.is_live()) {
+            sums.entry(value.destination()).or_default().persistent += 1;
+        }
+        sums
+    }
+
+    /// Returns how full the tables of connections are.
+    pub fn fill(&self) -> Vec<Fill> {
+        let used =
+            |values: &mut dyn Iterator<Item = u64>| values.filter(|&value| value != 0).count();
+        let maps = &self.maps;
+        let buckets4 = (0..maps.connections4.len()).filter_map(|at| maps.connections4.read(at));
+        let buckets6 = (0..maps.connections6.len()).filter_map(|at| maps.connections6.read(at));
+        let wides = (0..maps.wide.len()).filter_map(|at| maps.wide.read(at));
+        let used4 = used(&mut buckets4.flat_map(|all| all.slots.map(|slot| slot.value.get())));
+        let used6 = used(&mut buckets6.flat_map(|all| all.slots.map(|slot| slot.value.get())));
+        let used_wide = used(&mut wides.flat_map(|all| all.slots.map(|slot| slot.value.get())));
+        let of = |name, used: usize, buckets: u32, slots: usize| Fill {
+            name,
+            used: used as u64,
+            slots: u64::from(buckets) * slots as u64,
+        };
+        use rlvs_datapath::abi::{SLOTS4, SLOTS6, WIDE_SLOTS};
+        vec![
+            of("IPv4 connections", used4, maps.connections4.len(), SLOTS4),
+            of("IPv6 connections", used6, maps.connections6.len(), SLOTS6),
+            of("templates and connections of any port", used_wide, maps.wide.len(), WIDE_SLOTS),
+        ]
+    }
+
+    /// Returns the bytes that the tunnel to a destination puts before a packet; 0 if it has none.
+    pub fn overhead(&self, service: ServiceId, id: DestinationId) -> u16 {
+        self.known(service, id).map_or(0, |number| self.destination_record(number).overhead)
+    }
+}

@@ -1,0 +1,107 @@
+//! `rlvs status --json`, as docs/json.md describes it.
+
+use rlvs_control::model::{ServiceId, Traffic};
+use rlvs_linux::dataplane::attach::Mode;
+use serde_json::{Map, Value, json};
+
+use super::method_name;
+use super::snapshot::{Health, Server, Service, Snapshot};
+use crate::doctor::finding_json;
+use crate::drain::drained_json;
+
+/// Returns the document; nothing attached is a document too.
+pub(super) fn status(snapshot: Option<&Snapshot>) -> Value {
+    let Some(snapshot) = snapshot else { return json!({ "schema": 1, "attached": false }) };
+    let (active, inactive, persistent) = snapshot.connections();
+    let mut interfaces: Vec<Value> = snapshot
+        .interfaces
+        .iter()
+        .map(|one| json!({ "name": one.name, "mode": mode(one.mode), "why": one.why }))
+        .collect();
+    let unattached = snapshot.unattached.iter();
+    interfaces.extend(unattached.map(|name| json!({ "name": name, "mode": null, "why": "" })));
+    let reasons: Map<String, Value> = snapshot
+        .reasons
+        .iter()
+        .map(|(reason, packets)| (reason.name().to_owned(), json!(packets)))
+        .collect();
+    json!({
+        "schema": 1,
+        "attached": true,
+        "pins": snapshot.pins,
+        "interfaces": interfaces,
+        "connections": { "active": active, "inactive": inactive, "persistent": persistent },
+        "counters": traffic(&snapshot.total.counted),
+        "rates": traffic(&snapshot.total.rates),
+        "services": snapshot.services.iter().map(service).collect::<Vec<_>>(),
+        "drained": snapshot.drained.iter().map(drained_json).collect::<Vec<_>>(),
+        "reasons": reasons,
+        "findings": snapshot.findings.iter().map(finding_json).collect::<Vec<_>>(),
+        "daemon": snapshot.daemon,
+    })
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Native => "native",
+        Mode::Tc => "tc",
+        Mode::Generic => "generic",
+    }
+}
+
+fn traffic(traffic: &Traffic) -> Value {
+    json!({
+        "connections": traffic.connections,
+        "in_packets": traffic.in_packets,
+        "out_packets": traffic.out_packets,
+        "in_bytes": traffic.in_bytes,
+        "out_bytes": traffic.out_bytes,
+    })
+}
+
+fn service(service: &Service) -> Value {
+    let entry = &service.entry;
+    let mut value = json!({
+        "scheduler": entry.service.scheduler,
+        "counters": traffic(&entry.traffic),
+        "rates": traffic(&service.rates),
+        "destinations": service.servers.iter().map(server).collect::<Vec<_>>(),
+        "absent": service.absent.iter().map(|(id, why)| {
+            json!({ "address": id.address, "port": id.port, "why": why })
+        }).collect::<Vec<_>>(),
+    });
+    let identity = match entry.service.id {
+        ServiceId::Address { protocol, address, port } => json!({
+            "protocol": protocol.to_string().to_lowercase(), "address": address, "port": port,
+        }),
+        ServiceId::Mark { family, mark } => json!({
+            "mark": mark, "family": format!("ip{family:?}").to_lowercase(),
+        }),
+    };
+    if let (Value::Object(value), Value::Object(identity)) = (&mut value, identity) {
+        value.extend(identity);
+    }
+    value
+}
+
+fn server(server: &Server) -> Value {
+    let to = &server.entry.destination;
+    let why = match &server.health {
+        Health::Down(why) => Some(why),
+        Health::Up | Health::Unchecked => None,
+    };
+    json!({
+        "address": to.id.address,
+        "port": to.id.port,
+        "method": method_name(to.method),
+        "weight": to.weight,
+        "drained": server.drained,
+        "health": server.health.name(),
+        "why": why,
+        "active": server.entry.active,
+        "inactive": server.entry.inactive,
+        "persistent": server.entry.persistent,
+        "counters": traffic(&server.entry.traffic),
+        "rates": traffic(&server.rates),
+    })
+}
