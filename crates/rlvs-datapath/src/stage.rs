@@ -153,7 +153,8 @@ stages!(define);
 pub enum Group {
     /// By every table.
     Ordinary,
-    /// By packets with options, extension headers and fragments.
+    /// By packets with options, extension headers and fragments. Until the first service XDP does without
+    /// them.
     Unusual,
     /// By services of SCTP, and of the key exchange of IPsec.
     Associations,
@@ -181,9 +182,6 @@ impl Group {
         Self::Search,
         Self::Special,
     ];
-
-    /// Those that are loaded with a body.
-    pub const ALWAYS: &[Self] = &[Self::Ordinary, Self::Unusual];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has unusual
     /// headers, SCTP and IPsec, errors about tunnels.
