@@ -19,7 +19,7 @@ use crate::refuse::{Complaint, complain, complain_of_length, leave_too_big};
 use crate::stage::Stage;
 use crate::state;
 use crate::tables::{Tables, bump};
-use crate::wide::{Key, ports_of};
+use crate::wide::{Key, ports_of, protocol_of};
 
 /// A TCP or UDP packet that no endpoint names; it may be a request.
 #[inline(always)]
@@ -36,7 +36,7 @@ pub fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) 
         if packet.ttl <= 1 {
             return complain(context, frame, &packet, Complaint::TimeExceeded, Reason::Expired);
         }
-        if context.is_forsaken::<A, true>(&packet, found.value) {
+        if context.is_forsaken::<true>(packet.protocol, packet.flags, found.value) {
             return context.leave(&packet, 0, Stage::apart::<A>());
         }
         return request(context, frame, &packet, found.value.destination(), Some(found));
@@ -259,13 +259,13 @@ impl<T: Tables> Context<'_, T> {
 
     /// Removes what is over, or forsaken, of a connection in the wide table, as
     /// [`make_way`](Self::make_way).
-    #[inline(never)]
-    pub(crate) fn make_way_wide<A: Ip>(&self, packet: &Packet<A>, key: &Key) -> u64 {
+    #[inline(always)]
+    pub fn make_way_wide(&self, key: &Key, flags: u8) -> u64 {
         let mut value = Value(0);
         let Some(slot) = self.find_wide::<{ crate::wide::sought::EXACT }>(key, &mut value) else {
             return 0;
         };
-        let forsaken = self.is_forsaken::<A, true>(packet, value);
+        let forsaken = self.is_forsaken::<true>(protocol_of(key.word), flags, value);
         let word = self.tables.read(&slot.key);
         let mut other = Value(0);
         let twin = self.twin(slot, word, value);

@@ -133,7 +133,88 @@ pub struct Key<A> {
     places: Places,
 }
 
+/// What a look-up has found, in one word: the value of a slot, but where it has bits of the owner, whom the
+/// seeker knows, the index of the slot and whether that is in the second place. 0 for nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sought(pub(crate) u64);
+
+impl Sought {
+    /// Added to the index in a second place.
+    pub(crate) const SECOND: u64 = 8;
+    const INSTEAD: u64 = OWNER_MASK << OWNER_SHIFT;
+
+    #[inline(always)]
+    pub(crate) const fn new(value: Value, at: u64) -> Self {
+        Self(value.0 & !Self::INSTEAD | at << OWNER_SHIFT)
+    }
+    #[inline(always)]
+    pub(crate) const fn is_nothing(self) -> bool {
+        self.0 == 0
+    }
+    #[inline(always)]
+    pub(crate) const fn index(self) -> u64 {
+        self.0 >> OWNER_SHIFT & (Self::SECOND - 1)
+    }
+    #[inline(always)]
+    pub(crate) const fn place(self, Places { first, second }: Places) -> u32 {
+        let is_second = (self.0 >> OWNER_SHIFT & Self::SECOND != 0) as u32;
+        first ^ (first ^ second) & is_second.wrapping_neg()
+    }
+    #[inline(always)]
+    pub(crate) const fn value(self, owner: u32) -> Value {
+        let owner = owner as u64 >> 16 & OWNER_MASK;
+        Value(self.0 & !Self::INSTEAD | owner << OWNER_SHIFT)
+    }
+}
+
+/// Where a slot is: its place and its index there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot(u64);
+
+impl Spot {
+    const SOME: u64 = 1 << 32;
+
+    /// Packs it into one word, which is not 0.
+    #[inline(always)]
+    pub(crate) const fn pack(place: u32, index: u64, slots: usize) -> u64 {
+        Self::SOME | place as u64 * slots as u64 + (index & (slots as u64 - 1))
+    }
+    /// Unpacks it; 0 is none.
+    #[inline(always)]
+    pub(crate) const fn unpack(word: u64) -> Option<Self> {
+        if word == 0 { None } else { Some(Self(word)) }
+    }
+    #[inline(always)]
+    pub(crate) const fn place(self, slots: usize) -> u32 {
+        self.0 as u32 / slots as u32
+    }
+    #[inline(always)]
+    pub(crate) const fn index(self, slots: usize) -> usize {
+        self.0 as usize & (slots - 1)
+    }
+}
+
 impl<A: Ip> Key<A> {
+    /// Returns the numbers that make a key: its places, its client in two words, port and owner.
+    #[inline(always)]
+    pub fn numbers(&self) -> [u64; 4] {
+        let Places { first, second } = self.places;
+        let (high, low) = self.client.words();
+        let ends = u64::from(self.port) << 32 | u64::from(self.owner);
+        [u64::from(first) << 32 | u64::from(second), high, low, ends]
+    }
+
+    /// Returns the key that such numbers make.
+    #[inline(always)]
+    pub fn from_numbers([places, high, low, ends]: [u64; 4]) -> Self {
+        Self {
+            client: A::from_words(high, low),
+            port: (ends >> 32) as u16,
+            owner: ends as u32,
+            places: Places { first: (places >> 32) as u32, second: places as u32 },
+        }
+    }
+
     /// Computes where the half of a flow that belongs to `owner` is kept.
     #[inline(always)]
     pub fn new(settings: &Settings, flow: &Flow<A>, owner: u32) -> Self {
@@ -168,6 +249,17 @@ impl<A: Ip> Key<A> {
         (tables.read(slot.key()) ^ word) | slot.address_difference(tables, high, low) | foreign
     }
 
+    /// Returns the value of a slot that held this half. Read once more: whoever cleared the slot meanwhile
+    /// cleared the key first.
+    #[inline(always)]
+    fn confirm<T: Tables>(&self, tables: &T, slot: &A::Slot) -> Option<Value> {
+        let value = tables.read(slot.value());
+        if self.foreign(value) != 0 || tables.read(slot.key()) != self.word() {
+            return None;
+        }
+        Some(Value(value))
+    }
+
     /// Returns 0 if a value is that of a living half of this key's owner.
     #[inline(always)]
     fn foreign(&self, value: u64) -> u64 {
@@ -198,6 +290,13 @@ pub struct Context<'a, T> {
 }
 
 impl<'a, T: Tables> Context<'a, T> {
+    /// Returns what a function needs that is handed numbers only.
+    #[inline(always)]
+    pub fn of(tables: &'a T) -> Option<Self> {
+        let settings = tables.settings()?;
+        Some(Self { tables, settings, now: Time::now(tables, settings) })
+    }
+
     /// Finds a half, expired or not.
     #[inline(always)]
     pub fn find<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
@@ -210,14 +309,28 @@ impl<'a, T: Tables> Context<'a, T> {
     // a function without a result may hold by accident: so each out-of-line one returns something.
     #[inline(never)]
     fn find_out_of_line<A: Ip>(&self, key: &Key<A>, value: &mut Value) -> Option<&'a A::Slot> {
-        let Places { first, second } = key.places;
-        let found = match self.find_in::<A, true>(key, A::connections(self.tables, first)?) {
-            Some(found) => found,
-            None if self.none_elsewhere() => return None,
-            None => self.find_in::<A, true>(key, A::connections(self.tables, second)?)?,
-        };
+        let found = self.find_here(key)?;
         *value = found.value;
         Some(found.slot)
+    }
+
+    /// As [`find`](Self::find), in line, where there is more stack in the caller than below it.
+    #[inline(always)]
+    pub fn find_here<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
+        let sought = Sought(A::seek(self.tables, key));
+        if sought.is_nothing() {
+            return None;
+        }
+        let slots = A::connections(self.tables, sought.place(key.places))?;
+        let slot = slots.get(sought.index() as usize & (A::SLOTS - 1))?;
+        Some(Found { slot, value: sought.value(key.owner) })
+    }
+
+    /// Returns the slot at a spot.
+    #[inline(always)]
+    fn slot<A: Ip>(&self, spot: u64) -> Option<&'a A::Slot> {
+        let spot = Spot::unpack(spot)?;
+        A::connections(self.tables, spot.place(A::SLOTS))?.get(spot.index(A::SLOTS))
     }
 
     /// Finds a half quickly. `None` leaves the question open: [`find_live`](Self::find_live) answers.
@@ -225,22 +338,9 @@ impl<'a, T: Tables> Context<'a, T> {
     pub fn glance<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
         match self.glance_at(key, key.places.first) {
             Some(found) => Some(found),
-            None if self.none_elsewhere() => None,
+            None if none_elsewhere(self.tables) => None,
             None => self.glance_at(key, key.places.second),
         }
-    }
-
-    /// Returns whether nothing at all is in its second place, as in a table that is not very full:
-    /// then a new connection need not look there.
-    #[inline(always)]
-    fn none_elsewhere(&self) -> bool {
-        self.elsewhere().is_some_and(|count| self.tables.read(count) == 0)
-    }
-
-    /// Returns the number of slots in use that are in their second place.
-    #[inline(always)]
-    fn elsewhere(&self) -> Option<&'a Word> {
-        Some(&self.tables.schedule(0)?.position)
     }
 
     /// Searches a place one cache line after the other.
@@ -248,37 +348,19 @@ impl<'a, T: Tables> Context<'a, T> {
     fn glance_at<A: Ip>(&self, key: &Key<A>, place: u32) -> Option<Found<'a, A::Slot>> {
         let slots = A::connections(self.tables, place)?;
         let (near, far) = slots.split_at_checked(A::SLOTS / 2)?;
-        match self.find_in::<A, false>(key, near) {
+        match self.glance_in(key, near) {
             Some(found) => Some(found),
-            None => self.find_in::<A, false>(key, far),
+            None => self.glance_in(key, far),
         }
     }
 
     /// Searches slots without a branch.
     #[inline(always)]
-    fn find_in<A: Ip, const EXACT: bool>(
-        &self,
-        key: &Key<A>,
-        slots: &'a [A::Slot],
-    ) -> Option<Found<'a, A::Slot>> {
-        let word = key.word();
-        let (mut matches, mut index) = (0, 0);
-        for (at, slot) in (0..).zip(slots) {
-            let difference = key.difference::<T, EXACT>(self.tables, slot, word);
-            let same = 1 ^ self.tables.is_set(difference);
-            matches |= same;
-            index |= same * at;
-        }
-        if matches == 0 {
-            return None;
-        }
+    fn glance_in<A: Ip>(&self, key: &Key<A>, slots: &'a [A::Slot]) -> Option<Found<'a, A::Slot>> {
+        let index = index_in::<A, T, false>(self.tables, key, slots)?;
         let slot = slots.get(index as usize & (A::SLOTS - 1))?;
-        let value = self.tables.read(slot.value());
-        // Read once more: whoever cleared the slot meanwhile cleared the key first.
-        if key.foreign(value) != 0 || self.tables.read(slot.key()) != word {
-            return None;
-        }
-        Some(Found { slot, value: Value(value) })
+        let value = key.confirm(self.tables, slot)?;
+        Some(Found { slot, value })
     }
 
     /// Finds a half of a connection that has not expired; an expired one is removed, unless a template
@@ -333,7 +415,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let Some(key) = self.other_half(client, Value::port(word), value) else {
             return self.remove_whole::<A::Slot, ALL>(&found);
         };
-        let Some(other) = self.find(&key) else {
+        let Some(other) = self.find_here(&key) else {
             return self.remove_whole::<A::Slot, ALL>(&found);
         };
         if other.value.destination() != value.destination() {
@@ -370,7 +452,7 @@ impl<'a, T: Tables> Context<'a, T> {
         if removed
             && (ALL || !value.is_controlled())
             && let Some(key) = self.other_half(key.client, key.port, value)
-            && let Some(reply) = self.find(&key)
+            && let Some(reply) = self.find_here(&key)
             && reply.value.destination() == value.destination()
         {
             self.remove(&reply);
@@ -385,7 +467,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let (high, low) = found.slot.address(self.tables, self.tables.read(found.slot.key()));
         let removed = self.remove_uncontrolled(found);
         if removed && !found.value.is_reply() && found.value.is_controlled() {
-            self.release_template(high, low, found.value);
+            self.tables.release_template(high, low, found.value.0);
         }
         removed
     }
@@ -412,91 +494,29 @@ impl<'a, T: Tables> Context<'a, T> {
             return false;
         }
         self.tables.write(found.slot.key(), 0);
-        if found.value.0 & ELSEWHERE != 0
-            && let Some(count) = self.elsewhere()
-        {
-            self.tables.add(count, u64::MAX);
-        }
+        count_elsewhere(self.tables, found.value.0, u64::MAX);
         self.tables.swap(found.slot.value(), DYING, 0)
     }
 
-    /// Puts a half into a free slot and returns what it says there. The caller holds the lock of the
-    /// key and has not found it.
+    /// Puts a half into a free slot and returns its spot, for [`take_back`](Self::take_back); 0 if there
+    /// is none. The caller holds the lock of the key and has not found it.
     #[inline(always)]
-    pub fn insert<A: Ip>(&self, key: &Key<A>, value: Value) -> Option<Found<'a, A::Slot>> {
-        let slot = self.insert_out_of_line(key, value)?;
-        Some(Found { slot, value: Value(self.tables.read(slot.value())) })
+    pub fn insert<A: Ip>(&self, key: &Key<A>, value: Value) -> u64 {
+        A::put(self.tables, key, value)
     }
 
-    /// Puts a half into a free slot: in its first place, so that one cache line serves its packets,
-    /// unless that is all but full and the second has more room.
-    #[inline(never)]
-    fn insert_out_of_line<A: Ip>(&self, key: &Key<A>, value: Value) -> Option<&'a A::Slot> {
-        let Places { first, second } = key.places;
-        let (mut place, mut index) = (first, self.vacancy::<A>(first));
-        if index >= A::SLOTS as u64 * 3 / 4 {
-            let in_second = self.vacancy::<A>(second);
-            if in_second < index {
-                (place, index) = (second, in_second);
-            }
-        }
-        let slots = A::connections(self.tables, place)?;
-        let mark = if place == first { 0 } else { ELSEWHERE };
-        // Counted before it is there, so that nobody who could find it passes by its second place.
-        // A first place leaves the count alone, which every CPU reads.
-        if mark != 0 {
-            self.tables.add(self.elsewhere()?, 1);
-        }
-        for _ in 0..TRIES {
-            if index >= A::SLOTS as u64 {
-                break;
-            }
-            let slot = slots.get(index as usize & (A::SLOTS - 1))?;
-            // Another CPU may be faster to this slot.
-            if self.tables.swap(slot.value(), 0, value.0 | mark) {
-                let (high, low) = key.client.words();
-                slot.set_address(self.tables, high, low);
-                self.tables.swap(slot.key(), 0, key.word());
-                self.occupy::<A>(place);
-                return Some(slot);
-            }
-            index = self.vacancy::<A>(place);
-        }
-        if mark != 0 {
-            self.tables.add(self.elsewhere()?, u64::MAX);
-        }
-        None
-    }
-
-    /// Returns the index of the first free slot at a place, or the number of slots.
+    /// Removes a half that has just been inserted at a spot.
     #[inline(always)]
-    fn vacancy<A: Ip>(&self, place: u32) -> u64 {
-        let Some(slots) = A::connections(self.tables, place) else { return A::SLOTS as u64 };
-        // As long as every slot so far is taken, `taken` is 1 and the index goes up.
-        let (mut taken, mut index) = (1, 0);
-        for slot in slots {
-            taken &= self.tables.is_set(self.tables.read(slot.value()));
-            index += taken;
-        }
-        index
+    pub(crate) fn take_back<A: Ip>(&self, spot: u64) -> bool {
+        let Some(slot) = self.slot::<A>(spot) else { return false };
+        self.remove(&Found { slot, value: Value(self.tables.read(slot.value())) })
     }
 
     /// Returns whether neither place of a key has a free slot.
     #[inline(always)]
     pub fn is_full<A: Ip>(&self, key: &Key<A>) -> bool {
-        self.vacancy::<A>(key.places.first) >= A::SLOTS as u64
-            && self.vacancy::<A>(key.places.second) >= A::SLOTS as u64
-    }
-
-    /// Tells the sweep that there is something in this place's group.
-    #[inline(always)]
-    fn occupy<A: Ip>(&self, place: u32) {
-        let (word, bit) = occupancy_of::<A>(place / GROUP);
-        if let Some(word) = self.tables.occupancy(word)
-            && self.tables.read(word) & bit == 0
-        {
-            self.tables.set_bits(word, bit);
-        }
+        vacancy::<A, T>(self.tables, key.places.first) >= A::SLOTS as u64
+            && vacancy::<A, T>(self.tables, key.places.second) >= A::SLOTS as u64
     }
 
     /// Takes the lock of a half; `kind` 0 for request halves, 1 for reply halves, taken in that
@@ -604,7 +624,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let Packet { protocol, flags, .. } = *packet;
         let mut state = state::next::<PORTS>(value.state(), Seen::Reply, protocol, flags);
         if let Some(key) = self.other_half(packet.target, packet.target_port, value)
-            && let Some(request) = self.find(&key)
+            && let Some(request) = self.find_here(&key)
             && let Some(agreed) =
                 self.advance::<A::Slot, PORTS>(&request, Seen::Reply, protocol, flags, false)
         {
@@ -658,7 +678,7 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     fn mirror<A: Ip>(&self, packet: &Packet<A>, value: Value, state: State) {
         if let Some(key) = self.other_half(packet.source, packet.source_port, value)
-            && let Some(mut reply) = self.find(&key)
+            && let Some(mut reply) = self.find_here(&key)
         {
             for _ in 0..TRIES {
                 let new = reply.value.with_state(state);
@@ -671,6 +691,129 @@ impl<'a, T: Tables> Context<'a, T> {
                 }
             }
         }
+    }
+}
+
+/// Returns the number of slots in use that are in their second place.
+#[inline(always)]
+fn elsewhere<T: Tables>(tables: &T) -> Option<&Word> {
+    Some(&tables.schedule(0)?.position)
+}
+
+/// Returns whether nothing at all is in its second place, as in a table that is not very full: then a
+/// new connection need not look there.
+#[inline(always)]
+fn none_elsewhere<T: Tables>(tables: &T) -> bool {
+    elsewhere(tables).is_some_and(|count| tables.read(count) == 0)
+}
+
+/// Looks for a half and returns a [`Sought`].
+#[inline(always)]
+pub fn seek<A: Ip, T: Tables>(tables: &T, key: &Key<A>) -> u64 {
+    let Places { first, second } = key.places;
+    match seek_at(tables, key, first, 0) {
+        0 if none_elsewhere(tables) => 0,
+        0 => seek_at(tables, key, second, Sought::SECOND),
+        sought => sought,
+    }
+}
+
+#[inline(always)]
+fn seek_at<A: Ip, T: Tables>(tables: &T, key: &Key<A>, place: u32, which: u64) -> u64 {
+    let Some(slots) = A::connections(tables, place) else { return 0 };
+    let Some(index) = index_in::<A, T, true>(tables, key, slots) else { return 0 };
+    let Some(slot) = slots.get(index as usize & (A::SLOTS - 1)) else { return 0 };
+    match key.confirm(tables, slot) {
+        Some(value) => Sought::new(value, which | index).0,
+        None => 0,
+    }
+}
+
+/// Searches slots without a branch.
+#[inline(always)]
+fn index_in<A: Ip, T: Tables, const EXACT: bool>(
+    tables: &T,
+    key: &Key<A>,
+    slots: &[A::Slot],
+) -> Option<u64> {
+    let word = key.word();
+    let (mut matches, mut index) = (0, 0);
+    for (at, slot) in (0..).zip(slots) {
+        let difference = key.difference::<T, EXACT>(tables, slot, word);
+        let same = 1 ^ tables.is_set(difference);
+        matches |= same;
+        index |= same * at;
+    }
+    if matches == 0 { None } else { Some(index) }
+}
+
+/// Puts a half into a free slot: in its first place, so that one cache line serves its packets, unless
+/// that is all but full and the second has more room. Returns its spot, or 0.
+#[inline(always)]
+pub fn put<A: Ip, T: Tables>(tables: &T, key: &Key<A>, value: Value) -> u64 {
+    let Places { first, second } = key.places;
+    let (mut place, mut index) = (first, vacancy::<A, T>(tables, first));
+    if index >= A::SLOTS as u64 * 3 / 4 {
+        let in_second = vacancy::<A, T>(tables, second);
+        if in_second < index {
+            (place, index) = (second, in_second);
+        }
+    }
+    let Some(slots) = A::connections(tables, place) else { return 0 };
+    let mark = if place == first { 0 } else { ELSEWHERE };
+    // Counted before it is there, so that nobody who could find it passes by its second place.
+    // A first place leaves the count alone, which every CPU reads.
+    count_elsewhere(tables, mark, 1);
+    for _ in 0..TRIES {
+        if index >= A::SLOTS as u64 {
+            break;
+        }
+        let Some(slot) = slots.get(index as usize & (A::SLOTS - 1)) else { break };
+        // Another CPU may be faster to this slot.
+        if tables.swap(slot.value(), 0, value.0 | mark) {
+            let (high, low) = key.client.words();
+            slot.set_address(tables, high, low);
+            tables.swap(slot.key(), 0, key.word());
+            occupy::<A, T>(tables, place);
+            return Spot::pack(place, index, A::SLOTS);
+        }
+        index = vacancy::<A, T>(tables, place);
+    }
+    count_elsewhere(tables, mark, u64::MAX);
+    0
+}
+
+/// Adds to the number of slots in their second place, for one that is marked as such.
+#[inline(always)]
+fn count_elsewhere<T: Tables>(tables: &T, mark: u64, by: u64) {
+    if mark & ELSEWHERE != 0
+        && let Some(count) = elsewhere(tables)
+    {
+        tables.add(count, by);
+    }
+}
+
+/// Returns the index of the first free slot at a place, or the number of slots.
+#[inline(always)]
+fn vacancy<A: Ip, T: Tables>(tables: &T, place: u32) -> u64 {
+    let Some(slots) = A::connections(tables, place) else { return A::SLOTS as u64 };
+    // As long as every slot so far is taken, `taken` is 1 and the index goes up.
+    let (mut taken, mut index) = (1, 0);
+    for slot in slots {
+        taken &= tables.is_set(tables.read(slot.value()));
+        index += taken;
+    }
+    index
+}
+
+/// Tells the sweep that there is something in this place's group.
+#[inline(always)]
+fn occupy<A: Ip, T: Tables>(tables: &T, place: u32) {
+    let (word, bit) = occupancy_of::<A>(place / GROUP);
+    if let Some(word) = tables.occupancy(word)
+        && tables.read(word) & bit == 0
+    {
+        tables.set_bits(word, bit);
     }
 }
 

@@ -208,10 +208,11 @@ pub trait Frame {
     fn retarget<A: Ip>(&mut self, _protocol: u8, _by: &Substitute<'_>) -> Option<()> {
         None
     }
-    /// Returns [`crc32c::power`], for a body that does not like long loops.
+    /// Returns the CRC of a packet of this length whose first four bytes have changed, as
+    /// [`crc32c::follow`].
     #[inline(always)]
-    fn power(bytes: u16) -> u32 {
-        crc32c::power(bytes)
+    fn follow_crc(old: u32, difference: u32, bytes: u16) -> u32 {
+        crc32c::follow(old, difference, crc32c::power(bytes))
     }
 
     /// Sends the frame to an unresolved neighbour, if the body [can](Self::RESOLVES).

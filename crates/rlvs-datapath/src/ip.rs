@@ -1,11 +1,12 @@
 //! IPv4 and IPv6 behind one trait, so that there is one forwarding path.
 
 use rlvs_wire::{
-    DESTINATION_PORT, SOURCE_PORT, bytes_at, checksum, crc32c, ethernet, ipv4, ipv6, put_at, sctp,
-    tcp, u8_at, u16_at, u32_at, u64_at, udp,
+    DESTINATION_PORT, SOURCE_PORT, bytes_at, checksum, ethernet, ipv4, ipv6, put_at, sctp, tcp,
+    u8_at, u16_at, u32_at, u64_at, udp,
 };
 
 use crate::abi::{Settings, Slot4, Slot6};
+use crate::connection::{Key, Value};
 use crate::frame::{Deltas, Frame};
 use crate::hash;
 use crate::layout::{self, Layout};
@@ -163,6 +164,12 @@ pub trait Ip: Copy + Eq {
     fn from_octets(octets: &[u8; 16]) -> Self;
     /// Returns the connection slots at a place.
     fn connections<T: Tables>(tables: &T, index: u32) -> Option<&[Self::Slot]>;
+    /// Looks for a half, as [`seek`](crate::connection::seek).
+    fn seek<T: Tables>(tables: &T, key: &Key<Self>) -> u64;
+    /// Makes way for a connection, as `Context::make_way`.
+    fn make_way<T: Tables>(tables: &T, key: &Key<Self>) -> u64;
+    /// Inserts a half, as [`put`](crate::connection::put).
+    fn put<T: Tables>(tables: &T, key: &Key<Self>, value: Value) -> u64;
     /// Returns the endpoint slots at a place.
     fn endpoints<T: Tables>(tables: &T, index: u32) -> Option<&[Self::Slot]>;
     /// Returns the number of connection places minus one.
@@ -378,6 +385,18 @@ impl Ip for V4 {
         Some(&tables.connections4(index)?.slots)
     }
     #[inline(always)]
+    fn seek<T: Tables>(tables: &T, key: &Key<Self>) -> u64 {
+        tables.seek4(key)
+    }
+    #[inline(always)]
+    fn put<T: Tables>(tables: &T, key: &Key<Self>, value: Value) -> u64 {
+        tables.put4(key, value)
+    }
+    #[inline(always)]
+    fn make_way<T: Tables>(tables: &T, key: &Key<Self>) -> u64 {
+        tables.make_way4(key)
+    }
+    #[inline(always)]
     fn endpoints<T: Tables>(tables: &T, index: u32) -> Option<&[Slot4]> {
         Some(&tables.endpoints4(index)?.slots)
     }
@@ -507,6 +526,18 @@ impl Ip for V6 {
     #[inline(always)]
     fn connections<T: Tables>(tables: &T, index: u32) -> Option<&[Slot6]> {
         Some(&tables.connections6(index)?.slots)
+    }
+    #[inline(always)]
+    fn seek<T: Tables>(tables: &T, key: &Key<Self>) -> u64 {
+        tables.seek6(key)
+    }
+    #[inline(always)]
+    fn put<T: Tables>(tables: &T, key: &Key<Self>, value: Value) -> u64 {
+        tables.put6(key, value)
+    }
+    #[inline(always)]
+    fn make_way<T: Tables>(tables: &T, key: &Key<Self>) -> u64 {
+        tables.make_way6(key)
     }
     #[inline(always)]
     fn endpoints<T: Tables>(tables: &T, index: u32) -> Option<&[Slot6]> {
@@ -680,7 +711,7 @@ fn follow_crc<const N: usize, F: Frame>(
     let difference = before ^ u32::from_le_bytes(bytes_at(head, at));
     let crc = u32::from_le_bytes(bytes_at(head, at + sctp::CHECKSUM));
     let is_whole = crc != 0 || !F::LEAVES_ZERO_CRC;
-    let new = if is_whole { crc32c::follow(crc, difference, F::power(length)) } else { 0 };
+    let new = if is_whole { F::follow_crc(crc, difference, length) } else { 0 };
     put_at(head, at + sctp::CHECKSUM, new.to_le_bytes());
     let sum = |crc: u32| checksum::fold(u64::from(crc.swap_bytes()));
     let sum = u64::from(checksum::delta(sum(crc), sum(new))) + u64::from(delta);

@@ -178,15 +178,15 @@ fn read_options<F: Frame, T: Tables>(frame: &mut F, tables: &T, length: u32, sum
         if at >= length {
             return FINE;
         }
-        let Some(&mut [kind]) = frame.at::<1>(OPTIONS_V4 + at as usize) else {
+        let Some(kind) = frame.byte(OPTIONS_V4 + at as usize) else {
             return Reason::Malformed as u32;
         };
         at += match kind {
             option::END => return FINE,
             option::NOP => 1,
             option::LOOSE_ROUTE | option::STRICT_ROUTE => return Reason::Options as u32,
-            _ => match frame.at::<1>(OPTIONS_V4 + at as usize + 1) {
-                Some(&mut [size]) if size >= 2 && at + u32::from(size) <= length => size.into(),
+            _ => match frame.byte(OPTIONS_V4 + at as usize + 1) {
+                Some(size) if size >= 2 && at + u32::from(size) <= length => size.into(),
                 _ => return Reason::Malformed as u32,
             },
         };

@@ -234,16 +234,16 @@ impl<T: Tables> Context<'_, T> {
             return Sender::Client;
         }
         let Some(head) = frame.head::<14>() else { return Sender::Client };
-        match self.look_for_peer(sender_of(head), service.head) {
+        match self.tables.look_for_peer(sender_of(head), service.head) {
             0 => Sender::Client,
             1 => Sender::Peer,
             _ => Sender::Unknown,
         }
     }
 
-    /// Compares a frame's sender with the ways that are kept.
-    #[inline(never)]
-    fn look_for_peer(&self, sender: u64, first: u32) -> u32 {
+    /// Compares a frame's sender with the ways that are kept. Returns a [`Sender`].
+    #[inline(always)]
+    pub fn look_for_peer(&self, sender: u64, first: u32) -> u32 {
         let mut id = first;
         for _ in 0..PEERS_MAX {
             if id == 0 {
@@ -269,7 +269,10 @@ impl<T: Tables> Context<'_, T> {
     /// chosen.
     #[inline(always)]
     pub(crate) fn ask_for_a_peer<F: Frame>(&self, frame: &mut F, service: u32) {
-        let id = self.tables.service(service).map_or(0, |service| self.unknown_peer(service.head));
+        let id = self
+            .tables
+            .service(service)
+            .map_or(0, |service| self.tables.unknown_peer(service.head));
         let Ok((destination, row)) = self.destination(id) else { return };
         if id == 0 {
             return;
@@ -280,8 +283,8 @@ impl<T: Tables> Context<'_, T> {
     }
 
     /// Returns the first peer whose way has to be asked for, 0 if there is none.
-    #[inline(never)]
-    fn unknown_peer(&self, first: u32) -> u32 {
+    #[inline(always)]
+    pub fn unknown_peer(&self, first: u32) -> u32 {
         let mut id = first;
         for _ in 0..PEERS_MAX {
             let Ok((destination, row)) = self.destination(id) else { return 0 };

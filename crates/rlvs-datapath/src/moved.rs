@@ -80,8 +80,8 @@ impl<F: Frame> Frame for Moved<'_, F> {
         self.frame.byte(at)
     }
     #[inline(always)]
-    fn power(bytes: u16) -> u32 {
-        F::power(bytes)
+    fn follow_crc(old: u32, difference: u32, bytes: u16) -> u32 {
+        F::follow_crc(old, difference, bytes)
     }
     #[inline(always)]
     fn query(&mut self, query: &Query, hop: &Cell<Hop>) -> Answer {

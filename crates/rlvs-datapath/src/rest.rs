@@ -48,7 +48,9 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             let track = || context.track_reply::<A, PORTS>(packet, &found);
             answer::<A, F, T, PORTS>(context, frame, packet, &found, track)
         }
-        Some(Found { slot, value }) if context.is_forsaken::<A, PORTS>(packet, value) => {
+        Some(Found { slot, value })
+            if context.is_forsaken::<PORTS>(packet.protocol, packet.flags, value) =>
+        {
             // Whoever has discarded it, it is gone; or it is discarded by the stage that it needs.
             context.discard::<A, false>(&key, slot, value);
             Verdict::Next(open)
@@ -121,12 +123,12 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
 impl<T: Tables> Context<'_, T> {
     /// Returns whether a request leaves the connection that it finds behind and opens another.
     #[inline(always)]
-    pub(crate) fn is_forsaken<A: Ip, const PORTS: bool>(
+    pub(crate) fn is_forsaken<const PORTS: bool>(
         &self,
-        packet: &Packet<A>,
+        protocol: u8,
+        flags: u8,
         value: Value,
     ) -> bool {
-        let Packet { protocol, flags, .. } = *packet;
         let settings = self.settings.flags;
         if settings & settings_flag::EXPIRE_REMOVED != 0
             && let Some(destination) = self.tables.destination(value.destination())

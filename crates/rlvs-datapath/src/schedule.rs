@@ -77,8 +77,11 @@ impl<'a, T: Tables> Context<'a, T> {
     fn open_locked<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, id: u32) -> u32 {
         let key = Key::new(self.settings, &packet.request(), id);
         let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
-        let result =
-            if self.find(&key).is_some() { THERE } else { self.schedule::<A, PORTS>(packet, &key) };
+        let result = if self.find_here(&key).is_some() {
+            THERE
+        } else {
+            self.schedule::<A, PORTS>(packet, &key)
+        };
         self.unlock(lock);
         result
     }
@@ -140,7 +143,7 @@ impl<'a, T: Tables> Context<'a, T> {
             if result != OPENED {
                 return result;
             }
-        } else if self.insert(key, value).is_none() {
+        } else if self.insert(key, value) == 0 {
             return Reason::Stateless as u32;
         }
         if let Some(counts) = self.tables.counts(id) {
@@ -159,16 +162,17 @@ impl<'a, T: Tables> Context<'a, T> {
     /// half is gone makes way; a living one keeps its place. The caller holds both locks.
     #[inline(always)]
     fn connect_pair<A: Ip>(&self, key: &Key<A>, back: &Key<A>, value: Value) -> u32 {
-        if let Some(Found { slot, value }) = self.find(back)
+        if let Some(Found { slot, value }) = self.find_here(back)
             && !self.clear_orphan(key, &Found { slot, value })
         {
             return NEXT | Reason::ReplyTaken as u32;
         }
-        let Some(reply) = self.insert(back, value.reply(back.owner)) else {
+        let reply = self.insert(back, value.reply(back.owner));
+        if reply == 0 {
             return Reason::TableFull as u32;
-        };
-        if self.insert(key, value).is_none() {
-            self.remove(&reply);
+        }
+        if self.insert(key, value) == 0 {
+            self.take_back::<A>(reply);
             return Reason::TableFull as u32;
         }
         OPENED
@@ -186,7 +190,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let peer = A::from_octets(&service.address);
         let peer_port = u16::from_be_bytes(service.port);
         let flow = Flow { client: own.client, peer, port: own.port, peer_port };
-        match self.find(&Key::new(self.settings, &flow, owner)) {
+        match self.find_here(&Key::new(self.settings, &flow, owner)) {
             Some(request) if request.value.destination() == id => {
                 let over = !self.is_young(reply.value) && !self.is_young(request.value);
                 // What else is to be done for one that a template controls the sweep does.

@@ -236,7 +236,7 @@ impl<T: Tables> Context<'_, T> {
         }
         let key = Key::new(self.settings, &packet.request(), service);
         let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
-        let old = self.tables.forget(self.make_way(&key));
+        let old = A::make_way(self.tables, &key);
         let result = if old == IN_PLACE {
             THERE
         } else {
@@ -258,7 +258,7 @@ impl<T: Tables> Context<'_, T> {
     ) -> u32 {
         let key = wide::Key::request(packet);
         let Some(lock) = self.lock_wide(&key, 0) else { return Reason::Busy as u32 };
-        let old = self.tables.forget(self.make_way_wide(packet, &key));
+        let old = self.tables.make_way_wide(&key, packet.flags);
         let result = if old == IN_PLACE {
             THERE
         } else {
@@ -276,7 +276,8 @@ impl<T: Tables> Context<'_, T> {
         let id = chosen & ID;
         if chosen & CONTROLS != 0 {
             let (high, low) = packet.source.words();
-            self.release_template(high, low, Value::new(self.now, State::NONE, id, 0, false));
+            let one = Value::new(self.now, State::NONE, id, 0, false);
+            self.tables.release_template(high, low, one.0);
         }
         if let Some(row) = self.tables.row(self.row_index(id)) {
             bump(&row.connections, 1);
@@ -299,15 +300,15 @@ impl<T: Tables> Context<'_, T> {
     /// Removes a connection that is over, or whose destination is gone if others are to be chosen.
     /// Returns [`IN_PLACE`] if there is one that stays, its value if a template controlled the one that
     /// went, else 0.
-    #[inline(never)]
-    fn make_way<A: Ip>(&self, key: &Key<A>) -> u64 {
-        let Some(found) = self.find(key) else { return 0 };
+    #[inline(always)]
+    pub fn make_way<A: Ip>(&self, key: &Key<A>) -> u64 {
+        let Some(found) = self.find_here(key) else { return 0 };
         let is_orphan = self.is_orphan(found.value);
         if self.is_young(found.value) && !is_orphan {
             return IN_PLACE;
         }
         let twin = self.other_half(key.client, key.port, found.value);
-        let twin = twin.and_then(|key| self.find(&key));
+        let twin = twin.and_then(|key| self.find_here(&key));
         let twin = twin.filter(|twin| twin.value.destination() == found.value.destination());
         if twin.as_ref().is_some_and(|twin| self.is_young(twin.value)) && !is_orphan
             || !self.remove_uncontrolled(&found)
@@ -336,7 +337,7 @@ impl<T: Tables> Context<'_, T> {
         for debt in [&scratch.owed, &scratch.unborn] {
             let value = Value(self.tables.read(debt));
             if value.is_live() {
-                self.release_template(high, low, value);
+                self.tables.release_template(high, low, value.0);
             }
         }
     }

@@ -27,7 +27,7 @@ macro_rules! stages {
                 /// expire, ways to be asked for, replies that nothing is known of.
                 rest: Rest4 rest4, Rest6 rest6 = rest::any, Ordinary;
                 /// ICMP.
-                icmp: Icmp4 icmp4, Icmp6 icmp6 = errors::related, Ordinary;
+                icmp: Icmp4 icmp4, Icmp6 icmp6 = errors::related, Unusual;
                 /// A packet with options, extension headers, or a fragment.
                 odd: Odd4 odd4, Odd6 odd6 = fragment::odd, Unusual;
                 /// Such a packet that may open a connection.
@@ -153,7 +153,8 @@ stages!(define);
 pub enum Group {
     /// By every table.
     Ordinary,
-    /// By packets with options, extension headers and fragments.
+    /// By ICMP errors and packets with options, extension headers or in fragments. Until the first service XDP does without
+    /// them.
     Unusual,
     /// By services of SCTP, and of the key exchange of IPsec.
     Associations,
@@ -182,11 +183,8 @@ impl Group {
         Self::Special,
     ];
 
-    /// Those that are loaded with a body.
-    pub const ALWAYS: &[Self] = &[Self::Ordinary, Self::Unusual];
-
     /// Returns whether packets are balanced without it, but for those that it is for: what has unusual
-    /// headers, SCTP and IPsec, errors about tunnels.
+    /// headers, ICMP errors, SCTP and IPsec.
     pub const fn is_optional(self) -> bool {
         matches!(self, Self::Unusual | Self::Associations | Self::Tunnels)
     }

@@ -7,11 +7,15 @@ use crate::abi::{
     Favourites, Fragments, IDS, Interfaces, Limit, MarkRules, RING_LINE, RingLine, Route, Row,
     Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
 };
+use crate::connection::{self, Context, Value};
+use crate::ip::{V4, V6};
+use crate::special::IN_PLACE;
+use crate::{schedulers, wide};
 
 /// The maps of one network namespace, and the memory operations that a body has for them.
 ///
 /// Every look-up returns `None` for an index that the map does not have.
-pub trait Tables {
+pub trait Tables: Sized {
     /// Returns the settings.
     fn settings(&self) -> Option<&Settings>;
     /// Returns the time in jiffies.
@@ -122,6 +126,65 @@ pub trait Tables {
     }
     /// Adds with wrap-around and returns what was there; a full memory barrier.
     fn add(&self, word: &Word, value: u64) -> u64;
+
+    // What follows takes numbers and returns one. BPF has it as global functions: the verifier follows
+    // such a function once, not at every call, and knows nothing of what it returns.
+
+    /// Looks for an IPv4 half, as [`connection::seek`].
+    #[inline(always)]
+    fn seek4(&self, key: &connection::Key<V4>) -> u64 {
+        connection::seek(self, key)
+    }
+    /// Looks for an IPv6 half.
+    #[inline(always)]
+    fn seek6(&self, key: &connection::Key<V6>) -> u64 {
+        connection::seek(self, key)
+    }
+    /// Inserts an IPv4 half and returns its spot, or 0.
+    #[inline(always)]
+    fn put4(&self, key: &connection::Key<V4>, value: Value) -> u64 {
+        connection::put(self, key, value)
+    }
+    /// Inserts an IPv6 half and returns its spot, or 0.
+    #[inline(always)]
+    fn put6(&self, key: &connection::Key<V6>, value: Value) -> u64 {
+        connection::put(self, key, value)
+    }
+    /// Makes way for an IPv4 connection, as `Context::make_way`.
+    #[inline(always)]
+    fn make_way4(&self, key: &connection::Key<V4>) -> u64 {
+        Context::of(self).map_or(IN_PLACE, |context| context.make_way(key))
+    }
+    /// Makes way for an IPv6 connection.
+    #[inline(always)]
+    fn make_way6(&self, key: &connection::Key<V6>) -> u64 {
+        Context::of(self).map_or(IN_PLACE, |context| context.make_way(key))
+    }
+    /// Makes way for a connection in the wide table, as `Context::make_way_wide`.
+    #[inline(always)]
+    fn make_way_wide(&self, key: &wide::Key, flags: u8) -> u64 {
+        Context::of(self).map_or(IN_PLACE, |context| context.make_way_wide(key, flags))
+    }
+    /// Takes one connection from what a template controls, as `Context::release_template`.
+    #[inline(always)]
+    fn release_template(&self, high: u64, low: u64, value: u64) -> bool {
+        Context::of(self).is_some_and(|context| context.release_template(high, low, Value(value)))
+    }
+    /// Returns whether a destination is overloaded, as `schedulers::is_overloaded`.
+    #[inline(always)]
+    fn is_overloaded(&self, id: u32) -> bool {
+        schedulers::is_overloaded(self, id)
+    }
+    /// Compares a sender with the ways to peers, as `Context::look_for_peer`.
+    #[inline(always)]
+    fn look_for_peer(&self, sender: u64, first: u32) -> u32 {
+        Context::of(self).map_or(0, |context| context.look_for_peer(sender, first))
+    }
+    /// Returns the first peer whose way has to be asked for, as `Context::unknown_peer`.
+    #[inline(always)]
+    fn unknown_peer(&self, first: u32) -> u32 {
+        Context::of(self).map_or(0, |context| context.unknown_peer(first))
+    }
 }
 
 /// Returns the connection counts of a destination. The id is cut to the bits that an id has, which is

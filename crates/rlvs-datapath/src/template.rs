@@ -146,7 +146,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Takes one connection of a client from what the template that leads to its destination controls,
     /// and notes if it had been established. Returns whether there was such a template.
-    #[inline(never)]
+    #[inline(always)]
     pub fn release_template(&self, high: u64, low: u64, connection: Value) -> bool {
         let id = connection.destination();
         let Some(destination) = self.tables.destination(id) else { return false };

@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::cell::Cell;
 use core::ffi::c_void;
-use core::mem::{offset_of, size_of, zeroed};
+use core::mem::{MaybeUninit, offset_of, size_of};
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
@@ -11,16 +11,17 @@ use aya_ebpf::bindings::{
     bpf_fib_lookup, bpf_redir_neigh, xdp_md,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_loop,
-    bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
-    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+    bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh,
+    bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
 };
 use rlvs_datapath::abi::{Hop, Tunnel, tunnel_form};
 use rlvs_datapath::frame::{Answer, Deltas, Frame, Growth, OFFSETS, Query};
 use rlvs_datapath::local::LOOPBACK;
 use rlvs_datapath::tunnel::{self, Brief};
-use rlvs_wire::crc32c;
+
+use crate::once;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -74,8 +75,8 @@ impl Frame for XdpFrame {
         Some(unsafe { &mut *(start as *mut [u8; N]) })
     }
     #[inline(always)]
-    fn power(bytes: u16) -> u32 {
-        power(bytes)
+    fn follow_crc(old: u32, difference: u32, bytes: u16) -> u32 {
+        once::follow_crc(old.into(), difference.into(), bytes.into()) as u32
     }
     #[inline(always)]
     fn byte(&mut self, at: usize) -> Option<u8> {
@@ -227,8 +228,8 @@ impl Frame for TcFrame {
         bytes_within(start, offset, end)
     }
     #[inline(always)]
-    fn power(bytes: u16) -> u32 {
-        power(bytes)
+    fn follow_crc(old: u32, difference: u32, bytes: u16) -> u32 {
+        once::follow_crc(old.into(), difference.into(), bytes.into()) as u32
     }
     #[inline(always)]
     fn byte(&mut self, at: usize) -> Option<u8> {
@@ -346,32 +347,28 @@ fn replace(skb: *mut __sk_buff, at: u32, deltas: u64, zero: u64, is_v6: bool) ->
     }
 }
 
-/// A power of x on its way.
-#[repr(C)]
-struct Power {
-    power: u32,
-    bytes: u32,
-}
-
-extern "C" fn step(index: u64, to: *mut Power) -> i64 {
-    // SAFETY: bpf_loop hands on the power that `power` made.
-    let to = unsafe { &mut *to };
-    to.power = crc32c::step(to.power, to.bytes as u16, index as u32);
-    0
-}
-
-/// Computes a power of x. The verifier follows a callback once, a loop at every turn.
-#[inline(always)]
-fn power(bytes: u16) -> u32 {
-    let mut to = Power { power: crc32c::ONE, bytes: bytes.into() };
-    // SAFETY: the callback takes an index and a power.
-    unsafe { bpf_loop(crc32c::STEPS, step as *mut c_void, (&raw mut to).cast(), 0) };
-    to.power
-}
-
 /// A C structure on the stack, where 8-byte accesses must be aligned.
 #[repr(C, align(8))]
 struct Aligned<T>(T);
+
+impl<T> Aligned<T> {
+    /// Makes all of it 0, word by word: a loop over bytes takes the verifier and the processor their
+    /// time, and what is returned by value is there twice.
+    ///
+    /// # Safety
+    /// Zero is a value of `T`.
+    #[inline(always)]
+    unsafe fn zeroed<const WORDS: usize>(place: &mut MaybeUninit<Self>) -> &mut T {
+        const { assert!(size_of::<Self>() == WORDS * 8) };
+        let words = place.as_mut_ptr().cast::<u64>();
+        for word in 0..WORDS {
+            // SAFETY: within the structure, aligned to words.
+            unsafe { words.add(word).write_volatile(0) };
+        }
+        // SAFETY: all of it was written, and the caller says that zero is a value.
+        unsafe { &mut place.assume_init_mut().0 }
+    }
+}
 
 const SUCCESS: i64 = 0;
 const NOT_FORWARDED: i64 = 4;
@@ -380,9 +377,9 @@ const NO_NEIGHBOUR: i64 = 7;
 /// Asks the routing table.
 #[inline(always)]
 fn ask(ctx: *mut c_void, query: &Query, hop: &Cell<Hop>) -> Answer {
+    let mut place = MaybeUninit::uninit();
     // SAFETY: a plain C structure for which zero is a value.
-    let mut aligned: Aligned<bpf_fib_lookup> = unsafe { zeroed() };
-    let params = &mut aligned.0;
+    let params = unsafe { Aligned::<bpf_fib_lookup>::zeroed::<8>(&mut place) };
     params.family = if query.family == 4 { AF_INET } else { AF_INET6 };
     // As if it had come from there, which makes the look-up that of a packet the host itself sends,
     // as with the kernel's IPVS, and does not depend on forwarding being enabled on the interface that
@@ -428,9 +425,9 @@ fn mac(bytes: &[u8; 6]) -> [u8; 6] {
 #[inline(never)]
 fn redirect_neighbour(hop: &Cell<Hop>) -> i64 {
     let (interface, is_v6, address) = hop.get().awaited();
+    let mut place = MaybeUninit::uninit();
     // SAFETY: a plain C structure for which zero is a value.
-    let mut aligned: Aligned<bpf_redir_neigh> = unsafe { zeroed() };
-    let params = &mut aligned.0;
+    let params = unsafe { Aligned::<bpf_redir_neigh>::zeroed::<3>(&mut place) };
     params.nh_family = if is_v6 { AF_INET6 as u32 } else { AF_INET as u32 };
     let at = (&raw mut params.__bindgen_anon_1.ipv6_nh).cast::<u32>();
     // SAFETY: four words at an offset of 4, written one by one, as wider stores are not aligned;

@@ -7,6 +7,7 @@
 
 mod frame;
 mod maps;
+mod once;
 mod sweep;
 
 use aya_ebpf::EbpfContext;

@@ -17,8 +17,13 @@ use rlvs_datapath::abi::{
     PRESENCE_WORDS, REASONS, RING_LINES, ROUTES, RingLine, Route, Row, Schedule, Scratch, Service,
     Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT, Wides, Word,
 };
+use rlvs_datapath::connection::{Key, Value};
+use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::stage::Stage;
 use rlvs_datapath::tables::{SPINS, Step, Tables};
+use rlvs_datapath::wide;
+
+use crate::once;
 
 /// BPF_F_MMAPABLE: commands read and write through memory.
 const MAPPED: usize = 1 << 10;
@@ -334,5 +339,58 @@ impl Tables for Maps {
     fn add(&self, word: &Word, value: u64) -> u64 {
         // SAFETY: as in `swap`. A relaxed addition becomes an instruction that returns nothing.
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word.as_ptr(), value) }
+    }
+
+    #[inline(always)]
+    fn seek4(&self, key: &Key<V4>) -> u64 {
+        let [places, _, low, ends] = key.numbers();
+        once::seek4(places, low, ends)
+    }
+    #[inline(always)]
+    fn seek6(&self, key: &Key<V6>) -> u64 {
+        let [places, high, low, ends] = key.numbers();
+        once::seek6(places, high, low, ends)
+    }
+    #[inline(always)]
+    fn put4(&self, key: &Key<V4>, value: Value) -> u64 {
+        let [places, _, low, ends] = key.numbers();
+        once::put4(places, low, ends, value.0)
+    }
+    #[inline(always)]
+    fn put6(&self, key: &Key<V6>, value: Value) -> u64 {
+        let [places, high, low, ends] = key.numbers();
+        once::put6(places, high, low, ends, value.0)
+    }
+    #[inline(always)]
+    fn make_way4(&self, key: &Key<V4>) -> u64 {
+        let [places, _, low, ends] = key.numbers();
+        once::make_way4(places, low, ends)
+    }
+    #[inline(always)]
+    fn make_way6(&self, key: &Key<V6>) -> u64 {
+        let [places, high, low, ends] = key.numbers();
+        once::make_way6(places, high, low, ends)
+    }
+    #[inline(always)]
+    fn make_way_wide(&self, key: &wide::Key, flags: u8) -> u64 {
+        let wide::Key { word, client, peer } = *key;
+        // Of a request's key these bits are free.
+        once::make_way_wide(word | u64::from(flags), client.0, client.1, peer.0, peer.1)
+    }
+    #[inline(always)]
+    fn release_template(&self, high: u64, low: u64, value: u64) -> bool {
+        once::release_template(high, low, value) != 0
+    }
+    #[inline(always)]
+    fn is_overloaded(&self, id: u32) -> bool {
+        once::is_overloaded(id.into()) != 0
+    }
+    #[inline(always)]
+    fn look_for_peer(&self, sender: u64, first: u32) -> u32 {
+        once::look_for_peer(sender, first.into()) as u32
+    }
+    #[inline(always)]
+    fn unknown_peer(&self, first: u32) -> u32 {
+        once::unknown_peer(first.into()) as u32
     }
 }

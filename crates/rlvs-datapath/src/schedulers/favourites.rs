@@ -9,7 +9,7 @@ use crate::connection::Context;
 use crate::hash;
 use crate::ip::Ip;
 use crate::schedulers::search::Quest;
-use crate::schedulers::{active, is_overloaded, overhead, takes_connections};
+use crate::schedulers::{active, overhead, takes_connections};
 use crate::tables::{Step, TIME_MASK, Tables, of_destination};
 
 /// Entries in a bucket.
@@ -62,7 +62,7 @@ impl Step for Members {
                 mine > other
                     && id != self.avoid
                     && takes_connections(destination)
-                    && !(destination.upper != 0 && is_overloaded(tables, id))
+                    && !(destination.upper != 0 && tables.is_overloaded(id))
             }
             _ => self.id == 0 || mine < other,
         };

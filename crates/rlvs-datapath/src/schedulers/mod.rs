@@ -143,8 +143,8 @@ pub fn is_overloaded_after(
 /// Returns whether a destination has had as many connections as it may have, and not yet fewer than
 /// its lower threshold since. The bit is set when a connection comes; that it falls is seen here and
 /// when the next comes, as in between connections only go.
-#[inline(never)]
-pub(crate) fn is_overloaded<T: Tables>(tables: &T, id: u32) -> bool {
+#[inline(always)]
+pub fn is_overloaded<T: Tables>(tables: &T, id: u32) -> bool {
     let Some(destination) = tables.destination(id) else { return true };
     let Some(word) = tables.overload(id / 64) else { return true };
     let Some(counts) = tables.counts(id) else { return true };
@@ -167,7 +167,7 @@ fn is_eligible<T: Tables>(tables: &T, id: u32, avoid: u32) -> bool {
     let Some(destination) = tables.destination(id) else { return false };
     id != avoid
         && takes_connections(destination)
-        && !(destination.upper != 0 && is_overloaded(tables, id))
+        && !(destination.upper != 0 && tables.is_overloaded(id))
 }
 
 /// Returns an address as sh, dh and mh hash it: its words of 32 bits, xored.
@@ -296,7 +296,7 @@ impl<T: Tables> Context<'_, T> {
     /// Returns whether a destination is overloaded, which needs no look if it has no thresholds.
     #[inline(always)]
     fn is_laden(&self, element: u64) -> bool {
-        element & LIMITED != 0 && is_overloaded(self.tables, element as u32)
+        element & LIMITED != 0 && self.tables.is_overloaded(element as u32)
     }
 
     #[inline(always)]

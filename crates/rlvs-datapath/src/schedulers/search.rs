@@ -2,9 +2,7 @@
 
 use core::num::NonZeroU64;
 
-use super::{
-    LIMITED, NOBODY, Ring, active, hashing, is_eligible, is_overloaded, overhead, weight_of,
-};
+use super::{LIMITED, NOBODY, Ring, active, hashing, is_eligible, overhead, weight_of};
 use crate::abi::{scheduler, scheduler_flag};
 use crate::connection::Context;
 use crate::frame::Verdict;
@@ -221,7 +219,7 @@ impl<const BY: u8> Step for Least<BY> {
                 continue;
             }
             if element as u32 == self.avoid
-                || element & LIMITED != 0 && is_overloaded(tables, element as u32)
+                || element & LIMITED != 0 && tables.is_overloaded(element as u32)
             {
                 continue;
             }
@@ -259,7 +257,7 @@ impl Step for First {
                 continue;
             }
             let has_room = self.overflows == 0 || active(tables.read(&of.connections)) <= weight;
-            if has_room && !(element & LIMITED != 0 && is_overloaded(tables, id)) {
+            if has_room && !(element & LIMITED != 0 && tables.is_overloaded(id)) {
                 self.id = id;
                 return true;
             }
@@ -347,7 +345,7 @@ impl Step for Places {
 #[inline(always)]
 fn drawn_weight<T: Tables>(tables: &T, element: u64, avoid: u32) -> u64 {
     let out =
-        element as u32 == avoid || element & LIMITED != 0 && is_overloaded(tables, element as u32);
+        element as u32 == avoid || element & LIMITED != 0 && tables.is_overloaded(element as u32);
     if out { 0 } else { weight_of(element) }
 }
 

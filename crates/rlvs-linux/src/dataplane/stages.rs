@@ -41,6 +41,15 @@ impl Body {
         }
     }
 
+    /// Returns the groups that are loaded with it. What XDP has no stage for goes on to TC.
+    #[must_use]
+    pub const fn groups(self) -> &'static [Group] {
+        match self {
+            Self::Xdp => &[Group::Ordinary],
+            Self::Tc => &[Group::Ordinary, Group::Unusual],
+        }
+    }
+
     fn stage(self, stage: Stage) -> String {
         format!("{}_{}", self.program(), stage.name())
     }
@@ -53,8 +62,8 @@ impl Body {
     }
 }
 
-/// Gives the kernel the programs of bodies with the stages of some groups, and `others` besides, and
-/// connects them. Returns the programs that it did not take and that packets do without: Linux 6.1
+/// Gives the kernel the programs of bodies with the stages that each has from the begin and those of some
+/// groups, and `others` besides, and connects them. Returns the programs that it did not take and that packets do without: Linux 6.1
 /// counts more stack than later ones.
 ///
 /// # Errors
@@ -67,7 +76,9 @@ pub fn load(
 ) -> Result<Vec<String>, Error> {
     let mut stages = Vec::new();
     for &body in bodies {
-        stages.extend(groups.iter().flat_map(|group| group.stages()).map(|stage| (body, stage)));
+        let mut all = body.groups().to_vec();
+        all.extend(groups.iter().filter(|group| !body.groups().contains(group)));
+        stages.extend(all.into_iter().flat_map(Group::stages).map(|stage| (body, stage)));
     }
     let mut names: Vec<String> = bodies.iter().map(|body| body.program().to_owned()).collect();
     names.extend(others.iter().map(|&name| name.to_owned()));
@@ -114,9 +125,9 @@ pub(super) fn ensure(
     if missing.is_empty() { Ok(Vec::new()) } else { load_stages(&mut open()?, &missing) }
 }
 
-/// Returns the groups that a body of a folder of pins has, and that which all need.
+/// Returns the groups that a body of a folder of pins has.
 pub(super) fn groups(folder: &Folder) -> Result<Vec<Group>, Error> {
-    let mut groups = Group::ALWAYS.to_vec();
+    let mut groups = Vec::new();
     for group in Group::ALL {
         for (body, stage) in
             Body::ALL.into_iter().flat_map(|body| group.stages().map(move |stage| (body, stage)))

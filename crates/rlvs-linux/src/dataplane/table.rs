@@ -349,6 +349,9 @@ impl Table for BpfTable {
         if associates(&record) {
             load::ensure_group(Group::Associations)?;
         }
+        if self.services.is_empty() {
+            load::ensure_group(Group::Unusual)?;
+        }
         self.unsettled(id);
         if remembered.is_some() {
             let known: Vec<u32> =

@@ -30,7 +30,7 @@ use clap::Parser;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use rlvs_datapath::abi::{CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, method, tunnel_form};
-use rlvs_linux::dataplane::stages::{self, Body, Group};
+use rlvs_linux::dataplane::stages::{self, Body};
 
 use crate::course::Course;
 use crate::maps::Mapped;
@@ -226,7 +226,7 @@ fn load_time(bytes: &[u8], cpus: u32) -> Result<Spread> {
         let started = Instant::now();
         let pairs = Pairs { v4: CONNECTIONS4_DEFAULT, v6: CONNECTIONS6_DEFAULT };
         let mut ebpf = object::load(bytes, cpus, pairs)?;
-        stages::load(&mut ebpf, &Body::ALL, Group::ALWAYS, &["rlvs_out", "rlvs_arm"])?;
+        stages::load(&mut ebpf, &Body::ALL, &[], &["rlvs_out", "rlvs_arm"])?;
         times.push(object::ms(started.elapsed()));
     }
     Ok(Spread::of(times))
