@@ -6,6 +6,7 @@
 mod bench;
 mod ci;
 mod ebpf;
+mod failover;
 mod fuzz;
 mod leftovers;
 mod run;
@@ -34,6 +35,8 @@ enum Task {
     Ci(ci::Arguments),
     /// Measure the packet path
     Bench(bench::Arguments),
+    /// Measure what a client sees of a fail-over, beside the real keepalived
+    Failover(failover::Arguments),
     /// Look for frames and tables that the forwarding function does not stand
     Fuzz(fuzz::Arguments),
     /// Run the lab on Debian 12's kernel, in an emulator
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Failover(arguments) => failover::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Smoke(arguments) => smoke::run(&arguments),
     };
