@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod burden;
 mod ci;
 mod ebpf;
 mod failover;
@@ -35,6 +36,8 @@ enum Task {
     Ci(ci::Arguments),
     /// Measure the packet path
     Bench(bench::Arguments),
+    /// Measure what the daemon costs: a large file, many checks, a reload
+    Burden(burden::Arguments),
     /// Measure what a client sees of a fail-over, beside the real keepalived
     Failover(failover::Arguments),
     /// Look for frames and tables that the forwarding function does not stand
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Burden(arguments) => burden::run(&arguments),
         Task::Failover(arguments) => failover::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Smoke(arguments) => smoke::run(&arguments),

@@ -59,7 +59,8 @@ impl Upkeep {
     /// Brings what may differ to what is desired.
     ///
     /// # Errors
-    /// The table cannot be read. Nothing was changed then.
+    /// The table cannot be read, and nothing was changed; or changes could not be put in force, and
+    /// all is tried again.
     pub fn apply(&mut self, table: &mut dyn Table) -> Result<Report, Error> {
         let touched = std::mem::take(&mut self.dirty);
         let current = match read(table, &touched) {
@@ -69,13 +70,13 @@ impl Upkeep {
                 return Err(error);
             }
         };
-        Ok(self.carry_out(table, &touched, current))
+        self.carry_out(table, touched, current)
     }
 
     /// Looks at every service that is asked for, and puts right what differs.
     ///
     /// # Errors
-    /// The table cannot be read.
+    /// As [`Self::apply`].
     pub fn reconcile(&mut self, table: &mut dyn Table) -> Result<Report, Error> {
         self.dirty.extend(self.desired.keys());
         let touched = std::mem::take(&mut self.dirty);
@@ -88,22 +89,23 @@ impl Upkeep {
         };
         let named = |entry: &ServiceEntry| touched.contains(&entry.service.id);
         let current = current.into_iter().filter(named).collect();
-        Ok(self.carry_out(table, &touched, current))
+        self.carry_out(table, touched, current)
     }
 
     fn carry_out(
         &mut self,
         table: &mut dyn Table,
-        touched: &BTreeSet<ServiceId>,
+        touched: BTreeSet<ServiceId>,
         current: Vec<ServiceEntry>,
-    ) -> Report {
+    ) -> Result<Report, Error> {
         let desired: Vec<ServiceEntry> = touched
             .iter()
             .filter_map(|id| self.desired.get(id))
             .map(|(service, to)| entry(service, to))
             .collect();
-        let mut report = Report { foreign: self.foreign(touched, &current), ..Report::default() };
+        let mut report = Report { foreign: self.foreign(&touched, &current), ..Report::default() };
         let mut serving = Serving::new(&current, &desired);
+        table.batch();
         for change in in_order(&current, plan(&current, &desired)) {
             if serving.is_last(&change) {
                 self.dirty.insert(service_of(&change));
@@ -117,13 +119,18 @@ impl Upkeep {
                 Err(error) => report.refused.push((change, error)),
             }
         }
+        if let Err(error) = table.commit() {
+            // Which of them are in force is only known by looking again.
+            self.dirty = touched;
+            return Err(error);
+        }
         self.dirty.extend(report.refused.iter().map(|(change, _)| service_of(change)));
         for id in touched.difference(&self.dirty) {
             self.left.remove(id);
         }
         let clean = desired.into_iter().filter(|entry| !self.dirty.contains(&entry.service.id));
         self.left.extend(clean.map(|entry| (entry.service.id, entry)));
-        report
+        Ok(report)
     }
 
     /// Returns what brings the table back to how it was left.

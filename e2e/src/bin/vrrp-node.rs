@@ -50,6 +50,7 @@ fn say(told: &Told) {
         Told::State { state, priority, .. } => println!("{time:.6} state {state} {priority}"),
         Told::Log { event, .. } => println!("{time:.6} log {event}"),
         Told::Failed { what } => println!("{time:.6} failed {what}"),
+        Told::Without { what } => println!("{time:.6} without {what}"),
         Told::Ended => println!("{time:.6} ended"),
     }
 }

@@ -812,13 +812,10 @@ impl Table for BpfTable {
     }
 
     fn edit_destination(&mut self, service: ServiceId, to: &Wanted) -> Result<(), Error> {
-        self.put_in_force()?;
         let service_number = self.live(service)?;
         check::destination(service, to)?;
         let id = self.listed(service_number, to.id)?;
         let owner = self.service_record(service_number);
-        let before = self.members(service_number);
-        let state = self.state(service_number, &before);
         let old = self.destination_record(id);
         let mut record = Destination {
             weight: to.weight,
@@ -827,20 +824,20 @@ impl Table for BpfTable {
             lower: to.lower_threshold,
             ..old
         };
-        let place = self.ways.place(to.id.address);
-        record.flags = destination_flag::AVAILABLE | place;
-        local::prepare(&self.maps, to, place)?;
-        self.unsettled(service_number);
-        self.set_method(id, &owner, &mut record, to)?;
+        // Among many edits one of the weight alone asks for no way.
+        let same_way = self.batched && self.destination_entry(id).destination.method == to.method;
+        if !same_way {
+            let place = self.ways.place(to.id.address);
+            record.flags = destination_flag::AVAILABLE | place;
+            local::prepare(&self.maps, to, place)?;
+        }
+        self.begin_change(service_number)?;
+        if !same_way {
+            self.set_method(id, &owner, &mut record, to)?;
+        }
         self.maps.destinations.update(id, &record)?;
         self.settle_overload(id, &old);
-        self.mark_places(service_number)?;
-        self.publish(service_number, |members, kind| match state {
-            Some(state) => state.changed(members),
-            None => State::new(kind, members),
-        })?;
-        self.settled();
-        Ok(())
+        self.end_change()
     }
 
     fn delete_destination(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error> {

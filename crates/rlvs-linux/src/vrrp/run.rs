@@ -70,8 +70,8 @@ impl Runner {
 
     pub(super) fn run(mut self) {
         if let Err(error) = super::sys::be_real_time() {
-            let what = "asking for real-time priority, without which advertisements may be late";
-            self.failed(what, &error);
+            let what = format!("without real-time priority advertisements may be late: {error}");
+            self.tell(Told::Without { what });
         }
         self.look_at_links();
         while !self.ending {
@@ -311,7 +311,12 @@ impl Runner {
             return self.failed(&what, &error);
         };
         let added = self.route.add_virtual_address(link.index, prefix(address));
-        self.check(added, &[libc::EEXIST]);
+        if self.check(added, &[libc::EEXIST])
+            && let Some(link) = self.links.get_mut(interface)
+        {
+            // What is known of the interface may be from before.
+            link.addresses.push(prefix(address));
+        }
     }
 
     fn remove(&mut self, interface: &Arc<str>, address: &VirtualAddress) {
@@ -320,12 +325,14 @@ impl Runner {
         self.check(removed, &[libc::EADDRNOTAVAIL, libc::ENODEV]);
     }
 
-    /// Reports a failure, unless it says that all is as wanted.
-    fn check(&self, result: Result<(), route::Error>, fine: &[i32]) {
-        if let Err(error) = result
-            && !error.refusal().is_some_and(|number| fine.contains(&number))
-        {
-            self.failed("", &error);
+    /// Reports a failure, unless it says that all is as wanted; returns whether it is.
+    fn check(&self, result: Result<(), route::Error>, fine: &[i32]) -> bool {
+        match result {
+            Err(error) if !error.refusal().is_some_and(|number| fine.contains(&number)) => {
+                self.failed("", &error);
+                false
+            }
+            _ => true,
         }
     }
 

@@ -27,6 +27,8 @@ pub enum Kind {
     Foreign,
     /// The table refused a change, or could not be opened.
     Refused,
+    /// Changes of the table are in force.
+    Carried,
 }
 
 /// Something that an operator may want to know.

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rlvs_conf::desired::Desired;
 use rlvs_control::checks::{Health, Input, Output};
@@ -43,7 +43,12 @@ pub struct Checks {
     events: VecDeque<Event>,
     /// What the table refused when it was last asked.
     refused: BTreeSet<String>,
+    /// When the ticks began at which checks begin.
+    began: Instant,
 }
+
+/// Checks begin at ticks of so much, so that many do not wake this thread one by one.
+const TICK: Duration = Duration::from_millis(10);
 
 impl Checks {
     /// Begins with what a configuration says about virtual servers. The seed sets checks apart.
@@ -60,6 +65,7 @@ impl Checks {
             keeper: Keeper::new(open)?,
             events: events.into(),
             refused: BTreeSet::new(),
+            began: now,
         };
         checks.runner.wake_by(checks.keeper.reported())?;
         checks.tell_start(desired.global.initial_notifies);
@@ -114,7 +120,7 @@ impl Checks {
 
     /// Returns when [`Self::turn`] must be called, if its descriptor is not ready before.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let health = self.health.poll_timeout().map(|(at, _)| at);
+        let health = self.health.poll_timeout().map(|(at, _)| tick(self.began, at));
         [health, self.runner.poll_timeout()].into_iter().flatten().min()
     }
 
@@ -173,6 +179,8 @@ impl Checks {
         match outcome {
             Ok(report) => {
                 self.tell_foreign(&report.foreign);
+                let carried = Some(report.done.len()).filter(|&changes| changes > 0);
+                self.events.extend(carried.map(tell::carried));
                 for (change, error) in &report.refused {
                     let event = tell::refused(change, error);
                     refused.insert(event.to_string());
@@ -193,6 +201,13 @@ impl Checks {
             self.events.push_back(event);
         }
     }
+}
+
+/// Returns the first tick that is not before a moment.
+fn tick(began: Instant, at: Instant) -> Instant {
+    let nanoseconds = at.saturating_duration_since(began).as_nanos();
+    let ticks = nanoseconds.div_ceil(TICK.as_nanos());
+    u32::try_from(ticks).map_or(at, |ticks| began + TICK * ticks)
 }
 
 /// Returns every service of a table that virtual servers stand for.

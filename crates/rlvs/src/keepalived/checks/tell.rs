@@ -164,6 +164,12 @@ pub(super) fn refused(change: &Change, error: &Error) -> Event {
     about(Kind::Refused, &service_name(id), cause, "tried again every second".into())
 }
 
+/// Makes an event of changes that are in force.
+pub(super) fn carried(changes: usize) -> Event {
+    let cause = format!("{changes} change(s) of the table in force");
+    about(Kind::Carried, "(all)", cause, String::new())
+}
+
 /// Makes an event of a table that cannot be opened or read.
 pub(super) fn unreadable(error: &Error) -> Event {
     let cause = format!("the table cannot be read: {error}");

@@ -276,6 +276,7 @@ impl Daemon {
         let level = match event.kind {
             Kind::ServerUp | Kind::Weight | Kind::QuorumUp => Level::Notice,
             Kind::Failed => Level::Info,
+            Kind::Carried => Level::Debug,
             Kind::ServerDown | Kind::NotAsked | Kind::Unsupported | Kind::Foreign => Level::Warning,
             Kind::QuorumDown | Kind::Refused => Level::Error,
         };
@@ -299,6 +300,7 @@ impl Daemon {
                 self.log.say(level_of(&event), format!("{about}: {event}{consequence}"));
             }
             Told::Failed { what } => self.log.say(Level::Error, what),
+            Told::Without { what } => self.log.say(Level::Notice, what),
             Told::Ended => {}
         }
     }
