@@ -137,12 +137,12 @@ fn kind() -> BoxedStrategy<CheckerKind> {
         name().prop_map(|name| CheckerKind::Dns { record: "MX".into(), name }),
         name().prop_map(|helo| CheckerKind::Smtp { helo }),
         (command(), of(user()), time(), any::<bool>()).prop_map(
-            |(command, user, timeout, dynamic)| CheckerKind::Misc(Misc {
+            |(command, user, timeout, dynamic)| CheckerKind::Misc(Box::new(Misc {
                 command,
                 user,
                 timeout,
                 dynamic
-            })
+            }))
         ),
     ]
     .boxed()
@@ -187,8 +187,8 @@ fn real_server(family: Family) -> BoxedStrategy<RealServer> {
                         upper_threshold: upper,
                         lower_threshold: lower,
                         inhibit,
-                        up,
-                        down,
+                        up: up.map(Box::new),
+                        down: down.map(Box::new),
                         mail,
                         checkers,
                         kept: Vec::new(),

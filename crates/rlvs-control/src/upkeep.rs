@@ -4,6 +4,7 @@
 //! reported, and put right.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::model::{
     Destination, DestinationEntry, DestinationId, Service, ServiceEntry, ServiceId, Traffic,
@@ -22,12 +23,15 @@ pub struct Report {
     pub foreign: Vec<Change>,
 }
 
+/// A service with its destinations, those first that come first in the configuration.
+type Wanted = Arc<(Service, Vec<Destination>)>;
+
 /// What a table should hold, and what was last seen to be in it.
 #[derive(Debug, Default)]
 pub struct Upkeep {
-    desired: BTreeMap<ServiceId, (Service, Vec<Destination>)>,
+    desired: BTreeMap<ServiceId, Wanted>,
     /// Services as they were when last brought to what was desired.
-    left: BTreeMap<ServiceId, ServiceEntry>,
+    left: BTreeMap<ServiceId, Wanted>,
     /// Services whose table entry may differ.
     dirty: BTreeSet<ServiceId>,
 }
@@ -35,12 +39,12 @@ pub struct Upkeep {
 impl Upkeep {
     /// Asks for a service with these destinations, or with `None` for its absence.
     pub fn want(&mut self, id: ServiceId, service: Option<(Service, Vec<Destination>)>) {
-        let same = self.desired.get(&id) == service.as_ref();
+        let same = self.desired.get(&id).map(|wanted| &**wanted) == service.as_ref();
         if same && (self.left.contains_key(&id) || service.is_none()) {
             return;
         }
         match service {
-            Some(service) => self.desired.insert(id, service),
+            Some(service) => self.desired.insert(id, Arc::new(service)),
             None => self.desired.remove(&id),
         };
         self.dirty.insert(id);
@@ -101,7 +105,7 @@ impl Upkeep {
         let desired: Vec<ServiceEntry> = touched
             .iter()
             .filter_map(|id| self.desired.get(id))
-            .map(|(service, to)| entry(service, to))
+            .map(|wanted| entry(wanted))
             .collect();
         let mut report = Report { foreign: self.foreign(&touched, &current), ..Report::default() };
         let mut serving = Serving::new(&current, &desired);
@@ -128,15 +132,16 @@ impl Upkeep {
         for id in touched.difference(&self.dirty) {
             self.left.remove(id);
         }
-        let clean = desired.into_iter().filter(|entry| !self.dirty.contains(&entry.service.id));
-        self.left.extend(clean.map(|entry| (entry.service.id, entry)));
+        let clean = touched.difference(&self.dirty);
+        let clean = clean.filter_map(|&id| Some((id, self.desired.get(&id)?.clone())));
+        self.left.extend(clean);
         Ok(report)
     }
 
     /// Returns what brings the table back to how it was left.
     fn foreign(&self, touched: &BTreeSet<ServiceId>, current: &[ServiceEntry]) -> Vec<Change> {
         let left: Vec<ServiceEntry> =
-            touched.iter().filter_map(|id| self.left.get(id)).cloned().collect();
+            touched.iter().filter_map(|id| self.left.get(id)).map(|left| entry(left)).collect();
         let known = |entry: &&ServiceEntry| self.left.contains_key(&entry.service.id);
         let current: Vec<ServiceEntry> = current.iter().filter(known).map(bare).collect();
         plan(&current, &left)
@@ -234,7 +239,7 @@ fn service_of(change: &Change) -> ServiceId {
     }
 }
 
-fn entry(service: &Service, destinations: &[Destination]) -> ServiceEntry {
+fn entry((service, destinations): &(Service, Vec<Destination>)) -> ServiceEntry {
     let destination = |&destination: &Destination| DestinationEntry {
         destination,
         active: 0,
@@ -252,5 +257,5 @@ fn entry(service: &Service, destinations: &[Destination]) -> ServiceEntry {
 
 fn bare(there: &ServiceEntry) -> ServiceEntry {
     let destinations: Vec<_> = there.destinations.iter().rev().map(|to| to.destination).collect();
-    entry(&there.service, &destinations)
+    entry(&(there.service.clone(), destinations))
 }

@@ -62,9 +62,9 @@ pub(super) struct Known {
 #[derive(Clone, Debug)]
 pub(super) struct KnownServer {
     /// Run when it is good.
-    pub(super) up: Option<Script>,
+    pub(super) up: Option<Box<Script>>,
     /// Run when it is bad.
-    pub(super) down: Option<Script>,
+    pub(super) down: Option<Box<Script>>,
     /// Mails about it.
     pub(super) mail: bool,
     /// It stays in the table when it is bad.
@@ -120,7 +120,7 @@ impl Config {
         real: &RealServer,
     ) -> Server<Request> {
         let title = server_name(real.address, real.port, service.protocol);
-        let mut checks = Vec::new();
+        let mut checks = Vec::with_capacity(real.checkers.len());
         for checker in &real.checkers {
             match request(desired, checker) {
                 Ok(request) => checks.push(Check {

@@ -52,8 +52,8 @@ impl Checks {
         let mut event = about(kind, service, cause, consequence);
         event.server = Some(server_name(id.address, id.port, known.protocol));
         event.script = match kind {
-            Kind::ServerUp => server.up.clone(),
-            Kind::ServerDown => server.down.clone(),
+            Kind::ServerUp => server.up.as_deref().cloned(),
+            Kind::ServerDown => server.down.as_deref().cloned(),
             _ => None,
         };
         event.mail = server.mail && matches!(kind, Kind::ServerUp | Kind::ServerDown);
@@ -91,7 +91,7 @@ impl Checks {
                     let mut event =
                         about(Kind::ServerUp, name, "starts".into(), comes(server, false));
                     event.server = Some(server_name(id.address, id.port, known.protocol));
-                    event.script = server.up.clone();
+                    event.script = server.up.as_deref().cloned();
                     self.events.push_back(event);
                 }
             }
@@ -112,7 +112,7 @@ impl Checks {
                     let mut event =
                         about(Kind::ServerDown, name, "stop".into(), goes(server).into());
                     event.server = Some(server_name(id.address, id.port, known.protocol));
-                    event.script = server.down.clone();
+                    event.script = server.down.as_deref().cloned();
                     self.events.push_back(event);
                 }
             }

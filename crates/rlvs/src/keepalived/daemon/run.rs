@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rlvs_conf::desired::Desired;
 use rlvs_control::vrrp::config::Config;
 use rlvs_control::vrrp::{Event, State};
+use rlvs_linux::process::trim_memory;
 use rlvs_linux::vrrp::{Told, Vrrp};
 
 use super::super::checks::{Event as ServiceEvent, Kind, Open};
@@ -77,6 +78,7 @@ impl Daemon {
         daemon.follow();
         daemon.serve_desired()?;
         daemon.manager.ready(&daemon.summary());
+        trim_memory();
         Ok((daemon, happenings))
     }
 

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rlvs_conf::desired::{Desired, Target, VirtualServer};
 use rlvs_control::model::{DestinationId, ServiceEntry, ServiceId};
+use rlvs_linux::process::trim_memory;
 
 use super::super::checks::{Checks, Open};
 use super::Happening;
@@ -161,7 +162,12 @@ impl Runner {
         let _rested = self.wake.read().is_ok();
         loop {
             match self.orders.try_recv() {
-                Ok(Order::Reload(desired)) => self.checks.reload(&desired),
+                Ok(Order::Reload(desired)) => {
+                    self.checks.reload(&desired);
+                    drop(desired);
+                    // Much more was in use meanwhile than will be.
+                    trim_memory();
+                }
                 Ok(Order::Stop { keep }) => return Err(keep),
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(true),
