@@ -446,6 +446,10 @@ fn instance(number: u8) -> BoxedStrategy<Instance> {
                         transport,
                         source,
                         track_source: flags[1],
+                        virtual_mac: flags[8].then(|| VirtualMac {
+                            name: flags[7].then(|| "vmac0".into()),
+                            address: flags[6].then_some([2, 0, 0, 0, 0, number]),
+                        }),
                         authentication,
                         addresses,
                         excluded_addresses,

@@ -265,7 +265,7 @@ pub struct DestinationEntry {
 }
 
 /// The time-outs that `ipvsadm --set` changes, in seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// Established TCP connections.
     pub tcp_s: u32,

@@ -50,6 +50,19 @@ impl Upkeep {
         self.dirty.insert(id);
     }
 
+    /// Removes every service that is not asked for, and returns which those were (`lvs_flush`).
+    ///
+    /// # Errors
+    /// The table cannot be read, or refuses.
+    pub fn remove_others(&self, table: &mut dyn Table) -> Result<Vec<ServiceId>, Error> {
+        let there = table.services()?.into_iter().map(|entry| entry.service.id);
+        let others: Vec<ServiceId> = there.filter(|id| !self.desired.contains_key(id)).collect();
+        for &id in &others {
+            table.delete_service(id)?;
+        }
+        Ok(others)
+    }
+
     /// Returns whether something is to be changed.
     pub fn is_dirty(&self) -> bool {
         !self.dirty.is_empty()

@@ -11,7 +11,9 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use rlvs_control::vrrp::config::{Config, InstanceConfig, Preempt, Version, VirtualAddress};
+use rlvs_control::vrrp::config::{
+    Attributes, Config, InstanceConfig, Preempt, Version, VirtualAddress,
+};
 use rlvs_control::vrrp::{Input, LinkState, Output, Received, Router, State};
 
 const SEEDS: u64 = 256;
@@ -559,5 +561,10 @@ impl World {
 }
 
 fn virtual_address(last: u8) -> VirtualAddress {
-    VirtualAddress { address: IpAddr::from([10, 9, 0, last]), bits: 24, interface: None }
+    VirtualAddress {
+        address: IpAddr::from([10, 9, 0, last]),
+        bits: 24,
+        interface: None,
+        attributes: Attributes::default(),
+    }
 }

@@ -100,7 +100,7 @@ impl Runner {
             PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
         ];
         let channels = self.channels.values();
-        let channels = channels.filter(|channel| channel.hears);
+        let channels = channels.filter(|channel| channel.hears());
         descriptors.extend(channels.map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN)));
         // Interrupted or not: the caller looks at everything.
         let _ready = ppoll(&mut descriptors, time.map(TimeSpec::from_duration), None).is_ok();
@@ -216,14 +216,19 @@ impl Runner {
     /// Makes the interfaces that have a virtual router's own hardware address; the kernel's notice
     /// of them brings us here again.
     fn make_virtual_macs(&mut self) {
-        let mut wanted = Vec::new();
+        let (mut wanted, mut all) = (Vec::new(), BTreeSet::new());
         for config in self.router.instances() {
-            if let Some(name) = &config.virtual_mac
-                && let Some(lower) = self.links.get(&config.interface)
-                && !self.links.contains_key(name)
-            {
-                wanted.push((name.clone(), lower.clone(), Mac(config.mac())));
+            let Some(name) = &config.virtual_mac else { continue };
+            all.insert(name.clone());
+            let Some(lower) = self.links.get(&config.interface) else { continue };
+            match self.links.get(name) {
+                // Left by an earlier process.
+                Some(link) => self.own.adopt(link, lower, Mac(config.mac())),
+                None => wanted.push((name.clone(), lower.clone(), Mac(config.mac()))),
             }
+        }
+        for error in self.own.retain(&mut self.route, |name| all.contains(name)) {
+            self.failed("", &*error);
         }
         for (name, lower, mac) in wanted {
             match self.own.make(&mut self.route, &name, &lower, mac) {
@@ -235,23 +240,28 @@ impl Runner {
 
     /// Opens the sockets that the instances need, and closes those of interfaces that are gone.
     fn open_channels(&mut self) {
-        let mut wanted = BTreeMap::new();
+        let mut wanted: BTreeMap<_, (u32, BTreeSet<IpAddr>)> = BTreeMap::new();
         for config in self.router.instances() {
             for interface in [config.outward(), &config.interface] {
-                if let Some(link) = self.links.get(interface) {
-                    let hears = *interface == config.interface;
-                    wanted.insert((interface.clone(), config.family), (link.index, hears));
-                }
+                let Some(link) = self.links.get(interface) else { continue };
+                let key = (interface.clone(), config.family);
+                let (_, groups) = wanted.entry(key).or_insert((link.index, BTreeSet::new()));
+                // What is heard is heard on the instance's interface.
+                groups.extend((*interface == config.interface).then(|| config.group()));
             }
         }
-        let is_open = |channel: &Channel| (channel.index, channel.hears);
-        self.channels.retain(|key, channel| wanted.get(key) == Some(&is_open(channel)));
-        for ((interface, family), (index, hears)) in wanted {
+        let is_wanted = |channel: &Channel, (index, groups): &(u32, BTreeSet<IpAddr>)| {
+            channel.index == *index && channel.groups == *groups
+        };
+        self.channels.retain(|key, channel| {
+            wanted.get(key).is_some_and(|wanted| is_wanted(channel, wanted))
+        });
+        for ((interface, family), (index, groups)) in wanted {
             let key = (interface.clone(), family);
             if self.channels.contains_key(&key) {
                 continue;
             }
-            match Channel::open(&interface, index, family, hears) {
+            match Channel::open(&interface, index, family, groups) {
                 Ok(channel) => drop(self.channels.insert(key, channel)),
                 Err(error) => self.failed(&format!("opening a socket on {interface}"), &error),
             }
@@ -310,7 +320,7 @@ impl Runner {
             let what = format!("giving {interface} the address {}", address.address);
             return self.failed(&what, &error);
         };
-        let added = self.route.add_virtual_address(link.index, prefix(address));
+        let added = self.route.add_virtual_address(link.index, address);
         if self.check(added, &[libc::EEXIST])
             && let Some(link) = self.links.get_mut(interface)
         {
@@ -321,7 +331,7 @@ impl Runner {
 
     fn remove(&mut self, interface: &Arc<str>, address: &VirtualAddress) {
         let Some(link) = self.links.get(interface) else { return };
-        let removed = self.route.delete_address(link.index, prefix(address));
+        let removed = self.route.delete_virtual_address(link.index, address);
         self.check(removed, &[libc::EADDRNOTAVAIL, libc::ENODEV]);
     }
 

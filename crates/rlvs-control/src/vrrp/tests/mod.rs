@@ -35,7 +35,12 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn vip(text: &str, bits: u8) -> VirtualAddress {
-    VirtualAddress { address: address(text), bits, interface: None }
+    VirtualAddress {
+        address: address(text),
+        bits,
+        interface: None,
+        attributes: Attributes::default(),
+    }
 }
 
 /// The canonical instance of the recordings.

@@ -295,6 +295,15 @@ fn timing(checker: &Checker) -> Timing {
     }
 }
 
+/// Returns the time-outs of connections that are asked for; 0 keeps one.
+pub(super) fn timeouts(desired: &Desired) -> model::Timeouts {
+    let seconds = |time: Option<Duration>| {
+        time.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX))
+    };
+    let desired::Timeouts { tcp, tcp_fin, udp } = desired.global.timeouts;
+    model::Timeouts { tcp_s: seconds(tcp), tcp_fin_s: seconds(tcp_fin), udp_s: seconds(udp) }
+}
+
 /// Returns the name of a service in the log.
 pub(super) fn name(target: &Target, protocol: Protocol) -> String {
     match target {

@@ -3,12 +3,17 @@
 use std::collections::BTreeSet;
 
 use rlvs_control::checks::{self, What};
-use rlvs_control::model::{DestinationId, ServiceId};
+use rlvs_control::model::{DestinationId, Protocol, ServiceId};
 use rlvs_control::plan::Change;
 use rlvs_control::table::Error;
 
 use super::config::{KnownServer, end, server_name, service_name};
 use super::{Checks, Event, Kind};
+
+/// Returns the name of a server in the log.
+pub(super) fn server_of(id: DestinationId, protocol: Protocol) -> String {
+    server_name(id.address, id.port, protocol)
+}
 
 /// An event about a service, of which only what it is about is known yet.
 fn about(kind: Kind, service: &str, cause: String, consequence: String) -> Event {

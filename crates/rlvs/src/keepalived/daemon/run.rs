@@ -33,6 +33,8 @@ pub(super) struct Daemon {
     sender: Sender<Happening>,
     desired: Desired,
     routers: Option<Vrrp>,
+    /// Virtual routers that wait for their time to start.
+    waiting: Option<Config>,
     /// What the virtual routers were last told to be.
     config: Config,
     services: Option<Services>,
@@ -66,6 +68,7 @@ impl Daemon {
             log: log.clone(),
             sender,
             routers: None,
+            waiting: None,
             config: Config::default(),
             services: None,
             backend: backend(options)?,
@@ -74,6 +77,7 @@ impl Daemon {
             manager: Manager::find(),
             desired: found.desired,
         };
+        daemon.delay_routers()?;
         daemon.route(config)?;
         daemon.follow();
         daemon.serve_desired()?;
@@ -116,12 +120,22 @@ impl Daemon {
             Happening::Wish(Wish::End) => return Some(0),
             Happening::Wish(Wish::Reload) => self.reload(),
             Happening::Wish(Wish::Data) => {
-                self.dumped(dump::data(&self.desired, &self.status()));
+                let servers = self.services.as_ref().map(Services::status).unwrap_or_default();
+                self.dumped(dump::data(&self.desired, &self.status(), &servers));
             }
             Happening::Wish(Wish::Statistics) => {
                 self.dumped(dump::statistics(&self.status()));
             }
             Happening::Routers(told) => self.told(told),
+            Happening::RoutersDue => {
+                let waiting = self.waiting.take();
+                if let Some(config) = waiting.filter(|config| *config != Config::default())
+                    && let Err((status, why)) = self.begin_routers(config)
+                {
+                    self.log.say(Level::Error, why);
+                    return Some(status);
+                }
+            }
             Happening::RoutersLost => {
                 self.log.say(Level::Error, "the virtual routers have ended of themselves");
                 // Nobody is there to be asked for an orderly end; the addresses stay.
@@ -222,6 +236,37 @@ impl Daemon {
             routers.reload(config);
             return Ok(());
         }
+        if let Some(waiting) = &mut self.waiting {
+            *waiting = config;
+            return Ok(());
+        }
+        self.begin_routers(config)
+    }
+
+    /// Lets virtual routers wait for `vrrp_startup_delay`.
+    fn delay_routers(&mut self) -> Result<(), Refusal> {
+        let delay = self.desired.global.startup_delay;
+        if delay.is_zero() {
+            return Ok(());
+        }
+        self.waiting = Some(Config::default());
+        self.log.say(Level::Info, format!("the virtual routers start in {delay:?}"));
+        let due = Instant::now() + delay;
+        let sender = self.sender.clone();
+        let wait = move || {
+            while let Some(left) = due.checked_duration_since(Instant::now())
+                && !left.is_zero()
+            {
+                std::thread::park_timeout(left);
+            }
+            // The main thread may have ended.
+            sender.send(Happening::RoutersDue).ok();
+        };
+        let thread = std::thread::Builder::new().name("delay".to_owned()).spawn(wait);
+        thread.map(drop).map_err(|error| (STATUS_FATAL, error.to_string()))
+    }
+
+    fn begin_routers(&mut self, config: Config) -> Result<(), Refusal> {
         let (routers, told) = Vrrp::start(config).map_err(|error| {
             let status = match error {
                 rlvs_linux::vrrp::Error::Refused(_) => STATUS_CONFIGURATION,

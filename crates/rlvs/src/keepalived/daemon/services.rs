@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -17,11 +17,15 @@ use rlvs_linux::process::trim_memory;
 use super::super::checks::{Checks, Open};
 use super::Happening;
 
+/// How long the thread may take to tell how all is.
+const STATUS_MAX: Duration = Duration::from_secs(2);
+
 /// What the thread is asked for.
 #[derive(Debug)]
 enum Order {
     Reload(Box<Desired>),
     Stop { keep: bool },
+    Status(Sender<Vec<String>>),
 }
 
 /// The virtual servers, running.
@@ -66,6 +70,13 @@ impl Services {
     /// Moves to another configuration.
     pub(super) fn reload(&self, desired: &Desired) {
         self.order(Order::Reload(Box::new(desired.clone())));
+    }
+
+    /// Returns a line for each virtual and each real server; none if the thread has ended.
+    pub(super) fn status(&self) -> Vec<String> {
+        let (to, lines) = channel();
+        self.order(Order::Status(to));
+        lines.recv_timeout(STATUS_MAX).unwrap_or_default()
     }
 
     /// Ends, and removes the services unless they are to be kept. Returns when that is done.
@@ -169,6 +180,10 @@ impl Runner {
                     trim_memory();
                 }
                 Ok(Order::Stop { keep }) => return Err(keep),
+                Ok(Order::Status(to)) => {
+                    // Whoever asked may have gone.
+                    to.send(self.checks.status()).ok();
+                }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(true),
             }
