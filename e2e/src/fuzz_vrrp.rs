@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rlvs_control::model::Family;
 use rlvs_control::vrrp::config::{
-    Attributes, Config, Delivery, InstanceConfig, Peer, Preempt, Version, VirtualAddress,
+    Config, Delivery, InstanceConfig, Peer, Preempt, Version, VirtualAddress,
 };
 use rlvs_control::vrrp::{Input, LinkState, Output, Received, Router, State, Status};
 use rlvs_wire::vrrp::{Advertisement, Datagram, Ends, GROUP_V4, GROUP_V6, LENGTH_MAX};
@@ -103,12 +103,7 @@ fn router(family: Family, last: u8) -> IpAddr {
 
 fn address(family: Family, last: u8) -> VirtualAddress {
     let bits = if family == Family::V4 { 24 } else { 64 };
-    VirtualAddress {
-        address: router(family, last),
-        bits,
-        interface: None,
-        attributes: Attributes::default(),
-    }
+    VirtualAddress::new(router(family, last), bits)
 }
 
 fn links(running: bool) -> Input {

@@ -11,9 +11,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use rlvs_control::vrrp::config::{
-    Attributes, Config, InstanceConfig, Preempt, Version, VirtualAddress,
-};
+use rlvs_control::vrrp::config::{Config, InstanceConfig, Preempt, Version, VirtualAddress};
 use rlvs_control::vrrp::{Input, LinkState, Output, Received, Router, State};
 
 const SEEDS: u64 = 256;
@@ -561,10 +559,5 @@ impl World {
 }
 
 fn virtual_address(last: u8) -> VirtualAddress {
-    VirtualAddress {
-        address: IpAddr::from([10, 9, 0, last]),
-        bits: 24,
-        interface: None,
-        attributes: Attributes::default(),
-    }
+    VirtualAddress::new(IpAddr::from([10, 9, 0, last]), 24)
 }

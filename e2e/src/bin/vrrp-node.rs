@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail};
 use rlvs_control::model::Family;
 use rlvs_control::vrrp::config::{
-    Attributes, Config, Delivery, InstanceConfig, Peer, Preempt, Version, VirtualAddress,
+    Config, Delivery, InstanceConfig, Peer, Preempt, Version, VirtualAddress,
 };
 use rlvs_linux::vrrp::{Told, Vrrp};
 
@@ -104,10 +104,5 @@ fn set(config: &mut InstanceConfig, peers: &mut Vec<Peer>, key: &str, value: &st
 fn virtual_address(text: &str) -> Result<VirtualAddress> {
     let (address, bits) = text.split_once('/').context("ADDRESS/BITS")?;
     let address: IpAddr = address.parse()?;
-    Ok(VirtualAddress {
-        address,
-        bits: bits.parse()?,
-        interface: None,
-        attributes: Attributes::default(),
-    })
+    Ok(VirtualAddress::new(address, bits.parse()?))
 }

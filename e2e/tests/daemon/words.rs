@@ -2,13 +2,16 @@
 //! their own, delays, time-outs. The real keepalived is asked where it has an opinion.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use e2e::lab::{inside, run, tool, wait_for, wait_until};
+use e2e::lab::{TIME_MAX, connect, inside, run, tcp_server, tool, wait_for, wait_until};
 use nix::sys::signal::Signal;
-use rlvs::lab::site::HOW_TO;
 use rlvs::lab::site::Host::{self, First, Second, Web1, Web2};
-use rlvs_linux::process::Guard;
+use rlvs::lab::site::{HOW_TO, VIP};
+use rlvs_linux::process::{Guard, Handle};
 
 use crate::site::{Daemon, Site};
 use crate::{router, when};
@@ -28,11 +31,8 @@ fn real(site: &Site, host: Host, text: &str) -> Guard {
 
 /// Ends the real keepalived in order, which takes a second.
 fn end(mut guard: Guard) {
-    rlvs_linux::process::Handle::open(guard.pid().unwrap())
-        .unwrap()
-        .signal(Signal::SIGTERM)
-        .unwrap();
-    assert!(guard.wait_for(e2e::lab::TIME_MAX).unwrap().is_some());
+    Handle::open(guard.pid().unwrap()).unwrap().signal(Signal::SIGTERM).unwrap();
+    assert!(guard.wait_for(TIME_MAX).unwrap().is_some());
 }
 
 fn ip(site: &Site, host: Host, words: &str) -> String {
@@ -58,18 +58,19 @@ fn addresses_are_as_the_real_one_makes_them() {
             "vrrp_instance VI_1 {{\n state MASTER\n interface eth0\n virtual_router_id {vrid}\n \
              priority 255\n virtual_ipaddress {{\n 10.77.0.1/24 label eth0:one\n \
              10.77.1.1/24 scope link\n 10.77.2.1/24 brd + scope site\n \
-             10.77.3.1/32 peer 10.77.3.2/32\n 10.77.4.1/24 noprefixroute\n \
+             10.77.4.1/24 noprefixroute\n \
              10.77.5.1/24 brd 10.77.5.254\n }}\n virtual_ipaddress_excluded {{\n \
-             fd77::1/64 noprefixroute\n fd77::2/64 preferred_lft 500 -nodad\n fd77::3/64 home\n }}\n}}\n"
+             fd77::1/64 noprefixroute preferred_lft 400\n \
+             fd77::2/64 preferred_lft 500 -nodad\n fd77::3/64 home preferred_lft 600\n }}\n}}\n"
         )
     };
     let there = real(&site, First, &text(51));
     wait_for("those of the real one", || {
         let seen = addresses(&site, First);
-        if seen.len() == 9 { Ok(()) } else { Err(format!("{seen:?}")) }
+        if seen.len() == 8 { Ok(()) } else { Err(format!("{seen:?}")) }
     });
     let mut daemon = Daemon::start(&site, Second, &text(52));
-    wait_until("ours", &9, || addresses(&site, Second).len());
+    wait_until("ours", &8, || addresses(&site, Second).len());
     // A tentative address becomes whole, and a life time passes.
     let without_time = |lines: Vec<String>| -> Vec<String> {
         let word = |word: &str| {
@@ -83,6 +84,12 @@ fn addresses_are_as_the_real_one_makes_them() {
         lines.into_iter().map(line).collect()
     };
     assert_eq!(without_time(addresses(&site, Second)), without_time(addresses(&site, First)));
+    // The real one makes no other end of it, and prefers IPv6 addresses of less than 128 bits.
+    let more = "10.77.4.1/24 noprefixroute\n 10.77.3.1/32 peer 10.77.3.2/32";
+    fs::write(&daemon.file, text(52).replace("10.77.4.1/24 noprefixroute", more)).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    let peer = |line: &String| line.contains("inet 10.77.3.1 peer 10.77.3.2/32");
+    wait_until("the one with another end", &true, || addresses(&site, Second).iter().any(peer));
     assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
     assert_eq!(addresses(&site, Second), Vec::<String>::new(), "{}", daemon.said());
     end(there);
@@ -128,17 +135,16 @@ fn a_virtual_mac_is_made_found_again_and_removed() {
 fn a_group_of_its_own_is_shared_with_the_real_one() {
     let site = Site::new();
     let group = "global_defs {\n vrrp_mcast_group4 224.0.0.99\n}\n";
-    let text =
-        |priority| format!("{group}{}", router(priority).replace("advert_int 1", "advert_int 1"));
+    let text = |priority| format!("{group}{}", router(priority));
     let there = real(&site, Second, &text(200));
     wait_until("the real one", &true, || site.vip_is_at(Second));
     let mut daemon = Daemon::start(&site, First, &text(100));
     daemon.wait_said("INIT to BACKUP", 1);
     // It hears the other: otherwise it would take over 3.6 s after it began.
-    let silence = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let silence = Instant::now() + Duration::from_secs(5);
     wait_for("the time of a master to pass", || {
         assert!(!site.vip_is_at(First), "{}", daemon.said());
-        when(std::time::Instant::now() > silence)
+        when(Instant::now() > silence)
     });
     end(there);
     wait_until("it takes over", &true, || site.vip_is_at(First));
@@ -150,7 +156,7 @@ fn a_group_of_its_own_is_shared_with_the_real_one() {
 fn virtual_routers_wait_for_their_delay() {
     let site = Site::new();
     let text = format!("global_defs {{\n vrrp_startup_delay 2\n}}\n{}", router(255));
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let mut daemon = Daemon::start(&site, First, &text);
     daemon.wait_said("the virtual routers start in 2s", 1);
     daemon.wait_said("INIT to MASTER", 1);
@@ -188,6 +194,84 @@ fn time_outs_are_set_and_foreign_services_removed() {
         if said.contains(": 700 70 200") { Ok(()) } else { Err(said) }
     });
     assert!(ipvsadm("-L -n").contains(":8081"));
+    assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
+}
+
+/// Sends a word through a connection, and tells whether it comes back in time.
+fn comes_back(stream: &mut TcpStream, time: Duration) -> bool {
+    stream.set_read_timeout(Some(time)).unwrap();
+    stream.write_all(b"word").unwrap();
+    stream.read_exact(&mut [0; 4]).is_ok()
+}
+
+/// Connects until a server of this name answers.
+fn connect_to(site: &Site, name: &str) -> TcpStream {
+    let to = SocketAddr::new(VIP, 80);
+    wait_for(name, || {
+        let found = site.host(Host::Client).run(|| connect(to)).unwrap();
+        let found = found.map_err(|error| error.to_string())?;
+        if found.name == name { Ok(found.stream) } else { Err(found.name) }
+    })
+}
+
+#[test]
+fn connections_of_a_server_that_leaves() {
+    let site = Site::new();
+    tcp_server(site.host(Web1), 80, Some("one"));
+    tcp_server(site.host(Web2), 80, Some("two"));
+    let good = site.directory().join("good");
+    fs::write(&good, "").unwrap();
+    let check = format!(
+        "MISC_CHECK {{\n misc_path \"/usr/bin/test -e {}\"\n delay_loop 0.2\n }}",
+        good.display()
+    );
+    let server = |last: u8, words: &str| {
+        format!("real_server 192.168.1.{last} 80 {{\n weight 1\n {words}\n }}")
+    };
+    let text = |one: &str| {
+        let (virtual_router, two) = (router(255), server(102, ""));
+        format!(
+            "{virtual_router}virtual_server 192.168.1.200 80 {{\n lb_algo rr\n lb_kind NAT\n \
+             protocol TCP\n {one}\n {two}\n}}\n"
+        )
+    };
+    let both = |weight: u32| {
+        vec![("192.168.1.101:80".to_owned(), weight), ("192.168.1.102:80".to_owned(), 1)]
+    };
+    let inhibited = server(101, &format!("inhibit_on_failure\n {check}"));
+    let mut daemon = Daemon::start(&site, First, &text(&inhibited));
+    wait_until("both servers", &both(1), || site.table(First));
+    let mut stream = connect_to(&site, "one");
+    assert!(comes_back(&mut stream, TIME_MAX));
+
+    // A failed check with inhibit_on_failure: what there is goes on, nothing new comes.
+    fs::remove_file(&good).unwrap();
+    wait_until("the weight", &both(0), || site.table(First));
+    assert!(comes_back(&mut stream, TIME_MAX));
+    fs::write(&good, "").unwrap();
+    wait_until("the weight", &both(1), || site.table(First));
+
+    // Removed by a reload: silent, as with IPVS, until it is there again; nothing is lost.
+    let change = |one: &str, expected: &[(String, u32)]| {
+        fs::write(&daemon.file, text(one)).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        wait_until("the table", &expected.to_vec(), || site.table(First));
+    };
+    change("", &both(1)[1..]);
+    assert!(!comes_back(&mut stream, Duration::from_millis(300)));
+    change(&server(101, &check), &both(1));
+    stream.set_read_timeout(Some(TIME_MAX)).unwrap();
+    stream.read_exact(&mut [0; 4]).unwrap();
+    assert!(comes_back(&mut stream, TIME_MAX));
+
+    // The same after a failed check without that word.
+    fs::remove_file(&good).unwrap();
+    wait_until("the table", &both(1)[1..].to_vec(), || site.table(First));
+    assert!(!comes_back(&mut stream, Duration::from_millis(300)));
+    fs::write(&good, "").unwrap();
+    wait_until("the table", &both(1), || site.table(First));
+    stream.set_read_timeout(Some(TIME_MAX)).unwrap();
+    stream.read_exact(&mut [0; 4]).unwrap();
     assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
 }
 

@@ -168,6 +168,13 @@ pub struct VirtualAddress {
     pub attributes: Attributes,
 }
 
+impl VirtualAddress {
+    /// Returns an address of which nothing else is said.
+    pub fn new(address: IpAddr, bits: u8) -> Self {
+        Self { address, bits, interface: None, attributes: Attributes::default() }
+    }
+}
+
 /// What the kernel is told about an address besides its network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attributes {

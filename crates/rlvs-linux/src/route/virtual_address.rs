@@ -22,8 +22,9 @@ impl Rtnetlink {
     pub fn add_virtual_address(
         &mut self,
         index: u32,
-        address: &VirtualAddress,
+        address: impl Into<VirtualAddress>,
     ) -> Result<(), Error> {
+        let address = &address.into();
         let mut message = message(index, address);
         let Attributes { label, broadcast, preferred_s, .. } = &address.attributes;
         let attributes = &mut message.attributes;
@@ -59,6 +60,12 @@ impl Rtnetlink {
         self.change(message, 0, || {
             format!("taking the address {} from interface {index}", shown(address))
         })
+    }
+}
+
+impl From<Prefix> for VirtualAddress {
+    fn from(prefix: Prefix) -> Self {
+        Self::new(prefix.address, prefix.bits)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The loop: wait, read everything, let the router know, carry out what it wants.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -320,7 +320,7 @@ impl Runner {
             let what = format!("giving {interface} the address {}", address.address);
             return self.failed(&what, &error);
         };
-        let added = self.route.add_virtual_address(link.index, address);
+        let added = self.route.add_virtual_address(link.index, address.clone());
         if self.check(added, &[libc::EEXIST])
             && let Some(link) = self.links.get_mut(interface)
         {

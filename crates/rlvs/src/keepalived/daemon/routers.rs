@@ -237,12 +237,7 @@ mod tests {
         let mut expected = InstanceConfig::new("VI_1", "eth0", 51);
         expected.password = Some(*b"1234\0\0\0\0");
         let address = [192, 168, 1, 200].into();
-        expected.addresses.push(VirtualAddress {
-            address,
-            bits: 32,
-            interface: None,
-            attributes: Attributes::default(),
-        });
+        expected.addresses.push(VirtualAddress::new(address, 32));
         let what = Tracked::Script("chk".into());
         expected.track.push(Track { what, weight: 2, reverse: false });
         expected.interval = Duration::from_secs(1);
