@@ -10,6 +10,7 @@ mod ebpf;
 mod failover;
 mod fuzz;
 mod leftovers;
+mod package;
 mod run;
 mod smoke;
 mod tally;
@@ -42,6 +43,8 @@ enum Task {
     Failover(failover::Arguments),
     /// Look for frames and tables that the forwarding function does not stand
     Fuzz(fuzz::Arguments),
+    /// Make the Debian package, or with --static an archive for other systems
+    Package(package::Arguments),
     /// Run the lab on Debian 12's kernel, in an emulator
     Smoke(smoke::Arguments),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::Burden(arguments) => burden::run(&arguments),
         Task::Failover(arguments) => failover::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Package(arguments) => package::run(&arguments),
         Task::Smoke(arguments) => smoke::run(&arguments),
     };
     match done {

@@ -31,6 +31,25 @@ pub enum Kind {
     Carried,
 }
 
+impl Kind {
+    /// Returns its name in the daemon's state and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ServerUp => "server_up",
+            Self::ServerDown => "server_down",
+            Self::Weight => "weight",
+            Self::QuorumUp => "quorum_up",
+            Self::QuorumDown => "quorum_down",
+            Self::Failed => "check_failed",
+            Self::NotAsked => "not_asked",
+            Self::Unsupported => "unsupported",
+            Self::Foreign => "table_changed",
+            Self::Refused => "table_refused",
+            Self::Carried => "table_edited",
+        }
+    }
+}
+
 /// Something that an operator may want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {

@@ -15,7 +15,8 @@ use rlvs_control::model::{DestinationId, ServiceEntry, ServiceId};
 use rlvs_linux::process::trim_memory;
 
 use super::super::checks::{Checks, Open};
-use super::Happening;
+use super::state::State;
+use super::{Asker, Happening};
 
 /// How long the thread may take to tell how all is.
 const STATUS_MAX: Duration = Duration::from_secs(2);
@@ -26,6 +27,7 @@ enum Order {
     Reload(Box<Desired>),
     Stop { keep: bool },
     Status(Sender<Vec<String>>),
+    Answer(Box<State>, Asker),
 }
 
 /// The virtual servers, running.
@@ -77,6 +79,11 @@ impl Services {
         let (to, lines) = channel();
         self.order(Order::Status(to));
         lines.recv_timeout(STATUS_MAX).unwrap_or_default()
+    }
+
+    /// Completes the daemon's state with the virtual servers', and hands it to who asked.
+    pub(super) fn answer(&self, state: Box<State>, to: Asker) {
+        self.order(Order::Answer(state, to));
     }
 
     /// Ends, and removes the services unless they are to be kept. Returns when that is done.
@@ -178,6 +185,12 @@ impl Runner {
                     drop(desired);
                     // Much more was in use meanwhile than will be.
                     trim_memory();
+                }
+                Ok(Order::Answer(mut state, to)) => {
+                    state.services = self.checks.report();
+                    state.refused = self.checks.refused().map(str::to_owned).collect();
+                    // Whoever asked may have gone.
+                    to.send(state).ok();
                 }
                 Ok(Order::Stop { keep }) => return Err(keep),
                 Ok(Order::Status(to)) => {
