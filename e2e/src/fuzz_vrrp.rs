@@ -103,7 +103,7 @@ fn router(family: Family, last: u8) -> IpAddr {
 
 fn address(family: Family, last: u8) -> VirtualAddress {
     let bits = if family == Family::V4 { 24 } else { 64 };
-    VirtualAddress { address: router(family, last), bits, interface: None }
+    VirtualAddress::new(router(family, last), bits)
 }
 
 fn links(running: bool) -> Input {

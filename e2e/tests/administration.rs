@@ -178,6 +178,39 @@ fn ten_thousand_servers_of_a_service_are_published_once() {
 }
 
 #[test]
+fn ten_thousand_weights_of_a_service_are_published_once() {
+    let stage = Stage::attached(Wiring::Plain, PROGRAM);
+    for (index, method) in
+        [ForwardingMethod::Masquerade, ForwardingMethod::DirectRoute].into_iter().enumerate()
+    {
+        let service = service(index as u32 + 1);
+        let fill = |table: &mut dyn Table| {
+            table.batch();
+            table.add_service(&service).unwrap();
+            for number in 0..MANY {
+                table.add_destination(service.id, &real_server(number, method)).unwrap();
+            }
+            table.commit().unwrap();
+        };
+        let weigh = |table: &mut dyn Table| {
+            fill(table);
+            table.batch();
+            for number in 0..MANY {
+                let to = real_server(number, method);
+                let to = Destination { weight: to.weight + 1, ..to };
+                table.edit_destination(service.id, &to).unwrap();
+            }
+            table.commit().unwrap();
+        };
+        let (first, both) = (both(&stage, fill), both(&stage, weigh));
+        assert_eq!(both.published - first.published, 1);
+        assert_eq!(both.routes, first.routes, "weights alone ask for no way");
+        // Those that are added again have one more.
+        assert!(both.updates <= 2 * u64::from(MANY) + 8, "{both:?}");
+    }
+}
+
+#[test]
 fn a_batch_is_what_its_edits_are_one_by_one() {
     let stage = Stage::attached(Wiring::Plain, PROGRAM);
     let edits = |batched: bool| {

@@ -4,8 +4,10 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod burden;
 mod ci;
 mod ebpf;
+mod failover;
 mod fuzz;
 mod leftovers;
 mod package;
@@ -35,6 +37,10 @@ enum Task {
     Ci(ci::Arguments),
     /// Measure the packet path
     Bench(bench::Arguments),
+    /// Measure what the daemon costs: a large file, many checks, a reload
+    Burden(burden::Arguments),
+    /// Measure what a client sees of a fail-over, beside the real keepalived
+    Failover(failover::Arguments),
     /// Look for frames and tables that the forwarding function does not stand
     Fuzz(fuzz::Arguments),
     /// Make the Debian package, or with --static an archive for other systems
@@ -53,6 +59,8 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Burden(arguments) => burden::run(&arguments),
+        Task::Failover(arguments) => failover::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Package(arguments) => package::run(&arguments),
         Task::Smoke(arguments) => smoke::run(&arguments),

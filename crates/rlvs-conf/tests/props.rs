@@ -137,12 +137,12 @@ fn kind() -> BoxedStrategy<CheckerKind> {
         name().prop_map(|name| CheckerKind::Dns { record: "MX".into(), name }),
         name().prop_map(|helo| CheckerKind::Smtp { helo }),
         (command(), of(user()), time(), any::<bool>()).prop_map(
-            |(command, user, timeout, dynamic)| CheckerKind::Misc(Misc {
+            |(command, user, timeout, dynamic)| CheckerKind::Misc(Box::new(Misc {
                 command,
                 user,
                 timeout,
                 dynamic
-            })
+            }))
         ),
     ]
     .boxed()
@@ -187,8 +187,8 @@ fn real_server(family: Family) -> BoxedStrategy<RealServer> {
                         upper_threshold: upper,
                         lower_threshold: lower,
                         inhibit,
-                        up,
-                        down,
+                        up: up.map(Box::new),
+                        down: down.map(Box::new),
                         mail,
                         checkers,
                         kept: Vec::new(),
@@ -446,6 +446,10 @@ fn instance(number: u8) -> BoxedStrategy<Instance> {
                         transport,
                         source,
                         track_source: flags[1],
+                        virtual_mac: flags[8].then(|| VirtualMac {
+                            name: flags[7].then(|| "vmac0".into()),
+                            address: flags[6].then_some([2, 0, 0, 0, 0, number]),
+                        }),
                         authentication,
                         addresses,
                         excluded_addresses,

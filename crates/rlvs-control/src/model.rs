@@ -292,7 +292,7 @@ impl Drained {
 }
 
 /// The time-outs that `ipvsadm --set` changes, in seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// Established TCP connections.
     pub tcp_s: u32,

@@ -5,6 +5,7 @@
 //! wanted of it and goes by 0.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::model::{
     Destination, DestinationEntry, DestinationId, Service, ServiceEntry, ServiceId, Traffic,
@@ -31,12 +32,15 @@ pub struct Report {
     pub undrained: Vec<(ServiceId, DestinationId)>,
 }
 
+/// A service with its destinations, those first that come first in the configuration.
+type Wanted = Arc<(Service, Vec<Destination>)>;
+
 /// What a table should hold, and what was last seen to be in it.
 #[derive(Debug, Default)]
 pub struct Upkeep {
-    desired: BTreeMap<ServiceId, (Service, Vec<Destination>)>,
+    desired: BTreeMap<ServiceId, Wanted>,
     /// Services as they were when last brought to what was desired.
-    left: BTreeMap<ServiceId, ServiceEntry>,
+    left: BTreeMap<ServiceId, Wanted>,
     /// Services whose table entry may differ.
     dirty: BTreeSet<ServiceId>,
     /// Destinations that were drained when last looked at, of services that are asked for.
@@ -46,15 +50,28 @@ pub struct Upkeep {
 impl Upkeep {
     /// Asks for a service with these destinations, or with `None` for its absence.
     pub fn want(&mut self, id: ServiceId, service: Option<(Service, Vec<Destination>)>) {
-        let same = self.desired.get(&id) == service.as_ref();
+        let same = self.desired.get(&id).map(|wanted| &**wanted) == service.as_ref();
         if same && (self.left.contains_key(&id) || service.is_none()) {
             return;
         }
         match service {
-            Some(service) => self.desired.insert(id, service),
+            Some(service) => self.desired.insert(id, Arc::new(service)),
             None => self.desired.remove(&id),
         };
         self.dirty.insert(id);
+    }
+
+    /// Removes every service that is not asked for, and returns which those were (`lvs_flush`).
+    ///
+    /// # Errors
+    /// The table cannot be read, or refuses.
+    pub fn remove_others(&self, table: &mut dyn Table) -> Result<Vec<ServiceId>, Error> {
+        let there = table.services()?.into_iter().map(|entry| entry.service.id);
+        let others: Vec<ServiceId> = there.filter(|id| !self.desired.contains_key(id)).collect();
+        for &id in &others {
+            table.delete_service(id)?;
+        }
+        Ok(others)
     }
 
     /// Returns whether something is to be changed.
@@ -70,7 +87,8 @@ impl Upkeep {
     /// Brings what may differ to what is desired.
     ///
     /// # Errors
-    /// The table cannot be read. Nothing was changed then.
+    /// The table cannot be read, and nothing was changed; or changes could not be put in force, and
+    /// all is tried again.
     pub fn apply(&mut self, table: &mut dyn Table) -> Result<Report, Error> {
         let touched = std::mem::take(&mut self.dirty);
         let current = match read(table, &touched).and_then(|current| with_drained(table, current)) {
@@ -81,13 +99,13 @@ impl Upkeep {
             }
         };
         let (current, drained) = current;
-        Ok(self.carry_out(table, &touched, current, drained))
+        self.carry_out(table, touched, current, drained)
     }
 
     /// Looks at every service that is asked for, and puts right what differs.
     ///
     /// # Errors
-    /// The table cannot be read.
+    /// As [`Self::apply`].
     pub fn reconcile(&mut self, table: &mut dyn Table) -> Result<Report, Error> {
         self.dirty.extend(self.desired.keys());
         let touched = std::mem::take(&mut self.dirty);
@@ -101,24 +119,25 @@ impl Upkeep {
         let (current, drained) = current;
         let named = |entry: &ServiceEntry| touched.contains(&entry.service.id);
         let current = current.into_iter().filter(named).collect();
-        Ok(self.carry_out(table, &touched, current, drained))
+        self.carry_out(table, touched, current, drained)
     }
 
     fn carry_out(
         &mut self,
         table: &mut dyn Table,
-        touched: &BTreeSet<ServiceId>,
+        touched: BTreeSet<ServiceId>,
         current: Vec<ServiceEntry>,
         drained: Named,
-    ) -> Report {
+    ) -> Result<Report, Error> {
         let desired: Vec<ServiceEntry> = touched
             .iter()
             .filter_map(|id| self.desired.get(id))
-            .map(|(service, to)| entry(service, to))
+            .map(|wanted| entry(wanted))
             .collect();
-        let mut report = Report { foreign: self.foreign(touched, &current), ..Report::default() };
+        let mut report = Report { foreign: self.foreign(&touched, &current), ..Report::default() };
         self.note_drained(&drained, &mut report);
         let mut serving = Serving::new(&current, &desired, drained);
+        table.batch();
         for change in in_order(&current, plan(&current, &desired)) {
             if serving.is_last(&change) {
                 self.dirty.insert(service_of(&change));
@@ -132,13 +151,19 @@ impl Upkeep {
                 Err(error) => report.refused.push((change, error)),
             }
         }
+        if let Err(error) = table.commit() {
+            // Which of them are in force is only known by looking again.
+            self.dirty = touched;
+            return Err(error);
+        }
         self.dirty.extend(report.refused.iter().map(|(change, _)| service_of(change)));
         for id in touched.difference(&self.dirty) {
             self.left.remove(id);
         }
-        let clean = desired.into_iter().filter(|entry| !self.dirty.contains(&entry.service.id));
-        self.left.extend(clean.map(|entry| (entry.service.id, entry)));
-        report
+        let clean = touched.difference(&self.dirty);
+        let clean = clean.filter_map(|&id| Some((id, self.desired.get(&id)?.clone())));
+        self.left.extend(clean);
+        Ok(report)
     }
 
     fn note_drained(&mut self, now: &Named, report: &mut Report) {
@@ -152,7 +177,7 @@ impl Upkeep {
     /// Returns what brings the table back to how it was left.
     fn foreign(&self, touched: &BTreeSet<ServiceId>, current: &[ServiceEntry]) -> Vec<Change> {
         let left: Vec<ServiceEntry> =
-            touched.iter().filter_map(|id| self.left.get(id)).cloned().collect();
+            touched.iter().filter_map(|id| self.left.get(id)).map(|left| entry(left)).collect();
         let known = |entry: &&ServiceEntry| self.left.contains_key(&entry.service.id);
         let current: Vec<ServiceEntry> = current.iter().filter(known).map(bare).collect();
         plan(&current, &left)
@@ -276,7 +301,7 @@ fn service_of(change: &Change) -> ServiceId {
     }
 }
 
-fn entry(service: &Service, destinations: &[Destination]) -> ServiceEntry {
+fn entry((service, destinations): &(Service, Vec<Destination>)) -> ServiceEntry {
     let destination = |&destination: &Destination| DestinationEntry {
         destination,
         active: 0,
@@ -294,5 +319,5 @@ fn entry(service: &Service, destinations: &[Destination]) -> ServiceEntry {
 
 fn bare(there: &ServiceEntry) -> ServiceEntry {
     let destinations: Vec<_> = there.destinations.iter().rev().map(|to| to.destination).collect();
-    entry(&there.service, &destinations)
+    entry(&(there.service.clone(), destinations))
 }

@@ -559,5 +559,5 @@ impl World {
 }
 
 fn virtual_address(last: u8) -> VirtualAddress {
-    VirtualAddress { address: IpAddr::from([10, 9, 0, last]), bits: 24, interface: None }
+    VirtualAddress::new(IpAddr::from([10, 9, 0, last]), 24)
 }

@@ -10,6 +10,15 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+/// Gives memory that is free in this process back to the kernel, where the C library can.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes its own locks, and touches no memory that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Makes the kernel send `signal` to the command's process when its parent is gone.
 ///
 /// The parent in the kernel's sense is the *thread* that spawns it: spawn from a thread that lives

@@ -5,13 +5,14 @@
 
 mod ingress;
 mod monitor;
+mod virtual_address;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
     InfoBridge, InfoData, InfoKind, InfoMacVlan, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
@@ -387,38 +388,7 @@ impl Rtnetlink {
     /// # Errors
     /// The address is there, or the interface is gone.
     pub fn add_address(&mut self, index: u32, prefix: Prefix) -> Result<(), Error> {
-        self.put_address(index, prefix, Vec::new())
-    }
-
-    /// Gives an interface a virtual address: one that the kernel does not choose as the source of
-    /// this host's own connections.
-    ///
-    /// Linux prefers an IPv6 address of prefix 128 over that of the network, so that a real server
-    /// which holds the same address would answer itself; deprecated, it is left out. keepalived
-    /// does the same.
-    ///
-    /// # Errors
-    /// The address is there, or the interface is gone.
-    pub fn add_virtual_address(&mut self, index: u32, prefix: Prefix) -> Result<(), Error> {
-        let mut lifetime = CacheInfo::default();
-        lifetime.ifa_preferred = 0;
-        lifetime.ifa_valid = u32::MAX;
-        let attributes = match prefix.address {
-            // An IPv4 address is only chosen for a destination within its prefix.
-            IpAddr::V4(_) => Vec::new(),
-            IpAddr::V6(_) => vec![AddressAttribute::CacheInfo(lifetime)],
-        };
-        self.put_address(index, prefix, attributes)
-    }
-
-    fn put_address(
-        &mut self,
-        index: u32,
-        prefix: Prefix,
-        attributes: Vec<AddressAttribute>,
-    ) -> Result<(), Error> {
         let mut message = address_message(index, prefix);
-        message.attributes.extend(attributes);
         if prefix.address.is_ipv6() {
             message.header.flags = AddressHeaderFlags::Nodad;
         }

@@ -50,6 +50,7 @@ fn say(told: &Told) {
         Told::State { state, priority, .. } => println!("{time:.6} state {state} {priority}"),
         Told::Log { event, .. } => println!("{time:.6} log {event}"),
         Told::Failed { what } => println!("{time:.6} failed {what}"),
+        Told::Without { what } => println!("{time:.6} without {what}"),
         Told::Ended => println!("{time:.6} ended"),
     }
 }
@@ -103,5 +104,5 @@ fn set(config: &mut InstanceConfig, peers: &mut Vec<Peer>, key: &str, value: &st
 fn virtual_address(text: &str) -> Result<VirtualAddress> {
     let (address, bits) = text.split_once('/').context("ADDRESS/BITS")?;
     let address: IpAddr = address.parse()?;
-    Ok(VirtualAddress { address, bits: bits.parse()?, interface: None })
+    Ok(VirtualAddress::new(address, bits.parse()?))
 }

@@ -7,6 +7,7 @@ mod log;
 mod metrics;
 mod site;
 mod state;
+mod words;
 mod zabbix;
 
 use std::collections::BTreeMap;

@@ -190,9 +190,9 @@ pub struct RealServer {
     /// When it has failed it stays, with weight 0.
     pub inhibit: bool,
     /// Run when it is good.
-    pub up: Option<Script>,
+    pub up: Option<Box<Script>>,
     /// Run when it is bad.
-    pub down: Option<Script>,
+    pub down: Option<Box<Script>>,
     /// Mails about it.
     pub mail: bool,
     /// Its checkers; all must be good.
@@ -296,7 +296,7 @@ pub enum CheckerKind {
     /// Opens a connection.
     Tcp,
     /// Runs a command.
-    Misc(Misc),
+    Misc(Box<Misc>),
     /// Sends an ICMP echo request.
     Ping,
     /// Sends a datagram.

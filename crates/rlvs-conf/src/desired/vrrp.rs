@@ -41,6 +41,8 @@ pub struct Instance {
     pub source: Option<IpAddr>,
     /// Fault while the source address is missing.
     pub track_source: bool,
+    /// An interface with the virtual router's own hardware address.
+    pub virtual_mac: Option<VirtualMac>,
     /// Authentication, of version 2 only.
     pub authentication: Option<Authentication>,
     /// Addresses that are advertised, of `family` all.
@@ -128,6 +130,15 @@ pub struct Peer {
     pub ttl_min: Option<u8>,
     /// Largest time to live of what it sends.
     pub ttl_max: Option<u8>,
+}
+
+/// An interface with a virtual router's own hardware address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VirtualMac {
+    /// Its name, if not `vrrp.` (`vrrp6.`) and the number of the virtual router.
+    pub name: Option<String>,
+    /// Its hardware address, if not that of the standard.
+    pub address: Option<[u8; 6]>,
 }
 
 /// Authentication of VRRPv2.

@@ -32,7 +32,7 @@ const TRACK254: &[Keyword] =
 
 #[rustfmt::skip]
 const VMAC: &[Keyword] = &[
-    kept("name", &[Arg::Interface], "", "name of the interface"),
+    done("name", &[Arg::Name], "vrrp. or vrrp6. and the number", "name of the interface"),
     kept("netlink_notify_msg", NONE, "", "tell of the address"),
     kept("group", &[Arg::Number(0, I31)], "", "group of the interface"),
 ];
@@ -70,7 +70,7 @@ pub(super) const INSTANCE: &[Keyword] = &[
     kept("track_process", NONE, "", "processes that must run").entries(Arg::Name, TRACK254),
     kept("track_bfd", NONE, "", "sessions that must be up").entries(Arg::Name, TRACK253),
     done("dont_track_primary", NONE, "", "the own interface may be down"),
-    kept("use_vmac", &[MAYBE_TEXT, MAYBE_TEXT], "off", "a virtual MAC address").options(VMAC),
+    done("use_vmac", &[MAYBE_TEXT, MAYBE_TEXT], "off", "a virtual MAC address: name of the interface, the address").options(VMAC),
     kept("vmac_xmit_base", NONE, "", "advertise from the interface below"),
     kept("use_vmac_addr", NONE, "", "virtual MACs for addresses on other interfaces"),
     kept("use_ipvlan", &[MAYBE_TEXT, MAYBE_TEXT, MAYBE_TEXT], "", "an ipvlan interface"),

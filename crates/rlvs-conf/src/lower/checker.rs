@@ -64,6 +64,7 @@ impl Lower<'_> {
                 kept: common::kept(&node.children),
             });
         }
+        checkers.shrink_to_fit();
         checkers
     }
 
@@ -77,7 +78,7 @@ impl Lower<'_> {
             "HTTP_GET" | "SSL_GET" => CheckerKind::Http(self.http(node, blocks)?),
             "TCP_CHECK" => CheckerKind::Tcp,
             "PING_CHECK" => CheckerKind::Ping,
-            "MISC_CHECK" => CheckerKind::Misc(self.misc(node, timing)?),
+            "MISC_CHECK" => CheckerKind::Misc(Box::new(self.misc(node, timing)?)),
             "UDP_CHECK" => CheckerKind::Udp(udp(node)),
             "DNS_CHECK" => CheckerKind::Dns {
                 record: node.text("type").unwrap_or_else(|| "SOA".into()),

@@ -9,6 +9,7 @@ use rlvs_control::model::Family;
 
 use crate::desired::{
     Authentication, Desired, Garp, Instance, Peer, Preempt, Secret, State, Transport, Version,
+    VirtualMac,
 };
 use crate::diagnostic::{Diagnostic, Objection};
 use crate::lower::address::family_without;
@@ -87,6 +88,7 @@ impl Lower<'_> {
             transport: self.transport(node, family, strict),
             source: self.source(node, family),
             track_source: node.has("track_src_ip"),
+            virtual_mac: node.child("use_vmac").map(virtual_mac),
             authentication: self.authentication(node, version, strict),
             addresses: self.same_family(node, addresses, family, version)?,
             excluded_addresses: self.entries_to_addresses(node, "virtual_ipaddress_excluded"),
@@ -360,4 +362,25 @@ impl Lower<'_> {
             lower_priority_repeat: lower_repeat.unwrap_or(repeat),
         }
     }
+}
+
+/// Reads the words of `use_vmac`: a name and an address, each if it is there.
+fn virtual_mac(node: &Node) -> VirtualMac {
+    let mut made = VirtualMac { name: node.text("name"), address: None };
+    for word in &node.args {
+        match hardware_address(&word.text) {
+            Some(address) => made.address = Some(address),
+            None => made.name = Some(word.text.clone()),
+        }
+    }
+    made
+}
+
+fn hardware_address(text: &str) -> Option<[u8; 6]> {
+    let mut parts = text.split(':').map(|part| u8::from_str_radix(part, 16));
+    let mut bytes = [0; 6];
+    for byte in &mut bytes {
+        *byte = parts.next()?.ok()?;
+    }
+    parts.next().is_none().then_some(bytes)
 }

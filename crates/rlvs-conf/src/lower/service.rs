@@ -93,6 +93,7 @@ impl Lower<'_> {
             }
             server.real_servers.push(real_server);
         }
+        server.real_servers.shrink_to_fit();
         if matches!(server.target, Target::Mark(..)) {
             // What is left of the checkers tells, not what was written.
             let tcp = server.real_servers.iter().any(RealServer::is_checked_by_tcp);
@@ -253,8 +254,8 @@ impl Lower<'_> {
             upper_threshold: node.number("uthreshold").unwrap_or(0),
             lower_threshold: node.number("lthreshold").unwrap_or(0),
             inhibit: node.has("inhibit_on_failure") || service.has("inhibit_on_failure"),
-            up: self.script(node, "notify_up"),
-            down: self.script(node, "notify_down"),
+            up: self.script(node, "notify_up").map(Box::new),
+            down: self.script(node, "notify_down").map(Box::new),
             mail: mail.unwrap_or(self.defaults.mail_server),
             checkers: Vec::new(),
             kept: common::kept(&node.children),

@@ -90,8 +90,8 @@ impl Printer {
             to.number("uthreshold", real.upper_threshold);
             to.number("lthreshold", real.lower_threshold);
             to.flag("inhibit_on_failure", real.inhibit);
-            to.script("notify_up", real.up.as_ref());
-            to.script("notify_down", real.down.as_ref());
+            to.script("notify_up", real.up.as_deref());
+            to.script("notify_down", real.down.as_deref());
             to.switch("smtp_alert", real.mail);
             to.statements(&real.kept);
             for checker in &real.checkers {

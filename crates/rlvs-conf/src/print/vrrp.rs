@@ -4,7 +4,7 @@ use rlvs_control::model::Family;
 
 use crate::desired::{
     Authentication, Broadcast, Instance, Notify, Preempt, State, SyncGroup, Tracked, TrackedScript,
-    Transport, Version, VirtualAddress, Weight,
+    Transport, Version, VirtualAddress, VirtualMac, Weight,
 };
 use crate::print::{Printer, in_seconds, quoted};
 
@@ -39,6 +39,7 @@ impl Printer {
             to.line(if instance.accept { "accept" } else { "no_accept" });
             to.transport(instance);
             to.flag("track_src_ip", instance.track_source);
+            to.virtual_mac(instance.virtual_mac.as_ref());
             to.authentication(instance.authentication.as_ref());
             to.behaviour(instance);
             to.addresses(instance);
@@ -70,6 +71,18 @@ impl Printer {
                 });
             }
         }
+    }
+
+    fn virtual_mac(&mut self, made: Option<&VirtualMac>) {
+        let Some(VirtualMac { name, address }) = made else { return };
+        let mut words = vec!["use_vmac".to_owned()];
+        words.extend(name.as_deref().map(quoted));
+        words.extend(
+            address.map(|[a, b, c, d, e, f]| {
+                format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+            }),
+        );
+        self.line(words.join(" "));
     }
 
     fn authentication(&mut self, authentication: Option<&Authentication>) {

@@ -1,13 +1,14 @@
 //! What is configured: plain data, and what is refused of it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use rlvs_wire::vrrp::Version;
 use rlvs_wire::vrrp::{ADDRESSES_MAX, INTERVAL_CS_MAX, OWNER, virtual_mac};
 
+use super::receive;
 use crate::model::Family;
 
 /// The longest interval that version 2 can tell.
@@ -59,8 +60,18 @@ pub struct InstanceConfig {
     pub source: Option<IpAddr>,
     /// The password of version 2, filled up with zeros (`auth_pass`).
     pub password: Option<[u8; 8]>,
+    /// The group of its advertisements, if not that of all VRRP routers (`mcast_dst_ip`).
+    pub group: Option<IpAddr>,
     /// The interface that has the virtual router's own hardware address (`use_vmac`).
     pub virtual_mac: Option<Arc<str>>,
+    /// That address, if not the one that the standard gives it.
+    pub hardware: Option<[u8; 6]>,
+    /// Whether its own interface may be down (`dont_track_primary`).
+    pub ignore_link: bool,
+    /// Whether it is in fault while the interface does not have `source` (`track_src_ip`).
+    pub track_source: bool,
+    /// Whether sums of version 3 over IPv4 are sent without pseudo header (`v3_checksum_as_v2`).
+    pub bare_sum: bool,
     /// How neighbours are told of the addresses.
     pub announce: Announce,
     /// What it depends on besides its own interface.
@@ -89,7 +100,12 @@ impl InstanceConfig {
             delivery: Delivery::Multicast,
             source: None,
             password: None,
+            group: None,
             virtual_mac: None,
+            hardware: None,
+            ignore_link: false,
+            track_source: false,
+            bare_sum: false,
             announce: Announce::default(),
             track: Vec::new(),
             answer_lower: true,
@@ -109,7 +125,12 @@ impl InstanceConfig {
 
     /// Returns the virtual router's own hardware address.
     pub fn mac(&self) -> [u8; 6] {
-        virtual_mac(self.vrid, self.family == Family::V6)
+        self.hardware.unwrap_or(virtual_mac(self.vrid, self.family == Family::V6))
+    }
+
+    /// Returns the group that its advertisements go to, unless it has peers.
+    pub fn group(&self) -> IpAddr {
+        self.group.unwrap_or(receive::group(self.family))
     }
 
     /// Tells whether it owns its addresses: then nothing lowers its priority.
@@ -127,8 +148,8 @@ impl InstanceConfig {
     pub(super) fn continues(&self, other: &Self) -> bool {
         let identity = |one: &Self| {
             let unicast = matches!(one.delivery, Delivery::Unicast { .. });
-            let interfaces = (one.interface.clone(), one.virtual_mac.clone());
-            (one.name.clone(), interfaces, one.vrid, one.version, one.family, unicast)
+            let interfaces = (one.interface.clone(), one.virtual_mac.clone(), one.hardware);
+            (one.name.clone(), interfaces, one.vrid, one.version, one.family, unicast, one.group)
         };
         identity(self) == identity(other)
     }
@@ -143,6 +164,42 @@ pub struct VirtualAddress {
     pub bits: u8,
     /// The interface that it goes to, if not the instance's (`dev`).
     pub interface: Option<Arc<str>>,
+    /// What else the kernel is told about it.
+    pub attributes: Attributes,
+}
+
+impl VirtualAddress {
+    /// Returns an address of which nothing else is said.
+    pub fn new(address: IpAddr, bits: u8) -> Self {
+        Self { address, bits, interface: None, attributes: Attributes::default() }
+    }
+}
+
+/// What the kernel is told about an address besides its network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attributes {
+    /// Name of an IPv4 address.
+    pub label: Option<Arc<str>>,
+    /// Where it is valid, by the kernel's number; 0 is everywhere.
+    pub scope: u8,
+    /// Broadcast address.
+    pub broadcast: Option<Ipv4Addr>,
+    /// Address of the other end, and the bits of its network.
+    pub peer: Option<(IpAddr, u8)>,
+    /// Home address of mobile IPv6.
+    pub home: bool,
+    /// Duplicates of an IPv6 address are looked for.
+    pub detect_duplicates: bool,
+    /// Temporary addresses are made from it.
+    pub manage_temporary: bool,
+    /// No route to its network.
+    pub no_prefix_route: bool,
+    /// The kernel joins the group that it is.
+    pub autojoin: bool,
+    /// Seconds for which it is preferred; the kernel's choice if `None`.
+    pub preferred_s: Option<u32>,
+    /// It is not put back if somebody takes it away (`no_track`).
+    pub untracked: bool,
 }
 
 /// What a backup does about a master of lower priority.
@@ -369,6 +426,11 @@ impl InstanceConfig {
         for VirtualAddress { address, bits, .. } in self.held() {
             let longest = if address.is_ipv4() { 32 } else { 128 };
             refuse(*bits > longest, Refusal::Address(name(), *address));
+        }
+        let group = self.group;
+        if let Some(group) = group {
+            let fits = Family::of(group) == self.family && group.is_multicast();
+            refuse(!fits, Refusal::Address(name(), group));
         }
         for address in self.source.iter().chain(self.peers().map(|peer| &peer.address)) {
             let foreign = Family::of(*address) != self.family;

@@ -163,7 +163,7 @@ fn check_way(
     let Delivery::Unicast { only_peers, .. } = config.delivery else {
         // RFC 9568 §7.1: both MUST be so.
         return match packet {
-            _ if packet.destination != group(config.family) => Err(Rejection::Destination),
+            _ if packet.destination != config.group() => Err(Rejection::Destination),
             _ if packet.hops != HOPS => Err(Rejection::Hops),
             _ => Ok(()),
         };

@@ -255,8 +255,13 @@ impl Router {
         let source = self.source(config, &link);
         let of_group = self.group_tracks(&config.name);
         let own = match source {
-            _ if !link.running => Ability::Faulty(Why::LinkDown(config.interface.clone())),
+            _ if !link.running && !config.ignore_link => {
+                Ability::Faulty(Why::LinkDown(config.interface.clone()))
+            }
             None => Ability::Faulty(Why::NoSource),
+            Some(source) if config.track_source && !link.addresses.contains(&source) => {
+                Ability::Faulty(Why::NoSource)
+            }
             Some(_) => Ability::Able,
         };
         let tracked = self.facts.ability(&config.track).and(self.facts.ability(of_group));

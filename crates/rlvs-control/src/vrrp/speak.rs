@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rlvs_wire::checksum;
 use rlvs_wire::vrrp::{
-    Advertisement, Ends, HOPS, LENGTH_MAX, NO_AUTHENTICATION, PASSWORD, announcement, ipv4_header,
-    ipv6_header,
+    Advertisement, Ends, HOPS, LENGTH_MAX, NO_AUTHENTICATION, PASSWORD, Version, announcement,
+    ipv4_header, ipv6_header,
 };
 
 use super::config::{Delivery, VirtualAddress};
@@ -32,7 +33,7 @@ impl Instance {
         let Some(source) = self.source else { return };
         self.last_advert = Some(now);
         let (destinations, hops): (Vec<IpAddr>, u8) = match &self.config.delivery {
-            Delivery::Multicast => (vec![receive::group(self.config.family)], HOPS),
+            Delivery::Multicast => (vec![self.config.group()], HOPS),
             Delivery::Unicast { peers, hops, .. } => {
                 (peers.iter().map(|peer| peer.address).collect(), *hops)
             }
@@ -69,6 +70,9 @@ impl Instance {
         };
         let mut bytes = [0; LENGTH_MAX];
         let length = advertisement.emit(&ends, &mut bytes)?;
+        if self.config.bare_sum && self.config.version == Version::V3 {
+            sum_alone(&ends, bytes.get_mut(..length)?);
+        }
         let payload = bytes.get(..length)?;
         match ends {
             Ends::V4 { source, destination } => {
@@ -165,8 +169,27 @@ impl Instance {
         let is_it =
             |one: &&VirtualAddress| one.address == address && *self.interface_of(one) == *interface;
         let Some(address) = self.config.held().find(is_it).cloned() else { return };
+        if address.attributes.untracked {
+            return;
+        }
         self.counters.restored += 1;
         self.log(Event::Restored { address: address.address }, out);
         self.add_addresses(&[address], self.config.announce.repeat, now, out);
+    }
+}
+
+/// Sums a packet of version 3 without the pseudo header of IPv4, as some routers want it.
+fn sum_alone(ends: &Ends, packet: &mut [u8]) {
+    let Ends::V4 { .. } = ends else { return };
+    let Some([high, low]) = packet.get_mut(6..8) else { return };
+    (*high, *low) = (0, 0);
+    let words = packet.chunks(2).map(|pair| match *pair {
+        [high, low] => u64::from(u16::from_be_bytes([high, low])),
+        [last, ..] => u64::from(last) << 8,
+        [] => 0,
+    });
+    let sum = !checksum::fold(words.sum());
+    if let Some(field) = packet.get_mut(6..8) {
+        field.copy_from_slice(&sum.to_be_bytes());
     }
 }

@@ -246,26 +246,24 @@ impl BpfTable {
     /// Replaces a destination of a service's list by what is wanted of it.
     fn replace(&mut self, service: u32, id: u32, to: &Wanted, drained: bool) -> Result<(), Error> {
         let owner = self.service_record(service);
-        let before = self.members(service);
-        let state = self.state(service, &before);
         let old = self.destination_record(id);
         let (upper, lower) = (to.upper_threshold, to.lower_threshold);
         let mut record = Destination { upper, lower, ..old };
         aside::set_weight(&mut record, &old, to.weight, drained);
-        let place = self.ways.place(to.id.address);
-        record.flags = destination_flag::AVAILABLE | place;
-        local::prepare(&self.maps, to, place)?;
-        self.unsettled(service);
-        self.set_method(id, &owner, &mut record, to)?;
+        // Among many edits one of the weight alone asks for no way.
+        let same_way = self.batched && self.destination_entry(id).destination.method == to.method;
+        if !same_way {
+            let place = self.ways.place(to.id.address);
+            record.flags = destination_flag::AVAILABLE | place;
+            local::prepare(&self.maps, to, place)?;
+        }
+        self.begin_change(service)?;
+        if !same_way {
+            self.set_method(id, &owner, &mut record, to)?;
+        }
         self.maps.destinations.update(id, &record)?;
         self.settle_overload(id, &old);
-        self.mark_places(service)?;
-        self.publish(service, |members, kind| match state {
-            Some(state) => state.changed(members),
-            None => State::new(kind, members),
-        })?;
-        self.settled();
-        Ok(())
+        self.end_change()
     }
 
     /// Returns the maps, for status.
@@ -454,7 +452,6 @@ impl Table for BpfTable {
     }
 
     fn edit_destination(&mut self, service: ServiceId, to: &Wanted) -> Result<(), Error> {
-        self.put_in_force()?;
         let service_number = self.live(service)?;
         check::destination(service, to)?;
         let id = self.listed(service_number, to.id)?;

@@ -1,5 +1,6 @@
 //! Sockets for the packets of one interface and family, and for frames.
 
+use std::collections::BTreeSet;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,7 +12,7 @@ use nix::sys::socket::{
 };
 use rlvs_control::model::Family;
 use rlvs_control::vrrp::Received;
-use rlvs_wire::vrrp::{Datagram, GROUP_V4, GROUP_V6, LENGTH_MAX, PROTOCOL};
+use rlvs_wire::vrrp::{Datagram, LENGTH_MAX, PROTOCOL};
 
 use super::sys;
 
@@ -30,18 +31,18 @@ pub(super) struct Channel {
     /// Index of the interface, which is another one if it is removed and comes back.
     pub(super) index: u32,
     family: Family,
-    /// Whether what comes in here is meant for us: not on a virtual router's own interface, which
-    /// only sends.
-    pub(super) hears: bool,
+    /// The groups of the routers that hear here; none on a virtual router's own interface, which only
+    /// sends.
+    pub(super) groups: BTreeSet<IpAddr>,
 }
 
 impl Channel {
-    /// Opens it, and joins the group of all VRRP routers if it `hears`.
+    /// Opens it, and joins groups.
     pub(super) fn open(
         interface: &Arc<str>,
         index: u32,
         family: Family,
-        hears: bool,
+        groups: BTreeSet<IpAddr>,
     ) -> io::Result<Self> {
         let domain = match family {
             Family::V4 => libc::AF_INET,
@@ -51,10 +52,15 @@ impl Channel {
         setsockopt(&socket, sockopt::BindToDevice, &interface.as_ref().into())?;
         setsockopt(&socket, sockopt::Priority, &PRIORITY)?;
         match family {
-            Family::V4 => prepare_v4(&socket, index, hears)?,
-            Family::V6 => prepare_v6(&socket, index, hears)?,
+            Family::V4 => prepare_v4(&socket, index, &groups)?,
+            Family::V6 => prepare_v6(&socket, index, &groups)?,
         }
-        Ok(Self { socket, interface: interface.clone(), index, family, hears })
+        Ok(Self { socket, interface: interface.clone(), index, family, groups })
+    }
+
+    /// Returns whether what comes in here is meant for us.
+    pub(super) fn hears(&self) -> bool {
+        !self.groups.is_empty()
     }
 
     /// Sends an IP packet, header included.
@@ -75,7 +81,7 @@ impl Channel {
 
     /// Takes the next packet that has come in; `None` when there is none.
     pub(super) fn receive(&self) -> Option<Received> {
-        if !self.hears {
+        if !self.hears() {
             return None;
         }
         loop {
@@ -141,33 +147,38 @@ impl AsFd for Channel {
     }
 }
 
-fn prepare_v4(socket: &OwnedFd, index: u32, join: bool) -> io::Result<()> {
-    let group = libc::ip_mreqn {
-        imr_multiaddr: libc::in_addr { s_addr: u32::from_ne_bytes(GROUP_V4) },
-        imr_address: libc::in_addr { s_addr: u32::from_ne_bytes(Ipv4Addr::UNSPECIFIED.octets()) },
-        imr_ifindex: i32::try_from(index).map_err(io::Error::other)?,
+fn prepare_v4(socket: &OwnedFd, index: u32, groups: &BTreeSet<IpAddr>) -> io::Result<()> {
+    let membership = |group: Ipv4Addr| -> io::Result<libc::ip_mreqn> {
+        Ok(libc::ip_mreqn {
+            imr_multiaddr: libc::in_addr { s_addr: u32::from_ne_bytes(group.octets()) },
+            imr_address: libc::in_addr { s_addr: 0 },
+            imr_ifindex: i32::try_from(index).map_err(io::Error::other)?,
+        })
     };
+    let sending = membership(Ipv4Addr::UNSPECIFIED)?;
     sys::set_option(socket, libc::IPPROTO_IP, libc::IP_HDRINCL, 1)?;
     sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 0)?;
-    sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, group)?;
-    if join {
-        sys::set_option(socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, group)?;
+    sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, sending)?;
+    for group in groups {
+        let IpAddr::V4(group) = *group else { continue };
+        sys::set_option(socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, membership(group)?)?;
     }
     Ok(())
 }
 
-fn prepare_v6(socket: &OwnedFd, index: u32, join: bool) -> io::Result<()> {
-    let group = libc::ipv6_mreq {
-        ipv6mr_multiaddr: libc::in6_addr { s6_addr: GROUP_V6 },
-        ipv6mr_interface: index,
-    };
+fn prepare_v6(socket: &OwnedFd, index: u32, groups: &BTreeSet<IpAddr>) -> io::Result<()> {
     sys::set_option(socket, libc::IPPROTO_IPV6, IPV6_HDRINCL, 1)?;
     sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
     sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
     sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 0)?;
     sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, index)?;
-    if join {
-        sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP, group)?;
+    for group in groups {
+        let IpAddr::V6(group) = *group else { continue };
+        let membership = libc::ipv6_mreq {
+            ipv6mr_multiaddr: libc::in6_addr { s6_addr: group.octets() },
+            ipv6mr_interface: index,
+        };
+        sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP, membership)?;
     }
     Ok(())
 }

@@ -71,6 +71,11 @@ pub enum Told {
         /// What was tried, on what, and why it failed.
         what: String,
     },
+    /// Something that would be good to have is not to be had.
+    Without {
+        /// What it is, what follows, and why.
+        what: String,
+    },
     /// The thread has ended: everything was put in order.
     Ended,
 }

@@ -1,6 +1,6 @@
 //! The loop: wait, read everything, let the router know, carry out what it wants.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,8 +70,8 @@ impl Runner {
 
     pub(super) fn run(mut self) {
         if let Err(error) = super::sys::be_real_time() {
-            let what = "asking for real-time priority, without which advertisements may be late";
-            self.failed(what, &error);
+            let what = format!("without real-time priority advertisements may be late: {error}");
+            self.tell(Told::Without { what });
         }
         self.look_at_links();
         while !self.ending {
@@ -100,7 +100,7 @@ impl Runner {
             PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
         ];
         let channels = self.channels.values();
-        let channels = channels.filter(|channel| channel.hears);
+        let channels = channels.filter(|channel| channel.hears());
         descriptors.extend(channels.map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN)));
         // Interrupted or not: the caller looks at everything.
         let _ready = ppoll(&mut descriptors, time.map(TimeSpec::from_duration), None).is_ok();
@@ -216,14 +216,19 @@ impl Runner {
     /// Makes the interfaces that have a virtual router's own hardware address; the kernel's notice
     /// of them brings us here again.
     fn make_virtual_macs(&mut self) {
-        let mut wanted = Vec::new();
+        let (mut wanted, mut all) = (Vec::new(), BTreeSet::new());
         for config in self.router.instances() {
-            if let Some(name) = &config.virtual_mac
-                && let Some(lower) = self.links.get(&config.interface)
-                && !self.links.contains_key(name)
-            {
-                wanted.push((name.clone(), lower.clone(), Mac(config.mac())));
+            let Some(name) = &config.virtual_mac else { continue };
+            all.insert(name.clone());
+            let Some(lower) = self.links.get(&config.interface) else { continue };
+            match self.links.get(name) {
+                // Left by an earlier process.
+                Some(link) => self.own.adopt(link, lower, Mac(config.mac())),
+                None => wanted.push((name.clone(), lower.clone(), Mac(config.mac()))),
             }
+        }
+        for error in self.own.retain(&mut self.route, |name| all.contains(name)) {
+            self.failed("", &*error);
         }
         for (name, lower, mac) in wanted {
             match self.own.make(&mut self.route, &name, &lower, mac) {
@@ -235,23 +240,28 @@ impl Runner {
 
     /// Opens the sockets that the instances need, and closes those of interfaces that are gone.
     fn open_channels(&mut self) {
-        let mut wanted = BTreeMap::new();
+        let mut wanted: BTreeMap<_, (u32, BTreeSet<IpAddr>)> = BTreeMap::new();
         for config in self.router.instances() {
             for interface in [config.outward(), &config.interface] {
-                if let Some(link) = self.links.get(interface) {
-                    let hears = *interface == config.interface;
-                    wanted.insert((interface.clone(), config.family), (link.index, hears));
-                }
+                let Some(link) = self.links.get(interface) else { continue };
+                let key = (interface.clone(), config.family);
+                let (_, groups) = wanted.entry(key).or_insert((link.index, BTreeSet::new()));
+                // What is heard is heard on the instance's interface.
+                groups.extend((*interface == config.interface).then(|| config.group()));
             }
         }
-        let is_open = |channel: &Channel| (channel.index, channel.hears);
-        self.channels.retain(|key, channel| wanted.get(key) == Some(&is_open(channel)));
-        for ((interface, family), (index, hears)) in wanted {
+        let is_wanted = |channel: &Channel, (index, groups): &(u32, BTreeSet<IpAddr>)| {
+            channel.index == *index && channel.groups == *groups
+        };
+        self.channels.retain(|key, channel| {
+            wanted.get(key).is_some_and(|wanted| is_wanted(channel, wanted))
+        });
+        for ((interface, family), (index, groups)) in wanted {
             let key = (interface.clone(), family);
             if self.channels.contains_key(&key) {
                 continue;
             }
-            match Channel::open(&interface, index, family, hears) {
+            match Channel::open(&interface, index, family, groups) {
                 Ok(channel) => drop(self.channels.insert(key, channel)),
                 Err(error) => self.failed(&format!("opening a socket on {interface}"), &error),
             }
@@ -310,22 +320,29 @@ impl Runner {
             let what = format!("giving {interface} the address {}", address.address);
             return self.failed(&what, &error);
         };
-        let added = self.route.add_virtual_address(link.index, prefix(address));
-        self.check(added, &[libc::EEXIST]);
+        let added = self.route.add_virtual_address(link.index, address.clone());
+        if self.check(added, &[libc::EEXIST])
+            && let Some(link) = self.links.get_mut(interface)
+        {
+            // What is known of the interface may be from before.
+            link.addresses.push(prefix(address));
+        }
     }
 
     fn remove(&mut self, interface: &Arc<str>, address: &VirtualAddress) {
         let Some(link) = self.links.get(interface) else { return };
-        let removed = self.route.delete_address(link.index, prefix(address));
+        let removed = self.route.delete_virtual_address(link.index, address);
         self.check(removed, &[libc::EADDRNOTAVAIL, libc::ENODEV]);
     }
 
-    /// Reports a failure, unless it says that all is as wanted.
-    fn check(&self, result: Result<(), route::Error>, fine: &[i32]) {
-        if let Err(error) = result
-            && !error.refusal().is_some_and(|number| fine.contains(&number))
-        {
-            self.failed("", &error);
+    /// Reports a failure, unless it says that all is as wanted; returns whether it is.
+    fn check(&self, result: Result<(), route::Error>, fine: &[i32]) -> bool {
+        match result {
+            Err(error) if !error.refusal().is_some_and(|number| fine.contains(&number)) => {
+                self.failed("", &error);
+                false
+            }
+            _ => true,
         }
     }
 

@@ -35,7 +35,7 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn vip(text: &str, bits: u8) -> VirtualAddress {
-    VirtualAddress { address: address(text), bits, interface: None }
+    VirtualAddress::new(address(text), bits)
 }
 
 /// The canonical instance of the recordings.

@@ -1,9 +1,10 @@
-//! What many edits in one go share: an addition to a service's list waits for those that follow it,
-//! and the service's list is relinked and its ring published once for all of them.
+//! What many edits in one go share: an addition to a service's list, or a change of one of its
+//! destinations, waits for those that follow it, and the service's list is relinked and its ring
+//! published once for all of them.
 //!
-//! Invariant: only one service has additions that wait, and it is marked as unsettled until they are
-//! in force. Whatever reads or edits anything else puts them in force first. Nobody else sees them
-//! before, as they would need the lock.
+//! Invariant: only one service has edits that wait, all additions or all changes, and it is marked as
+//! unsettled until they are in force. Whatever reads or edits anything else puts them in force first.
+//! Nobody else sees them before, as they would need the lock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,10 +16,11 @@ use rlvs_datapath::schedulers::Ring;
 
 use super::BpfTable;
 
-/// Additions to a service's list that are not in force yet.
+/// Edits of a service's list that are not in force yet.
 #[derive(Debug)]
 pub(super) struct Pending {
     service: u32,
+    kind: Edits,
     /// Where the service's scheduler stood before them; `None` if it has no ring.
     state: Option<State>,
     /// First of the list when they are in force.
@@ -26,6 +28,13 @@ pub(super) struct Pending {
     added: usize,
     /// Neighbours by which the new destinations are reached.
     hops: BTreeSet<(u32, IpAddr)>,
+}
+
+/// Which edits wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Edits {
+    Additions,
+    Changes,
 }
 
 /// What a table has asked of the kernel and of the programs, for those who count.
@@ -48,15 +57,33 @@ impl BpfTable {
 
     /// Begins an addition to a service's list, and returns what is first of the list so far.
     pub(super) fn begin_addition(&mut self, service: u32) -> Result<u32, Error> {
-        if self.pending.as_ref().is_none_or(|pending| pending.service != service) {
-            self.put_in_force()?;
-            let before = self.members(service);
-            let state = self.state(service, &before);
-            let head = self.service_record(service).head;
-            self.unsettled(service);
-            self.pending = Some(Pending { service, state, head, added: 0, hops: BTreeSet::new() });
-        }
+        self.begin(service, Edits::Additions)?;
         Ok(self.pending.as_ref().map_or(0, |pending| pending.head))
+    }
+
+    /// Begins a change of one of a service's destinations.
+    pub(super) fn begin_change(&mut self, service: u32) -> Result<(), Error> {
+        self.begin(service, Edits::Changes)
+    }
+
+    /// Ends a change: it waits if others are to follow.
+    pub(super) fn end_change(&mut self) -> Result<(), Error> {
+        if self.batched { Ok(()) } else { self.put_in_force() }
+    }
+
+    fn begin(&mut self, service: u32, kind: Edits) -> Result<(), Error> {
+        let same = |pending: &Pending| pending.service == service && pending.kind == kind;
+        if self.pending.as_ref().is_some_and(same) {
+            return Ok(());
+        }
+        self.put_in_force()?;
+        let before = self.members(service);
+        let state = self.state(service, &before);
+        let head = self.service_record(service).head;
+        self.unsettled(service);
+        let hops = BTreeSet::new();
+        self.pending = Some(Pending { service, kind, state, head, added: 0, hops });
+        Ok(())
     }
 
     /// Ends an addition, whose record is whole: it waits if others are to follow.
@@ -69,18 +96,20 @@ impl BpfTable {
         if self.batched { Ok(()) } else { self.put_in_force() }
     }
 
-    /// Puts additions that wait in force.
+    /// Puts edits that wait in force.
     pub(super) fn put_in_force(&mut self) -> Result<(), Error> {
-        let Some(Pending { service, state, head, added, hops }) = self.pending.take() else {
+        let Some(Pending { service, kind: edits, state, head, added, hops }) = self.pending.take()
+        else {
             return Ok(());
         };
         let mut owner = self.service_record(service);
         owner.head = head;
         self.maps.services.update(service, &owner)?;
         self.mark_places(service)?;
-        self.publish(service, |members, kind| match state {
-            Some(state) => state.grown(members, added),
-            None => State::new(kind, members),
+        self.publish(service, |members, kind| match (state, edits) {
+            (Some(state), Edits::Additions) => state.grown(members, added),
+            (Some(state), Edits::Changes) => state.changed(members),
+            (None, _) => State::new(kind, members),
         })?;
         self.settled();
         self.ways.keep_resolved(hops);

@@ -62,9 +62,9 @@ pub(super) struct Known {
 #[derive(Clone, Debug)]
 pub(super) struct KnownServer {
     /// Run when it is good.
-    pub(super) up: Option<Script>,
+    pub(super) up: Option<Box<Script>>,
     /// Run when it is bad.
-    pub(super) down: Option<Script>,
+    pub(super) down: Option<Box<Script>>,
     /// Mails about it.
     pub(super) mail: bool,
     /// It stays in the table when it is bad.
@@ -120,7 +120,7 @@ impl Config {
         real: &RealServer,
     ) -> Server<Request> {
         let title = server_name(real.address, real.port, service.protocol);
-        let mut checks = Vec::new();
+        let mut checks = Vec::with_capacity(real.checkers.len());
         for checker in &real.checkers {
             match request(desired, checker) {
                 Ok(request) => checks.push(Check {
@@ -293,6 +293,15 @@ fn timing(checker: &Checker) -> Timing {
         rise: timing.rise,
         fast_recovery,
     }
+}
+
+/// Returns the time-outs of connections that are asked for; 0 keeps one.
+pub(super) fn timeouts(desired: &Desired) -> model::Timeouts {
+    let seconds = |time: Option<Duration>| {
+        time.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX))
+    };
+    let desired::Timeouts { tcp, tcp_fin, udp } = desired.global.timeouts;
+    model::Timeouts { tcp_s: seconds(tcp), tcp_fin_s: seconds(tcp_fin), udp_s: seconds(udp) }
 }
 
 /// Returns the name of a service in the log.

@@ -29,6 +29,8 @@ pub enum Kind {
     Drained,
     /// The table refused a change, or could not be opened.
     Refused,
+    /// Changes of the table are in force.
+    Carried,
 }
 
 impl Kind {
@@ -46,6 +48,7 @@ impl Kind {
             Self::Drained => "drained",
             Self::Foreign => "table_changed",
             Self::Refused => "table_refused",
+            Self::Carried => "table_edited",
         }
     }
 }

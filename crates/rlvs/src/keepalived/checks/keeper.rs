@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use rlvs_control::model::{Destination, Service, ServiceId};
+use rlvs_control::model::{Destination, Service, ServiceId, Timeouts};
 use rlvs_control::table::{Error, Table};
 use rlvs_control::upkeep::{Report, Upkeep};
 
@@ -24,9 +24,24 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// What a table should hold for a service; `None` is its absence.
 pub(super) type Wish = (ServiceId, Option<(Service, Vec<Destination>)>);
 
+/// What is asked for besides services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// Time-outs of connections; 0 keeps what is there (`lvs_timeouts`).
+    pub(super) timeouts: Timeouts,
+    /// Services that nobody asked for are removed, once (`lvs_flush`).
+    pub(super) flush: bool,
+}
+
+/// What the thread is told.
+enum Order {
+    Wishes(Vec<Wish>),
+    Manner(Manner),
+}
+
 /// Keeps a table until it is dropped.
 pub(super) struct Keeper {
-    wishes: Option<Sender<Vec<Wish>>>,
+    wishes: Option<Sender<Order>>,
     reports: Receiver<Result<Report, Error>>,
     reported: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
@@ -42,7 +57,8 @@ impl Keeper {
         let upkeep = Upkeep::default();
         let look_at = Instant::now() + LOOK_INTERVAL;
         let event = reported.clone();
-        let work = Work { upkeep, open, report, event, look_at, retry_at: None };
+        let manner = Manner::default();
+        let work = Work { upkeep, manner, open, report, event, look_at, retry_at: None };
         let name = "table".to_owned();
         let thread = std::thread::Builder::new().name(name).spawn(move || work.run(&wished))?;
         Ok(Self { wishes: Some(wishes), reports, reported, thread: Some(thread) })
@@ -50,9 +66,18 @@ impl Keeper {
 
     /// Asks for services, all in one batch.
     pub(super) fn wish(&self, wishes: Vec<Wish>) {
+        self.order(Order::Wishes(wishes));
+    }
+
+    /// Asks for what is to be done with the next batch.
+    pub(super) fn manner(&self, manner: Manner) {
+        self.order(Order::Manner(manner));
+    }
+
+    fn order(&self, order: Order) {
         if let Some(to) = &self.wishes {
             // The thread ends only after this end of the channel.
-            to.send(wishes).ok();
+            to.send(order).ok();
         }
     }
 
@@ -84,6 +109,8 @@ impl Drop for Keeper {
 
 struct Work {
     upkeep: Upkeep,
+    /// What is still to be done of it.
+    manner: Manner,
     open: Open,
     report: Sender<Result<Report, Error>>,
     event: Arc<EventFd>,
@@ -92,13 +119,13 @@ struct Work {
 }
 
 impl Work {
-    fn run(mut self, wished: &Receiver<Vec<Wish>>) {
+    fn run(mut self, wished: &Receiver<Order>) {
         loop {
             let now = Instant::now();
             let next = self.retry_at.map_or(self.look_at, |at| at.min(self.look_at));
             match wished.recv_timeout(next.saturating_duration_since(now)) {
-                Ok(wishes) => {
-                    self.take(wishes);
+                Ok(order) => {
+                    self.take(order);
                     wished.try_iter().for_each(|more| self.take(more));
                     self.maintain(false);
                 }
@@ -108,26 +135,48 @@ impl Work {
         }
     }
 
-    fn take(&mut self, wishes: Vec<Wish>) {
-        for (id, service) in wishes {
-            self.upkeep.want(id, service);
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Wishes(wishes) => {
+                for (id, service) in wishes {
+                    self.upkeep.want(id, service);
+                }
+            }
+            Order::Manner(manner) => self.manner = manner,
         }
+    }
+
+    /// Does what is still to be done besides services.
+    fn settle(&mut self, table: &mut dyn Table) -> Result<(), Error> {
+        let Manner { timeouts, flush } = self.manner;
+        if timeouts != Timeouts::default() {
+            table.set_timeouts(timeouts)?;
+            self.manner.timeouts = Timeouts::default();
+        }
+        if flush {
+            self.upkeep.remove_others(table)?;
+            self.manner.flush = false;
+        }
+        Ok(())
     }
 
     /// Brings the table to what it should be, and if it is time to `look`, whatever may differ.
     fn maintain(&mut self, look: bool) {
-        if !look && !self.upkeep.is_dirty() {
+        let rests = self.manner == Manner::default();
+        if !look && !self.upkeep.is_dirty() && rests {
             return;
         }
         let before = Instant::now();
         let outcome = (self.open)().and_then(|mut table| {
+            self.settle(&mut *table)?;
             if look { self.upkeep.reconcile(&mut *table) } else { self.upkeep.apply(&mut *table) }
         });
         let after = Instant::now();
         if look {
             self.look_at = after + LOOK_INTERVAL.max((after - before) * LOOK_SHARE);
         }
-        self.retry_at = self.upkeep.is_dirty().then_some(after + RETRY_INTERVAL);
+        let again = self.upkeep.is_dirty() || self.manner != Manner::default();
+        self.retry_at = again.then_some(after + RETRY_INTERVAL);
         // Nobody listens at the end.
         self.report.send(outcome).ok();
         self.event.write(1).ok();

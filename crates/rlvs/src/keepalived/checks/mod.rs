@@ -20,18 +20,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rlvs_conf::desired::Desired;
 use rlvs_control::checks::{Health, Input, Output};
-use rlvs_control::model::{Service, ServiceId};
+use rlvs_control::model::{Service, ServiceId, Timeouts};
 use rlvs_control::table::Error;
 use rlvs_control::upkeep::Report;
 
 use config::{Config, Known};
 pub use event::{Event, Kind};
 pub use keeper::Open;
-use keeper::{Keeper, Wish};
+use keeper::{Keeper, Manner, Wish};
 use request::Request;
 use runner::Runner;
 
@@ -44,7 +44,14 @@ pub struct Checks {
     events: VecDeque<Event>,
     /// What the table refused when it was last asked.
     refused: BTreeSet<String>,
+    /// Time-outs of connections that were last asked for.
+    timeouts: Timeouts,
+    /// When the ticks began at which checks begin.
+    began: Instant,
 }
+
+/// Checks begin at ticks of so much, so that many do not wake this thread one by one.
+const TICK: Duration = Duration::from_millis(10);
 
 impl Checks {
     /// Begins with what a configuration says about virtual servers. The seed sets checks apart.
@@ -54,6 +61,7 @@ impl Checks {
     pub fn new(desired: &Desired, open: Open, seed: u64) -> io::Result<Self> {
         let Config { health, services, events } = config::read(desired);
         let now = Instant::now();
+        let timeouts = config::timeouts(desired);
         let mut checks = Self {
             health: Health::new(health, seed, now),
             known: services,
@@ -61,10 +69,14 @@ impl Checks {
             keeper: Keeper::new(open)?,
             events: events.into(),
             refused: BTreeSet::new(),
+            timeouts,
+            began: now,
         };
         checks.runner.wake_by(checks.keeper.reported())?;
         checks.tell_start(desired.global.initial_notifies);
         checks.drain(now);
+        // Behind the services, which are no others then.
+        checks.keeper.manner(Manner { timeouts, flush: desired.global.flush });
         Ok(checks)
     }
 
@@ -73,6 +85,10 @@ impl Checks {
         let now = Instant::now();
         let Config { health, services, events } = config::read(desired);
         self.events.extend(events);
+        let timeouts = config::timeouts(desired);
+        if std::mem::replace(&mut self.timeouts, timeouts) != timeouts {
+            self.keeper.manner(Manner { timeouts, flush: false });
+        }
         let before = std::mem::replace(&mut self.known, services);
         self.health.reload(health, now);
         let wanted = ids(&self.known);
@@ -115,13 +131,36 @@ impl Checks {
 
     /// Returns when [`Self::turn`] must be called, if its descriptor is not ready before.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let health = self.health.poll_timeout().map(|(at, _)| at);
+        let health = self.health.poll_timeout().map(|(at, _)| tick(self.began, at));
         [health, self.runner.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Returns what is to be told next.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// Returns a line for each service and each of its servers: how they are.
+    pub fn status(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (name, known) in &self.known {
+            let quorum = if self.health.has_quorum(name) { "has" } else { "lacks" };
+            lines.push(format!("VS {name}: {quorum} its quorum"));
+            let serving = self.health.destinations(name);
+            for &id in known.servers.keys() {
+                let state = match self.health.is_up(name, id) {
+                    Some(true) => "up",
+                    Some(false) => "down",
+                    None => continue,
+                };
+                let weight = serving.iter().find(|to| to.id == id).map(|to| to.weight);
+                let place = weight
+                    .map_or("not in the table".to_owned(), |weight| format!("weight {weight}"));
+                let server = tell::server_of(id, known.protocol);
+                lines.push(format!("RS {server} of VS {name}: {state}, {place}"));
+            }
+        }
+        lines
     }
 
     /// Returns the health of the servers.
@@ -175,6 +214,8 @@ impl Checks {
             Ok(report) => {
                 self.tell_foreign(&report.foreign);
                 self.tell_drained(&report);
+                let carried = Some(report.done.len()).filter(|&changes| changes > 0);
+                self.events.extend(carried.map(tell::carried));
                 for (change, error) in &report.refused {
                     let event = tell::refused(change, error);
                     refused.insert(event.to_string());
@@ -195,6 +236,13 @@ impl Checks {
             self.events.push_back(event);
         }
     }
+}
+
+/// Returns the first tick that is not before a moment.
+fn tick(began: Instant, at: Instant) -> Instant {
+    let nanoseconds = at.saturating_duration_since(began).as_nanos();
+    let ticks = nanoseconds.div_ceil(TICK.as_nanos());
+    u32::try_from(ticks).map_or(at, |ticks| began + TICK * ticks)
 }
 
 /// Returns every service of a table that virtual servers stand for.

@@ -3,13 +3,18 @@
 use std::collections::BTreeSet;
 
 use rlvs_control::checks::{self, What};
-use rlvs_control::model::{DestinationId, ServiceId};
+use rlvs_control::model::{DestinationId, Protocol, ServiceId};
 use rlvs_control::plan::Change;
 use rlvs_control::table::Error;
 use rlvs_control::upkeep::Report;
 
 use super::config::{KnownServer, end, server_name, service_name};
 use super::{Checks, Event, Kind};
+
+/// Returns the name of a server in the log.
+pub(super) fn server_of(id: DestinationId, protocol: Protocol) -> String {
+    server_name(id.address, id.port, protocol)
+}
 
 /// An event about a service, of which only what it is about is known yet.
 fn about(kind: Kind, service: &str, cause: String, consequence: String) -> Event {
@@ -53,8 +58,8 @@ impl Checks {
         let mut event = about(kind, service, cause, consequence);
         event.server = Some(server_name(id.address, id.port, known.protocol));
         event.script = match kind {
-            Kind::ServerUp => server.up.clone(),
-            Kind::ServerDown => server.down.clone(),
+            Kind::ServerUp => server.up.as_deref().cloned(),
+            Kind::ServerDown => server.down.as_deref().cloned(),
             _ => None,
         };
         event.mail = server.mail && matches!(kind, Kind::ServerUp | Kind::ServerDown);
@@ -92,7 +97,7 @@ impl Checks {
                     let mut event =
                         about(Kind::ServerUp, name, "starts".into(), comes(server, false));
                     event.server = Some(server_name(id.address, id.port, known.protocol));
-                    event.script = server.up.clone();
+                    event.script = server.up.as_deref().cloned();
                     self.events.push_back(event);
                 }
             }
@@ -113,7 +118,7 @@ impl Checks {
                     let mut event =
                         about(Kind::ServerDown, name, "stop".into(), goes(server).into());
                     event.server = Some(server_name(id.address, id.port, known.protocol));
-                    event.script = server.down.clone();
+                    event.script = server.down.as_deref().cloned();
                     self.events.push_back(event);
                 }
             }
@@ -182,6 +187,12 @@ pub(super) fn refused(change: &Change, error: &Error) -> Event {
     let (id, what) = in_words(change);
     let cause = format!("the table refused to {what}: {error}");
     about(Kind::Refused, &service_name(id), cause, "tried again every second".into())
+}
+
+/// Makes an event of changes that are in force.
+pub(super) fn carried(changes: usize) -> Event {
+    let cause = format!("{changes} change(s) of the table in force");
+    about(Kind::Carried, "(all)", cause, String::new())
 }
 
 /// Makes an event of a table that cannot be opened or read.

@@ -74,7 +74,7 @@ impl Chronicle {
                 }
             }
             Told::Failed { .. } => self.count("vrrp_failed"),
-            Told::State { .. } | Told::Ended => {}
+            Told::State { .. } | Told::Without { .. } | Told::Ended => {}
         }
     }
 

@@ -79,10 +79,7 @@ fn lines(found: &Configuration) -> Vec<(Level, String)> {
 fn left_out(desired: &Desired) -> impl Iterator<Item = &'static str> {
     let global = &desired.global;
     [
-        (!global.startup_delay.is_zero(), "vrrp_startup_delay"),
         (global.sync_daemon.is_some(), "lvs_sync_daemon"),
-        (global.timeouts != Default::default(), "lvs_timeouts"),
-        (global.flush, "lvs_flush"),
         (global.mail.server.is_some() && !global.mail.to.is_empty(), "mail about changes"),
         (desired.virtual_servers.iter().any(|server| server.suspend), "ha_suspend"),
     ]

@@ -8,13 +8,20 @@ use rlvs_conf::desired::Desired;
 use rlvs_conf::{Secrets, print};
 use rlvs_control::vrrp::{Rejection, Status};
 
-/// Writes the configuration in force and the state of each router, without passwords.
-pub(super) fn data(desired: &Desired, status: &[Status]) -> io::Result<&'static str> {
+/// Writes the configuration in force and the state of each router and server, without passwords.
+pub(super) fn data(
+    desired: &Desired,
+    status: &[Status],
+    servers: &[String],
+) -> io::Result<&'static str> {
     let mut text = print(desired, Secrets::Hidden);
     for one in status {
         let master = one.master.map_or("none".to_owned(), |master| master.to_string());
         let (name, state, priority) = (&one.name, one.state, one.priority);
         text += &format!("# {name}: {state}, priority {priority}, other master {master}\n");
+    }
+    for line in servers {
+        text += &format!("# {line}\n");
     }
     write("/tmp/keepalived.data", &text)
 }

@@ -53,6 +53,8 @@ enum Happening {
     Wish(Wish),
     /// The virtual routers tell.
     Routers(Told),
+    /// The virtual routers have waited long enough.
+    RoutersDue,
     /// The virtual routers have ended without being asked.
     RoutersLost,
     /// A virtual server tells.

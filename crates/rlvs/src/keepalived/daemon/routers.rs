@@ -1,14 +1,15 @@
 //! From the desired state to the virtual routers of the control plane.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use rlvs_conf::desired::{
-    self, Authentication, Desired, Instance, SyncGroup, TrackedScript, Transport, Weight,
+    self, Authentication, Broadcast, Desired, Instance, SyncGroup, TrackedScript, Transport, Weight,
 };
 use rlvs_control::model::Family;
 use rlvs_control::vrrp::config::{
-    Announce, Config, Delivery, GroupConfig, InstanceConfig, Peer, Preempt, ScriptConfig, Track,
-    Tracked, Version, VirtualAddress,
+    Announce, Attributes, Config, Delivery, GroupConfig, InstanceConfig, Peer, Preempt,
+    ScriptConfig, Track, Tracked, Version, VirtualAddress,
 };
 
 /// Virtual routers, and what of them is not carried out.
@@ -68,6 +69,19 @@ fn instance(desired: &Desired, wanted: &Instance, interface: &str) -> InstanceCo
     config.excluded = wanted.excluded_addresses.iter().map(address).collect();
     config.delivery = delivery(wanted);
     config.source = wanted.source;
+    config.group = match wanted.transport {
+        Transport::Multicast { group } if !is_default_group(group) => Some(group),
+        Transport::Multicast { .. } | Transport::Unicast { .. } => None,
+    };
+    config.virtual_mac = wanted.virtual_mac.as_ref().map(|made| {
+        let kind = if wanted.family == Family::V6 { "6" } else { "" };
+        let usual = || format!("vrrp{kind}.{}", wanted.router_id);
+        name(&made.name.clone().unwrap_or_else(usual))
+    });
+    config.hardware = wanted.virtual_mac.as_ref().and_then(|made| made.address);
+    config.ignore_link = wanted.ignore_own_interface;
+    config.track_source = wanted.track_source;
+    config.bare_sum = wanted.checksum_without_pseudo_header;
     config.password = match &wanted.authentication {
         Some(Authentication::Password(secret)) => Some(password(secret.reveal())),
         Some(Authentication::Header(_)) | None => None,
@@ -85,7 +99,55 @@ fn name(text: &str) -> Arc<str> {
 
 fn address(wanted: &desired::VirtualAddress) -> VirtualAddress {
     let interface = wanted.interface.as_deref().map(name);
-    VirtualAddress { address: wanted.address, bits: wanted.prefix, interface }
+    let attributes = attributes(wanted);
+    VirtualAddress { address: wanted.address, bits: wanted.prefix, interface, attributes }
+}
+
+fn attributes(wanted: &desired::VirtualAddress) -> Attributes {
+    let bits = match wanted.address {
+        IpAddr::V4(address) => Some((
+            u32::from(address),
+            !u32::MAX.checked_shl(32 - u32::from(wanted.prefix)).unwrap_or(0),
+        )),
+        IpAddr::V6(_) => None,
+    };
+    let broadcast = match (wanted.broadcast, bits) {
+        (Broadcast::Ones, Some((address, host))) => Some(Ipv4Addr::from(address | host)),
+        (Broadcast::Zeros, Some((address, host))) => Some(Ipv4Addr::from(address & !host)),
+        (Broadcast::Address(IpAddr::V4(address)), _) => Some(address),
+        _ => None,
+    };
+    let preferred = wanted.preferred.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+    Attributes {
+        label: wanted.label.as_deref().map(name),
+        scope: wanted.scope.as_deref().and_then(scope).unwrap_or(0),
+        broadcast,
+        peer: wanted.peer,
+        home: wanted.home,
+        detect_duplicates: wanted.detect_duplicates,
+        manage_temporary: wanted.manage_temporary,
+        no_prefix_route: wanted.no_prefix_route,
+        autojoin: wanted.autojoin,
+        preferred_s: preferred,
+        untracked: wanted.untracked,
+    }
+}
+
+/// Returns the kernel's number of a scope.
+fn scope(text: &str) -> Option<u8> {
+    match text {
+        "global" => Some(0),
+        "site" => Some(200),
+        "link" => Some(253),
+        "host" => Some(254),
+        "nowhere" => Some(255),
+        number => number.parse().ok(),
+    }
+}
+
+fn is_default_group(group: IpAddr) -> bool {
+    let usual = desired::Global::default();
+    group == usual.group4 || group == usual.group6
 }
 
 fn delivery(wanted: &Instance) -> Delivery {
@@ -145,26 +207,13 @@ fn tracks(
 
 /// Returns what an instance asks for and does not get.
 fn left_out(wanted: &Instance) -> impl Iterator<Item = &'static str> {
-    let is_default = match wanted.transport {
-        Transport::Multicast { group } if wanted.family == Family::V4 => {
-            group == desired::Global::default().group4
-        }
-        Transport::Multicast { group } => group == desired::Global::default().group6,
-        Transport::Unicast { .. } => true,
-    };
-    let all = || wanted.addresses.iter().chain(&wanted.excluded_addresses);
-    let plain = |one: &desired::VirtualAddress| {
-        one.label.is_none() && one.scope.is_none() && one.peer.is_none() && !one.no_prefix_route
-    };
     let header = matches!(wanted.authentication, Some(Authentication::Header(_)));
+    let mut all = wanted.addresses.iter().chain(&wanted.excluded_addresses);
+    let odd = all.any(|one| one.scope.as_deref().is_some_and(|text| scope(text).is_none()));
     [
         (header, "auth_type AH"),
-        (!is_default, "a multicast group of its own"),
         (!wanted.accept, "no_accept"),
-        (wanted.track_source, "track_src_ip"),
-        (wanted.ignore_own_interface, "dont_track_primary"),
-        (wanted.checksum_without_pseudo_header, "v3_checksum_as_v2"),
-        (!all().all(plain), "an attribute of an address (label, scope, peer, noprefixroute)"),
+        (odd, "a scope of an address that is neither known nor a number"),
     ]
     .into_iter()
     .filter_map(|(asked, what)| asked.then_some(what))
@@ -188,7 +237,7 @@ mod tests {
         let mut expected = InstanceConfig::new("VI_1", "eth0", 51);
         expected.password = Some(*b"1234\0\0\0\0");
         let address = [192, 168, 1, 200].into();
-        expected.addresses.push(VirtualAddress { address, bits: 32, interface: None });
+        expected.addresses.push(VirtualAddress::new(address, 32));
         let what = Tracked::Script("chk".into());
         expected.track.push(Track { what, weight: 2, reverse: false });
         expected.interval = Duration::from_secs(1);

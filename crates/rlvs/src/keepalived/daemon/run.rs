@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rlvs_conf::desired::Desired;
 use rlvs_control::vrrp::config::Config;
 use rlvs_control::vrrp::{Event, State};
+use rlvs_linux::process::trim_memory;
 use rlvs_linux::vrrp::{Told, Vrrp};
 
 use super::super::checks::{Event as ServiceEvent, Kind, Open};
@@ -34,6 +35,8 @@ pub(super) struct Daemon {
     sender: Sender<Happening>,
     desired: Desired,
     routers: Option<Vrrp>,
+    /// Virtual routers that wait for their time to start.
+    waiting: Option<Config>,
     /// What the virtual routers were last told to be.
     config: Config,
     services: Option<Services>,
@@ -69,6 +72,7 @@ impl Daemon {
             log: log.clone(),
             sender,
             routers: None,
+            waiting: None,
             config: Config::default(),
             services: None,
             backend: backend(options)?,
@@ -79,11 +83,13 @@ impl Daemon {
             watch: None,
             desired: found.desired,
         };
+        daemon.delay_routers()?;
         daemon.route(config)?;
         daemon.follow();
         daemon.serve_desired()?;
         daemon.watch();
         daemon.manager.ready(&daemon.summary());
+        trim_memory();
         Ok((daemon, happenings))
     }
 
@@ -121,12 +127,22 @@ impl Daemon {
             Happening::Wish(Wish::End) => return Some(0),
             Happening::Wish(Wish::Reload) => self.reload(),
             Happening::Wish(Wish::Data) => {
-                self.dumped(dump::data(&self.desired, &self.status()));
+                let servers = self.services.as_ref().map(Services::status).unwrap_or_default();
+                self.dumped(dump::data(&self.desired, &self.status(), &servers));
             }
             Happening::Wish(Wish::Statistics) => {
                 self.dumped(dump::statistics(&self.status()));
             }
             Happening::Routers(told) => self.told(told),
+            Happening::RoutersDue => {
+                let waiting = self.waiting.take();
+                if let Some(config) = waiting.filter(|config| *config != Config::default())
+                    && let Err((status, why)) = self.begin_routers(config)
+                {
+                    self.log.say(Level::Error, why);
+                    return Some(status);
+                }
+            }
             Happening::RoutersLost => {
                 self.log.say(Level::Error, "the virtual routers have ended of themselves");
                 // Nobody is there to be asked for an orderly end; the addresses stay.
@@ -233,6 +249,37 @@ impl Daemon {
             routers.reload(config);
             return Ok(());
         }
+        if let Some(waiting) = &mut self.waiting {
+            *waiting = config;
+            return Ok(());
+        }
+        self.begin_routers(config)
+    }
+
+    /// Lets virtual routers wait for `vrrp_startup_delay`.
+    fn delay_routers(&mut self) -> Result<(), Refusal> {
+        let delay = self.desired.global.startup_delay;
+        if delay.is_zero() {
+            return Ok(());
+        }
+        self.waiting = Some(Config::default());
+        self.log.say(Level::Info, format!("the virtual routers start in {delay:?}"));
+        let due = Instant::now() + delay;
+        let sender = self.sender.clone();
+        let wait = move || {
+            while let Some(left) = due.checked_duration_since(Instant::now())
+                && !left.is_zero()
+            {
+                std::thread::park_timeout(left);
+            }
+            // The main thread may have ended.
+            sender.send(Happening::RoutersDue).ok();
+        };
+        let thread = std::thread::Builder::new().name("delay".to_owned()).spawn(wait);
+        thread.map(drop).map_err(|error| (STATUS_FATAL, error.to_string()))
+    }
+
+    fn begin_routers(&mut self, config: Config) -> Result<(), Refusal> {
         let (routers, told) = Vrrp::start(config).map_err(|error| {
             let status = match error {
                 rlvs_linux::vrrp::Error::Refused(_) => STATUS_CONFIGURATION,
@@ -315,6 +362,7 @@ impl Daemon {
         let level = match event.kind {
             Kind::ServerUp | Kind::Weight | Kind::QuorumUp | Kind::Drained => Level::Notice,
             Kind::Failed => Level::Info,
+            Kind::Carried => Level::Debug,
             Kind::ServerDown | Kind::NotAsked | Kind::Unsupported | Kind::Foreign => Level::Warning,
             Kind::QuorumDown | Kind::Refused => Level::Error,
         };
@@ -353,6 +401,7 @@ impl Daemon {
                 self.log.tell(level_of(&event), fields(words), line);
             }
             Told::Failed { what } => self.log.say(Level::Error, what),
+            Told::Without { what } => self.log.say(Level::Notice, what),
             Told::Ended => {}
         }
     }

@@ -6,22 +6,27 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rlvs_conf::desired::{Desired, Target, VirtualServer};
 use rlvs_control::model::{DestinationId, ServiceEntry, ServiceId};
+use rlvs_linux::process::trim_memory;
 
 use super::super::checks::{Checks, Open};
 use super::state::State;
 use super::{Asker, Happening};
+
+/// How long the thread may take to tell how all is.
+const STATUS_MAX: Duration = Duration::from_secs(2);
 
 /// What the thread is asked for.
 #[derive(Debug)]
 enum Order {
     Reload(Box<Desired>),
     Stop { keep: bool },
+    Status(Sender<Vec<String>>),
     Answer(Box<State>, Asker),
 }
 
@@ -67,6 +72,13 @@ impl Services {
     /// Moves to another configuration.
     pub(super) fn reload(&self, desired: &Desired) {
         self.order(Order::Reload(Box::new(desired.clone())));
+    }
+
+    /// Returns a line for each virtual and each real server; none if the thread has ended.
+    pub(super) fn status(&self) -> Vec<String> {
+        let (to, lines) = channel();
+        self.order(Order::Status(to));
+        lines.recv_timeout(STATUS_MAX).unwrap_or_default()
     }
 
     /// Completes the daemon's state with the virtual servers', and hands it to who asked.
@@ -168,7 +180,12 @@ impl Runner {
         let _rested = self.wake.read().is_ok();
         loop {
             match self.orders.try_recv() {
-                Ok(Order::Reload(desired)) => self.checks.reload(&desired),
+                Ok(Order::Reload(desired)) => {
+                    self.checks.reload(&desired);
+                    drop(desired);
+                    // Much more was in use meanwhile than will be.
+                    trim_memory();
+                }
                 Ok(Order::Answer(mut state, to)) => {
                     state.services = self.checks.report();
                     state.refused = self.checks.refused().map(str::to_owned).collect();
@@ -176,6 +193,10 @@ impl Runner {
                     to.send(state).ok();
                 }
                 Ok(Order::Stop { keep }) => return Err(keep),
+                Ok(Order::Status(to)) => {
+                    // Whoever asked may have gone.
+                    to.send(self.checks.status()).ok();
+                }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(true),
             }

@@ -95,11 +95,11 @@ impl Probe {
     /// Goes on after its descriptor has become ready.
     pub(super) fn ready(&mut self) -> Progress {
         match self {
-            Self::Tcp(stream) => match connected(stream) {
-                Ok(true) => Progress::Ended(Outcome::Good),
-                Ok(false) => Progress::Waiting,
-                Err(outcome) => Progress::Ended(outcome),
-            },
+            // A connection that is being opened becomes ready when it stands or has failed.
+            Self::Tcp(stream) => Progress::Ended(match stream.take_error() {
+                Ok(None) => Outcome::Good,
+                Ok(Some(error)) | Err(error) => socket::io_failed(&error),
+            }),
             Self::Http(get) => get.ready(),
             Self::Udp(udp) => udp.ready(),
             Self::Ping(ping) => ping.ready(),
