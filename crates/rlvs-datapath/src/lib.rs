@@ -19,6 +19,7 @@ pub mod errors;
 pub mod estimate;
 pub mod fragment;
 pub mod frame;
+pub mod guard;
 pub mod hash;
 pub mod hop;
 pub mod ip;

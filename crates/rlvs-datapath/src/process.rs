@@ -24,6 +24,7 @@ use crate::endpoint;
 use crate::errors::{self, Quote};
 use crate::fragment;
 use crate::frame::{Deltas, Frame, Verdict};
+use crate::guard;
 use crate::hop::{self, Way};
 use crate::ip::{End, IP, Ip, Packet, Substitute, V4, V6};
 use crate::local::{self, Sender};
@@ -101,11 +102,13 @@ pub enum Stage {
     Back4 = 27,
     /// The same over IPv6.
     Back6 = 28,
+    /// Whether a client may open a connection is to be decided.
+    Guard = 29,
 }
 
 impl Stage {
     /// Every stage, in the order of their numbers.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Open4,
         Self::Open6,
         Self::Rest4,
@@ -135,6 +138,7 @@ impl Stage {
         Self::Apart6,
         Self::Back4,
         Self::Back6,
+        Self::Guard,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has
@@ -187,6 +191,7 @@ impl Stage {
             Self::Apart6 => "apart6",
             Self::Back4 => "back4",
             Self::Back6 => "back6",
+            Self::Guard => "guard",
         }
     }
 
@@ -222,7 +227,8 @@ impl Stage {
             25 => Self::Apart4,
             26 => Self::Apart6,
             27 => Self::Back4,
-            _ => Self::Back6,
+            28 => Self::Back6,
+            _ => Self::Guard,
         }
     }
 
@@ -456,6 +462,7 @@ pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Ve
         Stage::Apart6 => apart::<V6, F, T>(frame, tables),
         Stage::Back4 => back::<V4, F, T>(frame, tables),
         Stage::Back6 => back::<V6, F, T>(frame, tables),
+        Stage::Guard => guard::guard(tables),
     }
 }
 
@@ -621,6 +628,9 @@ pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         Opening::Search => {
             context.search_for(if PORTS { Stage::open::<A>() } else { Stage::associate::<A>() })
         }
+        Opening::Ask => {
+            context.ask_guard(if PORTS { Stage::open::<A>() } else { Stage::associate::<A>() })
+        }
         Opening::Refused(reason) => refuse_start(context, frame, packet, reason),
     }
 }
@@ -635,6 +645,11 @@ pub(crate) fn refuse_start<A: Ip, F: Frame, T: Tables>(
 ) -> Verdict {
     match refused {
         Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken => {
+            complain(context, frame, packet, Complaint::PortUnreachable, refused)
+        }
+        Reason::Denied | Reason::NotAllowed | Reason::TooFast | Reason::TooMany
+            if context.tells_refusals() =>
+        {
             complain(context, frame, packet, Complaint::PortUnreachable, refused)
         }
         Reason::Expired => complain(context, frame, packet, Complaint::TimeExceeded, refused),
@@ -685,6 +700,8 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         None if state::starts::<PORTS>(packet.protocol, packet.flags) && !context.is_full(&key) => {
             Verdict::Next(open)
         }
+        // It has not met the guard before it came here.
+        None if !PORTS && context.is_guarded(key.owner) => Verdict::Pass(Reason::NoConnection),
         None => astray(context, frame, packet, key.owner),
     }
 }

@@ -16,7 +16,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use rlvs_datapath::frame::{Frame, Verdict};
 use rlvs_datapath::ip::{V4, V6};
-use rlvs_datapath::{local, process, schedulers};
+use rlvs_datapath::{guard, local, process, schedulers};
 
 use crate::frame::{TcFrame, XdpFrame};
 use crate::maps::{Maps, STAGES_TC, STAGES_XDP};
@@ -110,6 +110,7 @@ programs! {
     rlvs_xdp_clamp6, rlvs_tc_clamp6: process::clamp::<V6, _, _>;
     rlvs_xdp_relay4, rlvs_tc_relay4: process::relay::<V4, _, _>;
     rlvs_xdp_relay6, rlvs_tc_relay6: process::relay::<V6, _, _>;
+    rlvs_xdp_guard, rlvs_tc_guard: |_, maps| guard::guard(maps);
     rlvs_xdp_search, rlvs_tc_search: |_, maps| schedulers::search(maps);
 }
 

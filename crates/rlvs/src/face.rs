@@ -13,6 +13,7 @@ use rlvs_control::table::{Error, Table};
 use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
+use rlvs_linux::dataplane::maps::Maps;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::ipvs::table::KernelTable;
@@ -146,8 +147,14 @@ pub fn status() -> Result<ExitCode> {
     writeln!(out, "services      {}", services.len())?;
     writeln!(out, "destinations  {count}")?;
     writeln!(out, "connections   {active} active, {inactive} inactive")?;
+    // The rules are read under the table's lock.
+    drop(table);
+    let maps = Maps::open(&folder)?;
+    if let Some(access) = crate::acl::status()? {
+        writeln!(out, "access        {access}")?;
+    }
     for reason in Reason::ALL {
-        let packets = table.maps().reason(reason as u32);
+        let packets = maps.reason(reason as u32);
         if packets > 0 {
             writeln!(out, "packets       {packets} {}", reason.name())?;
         }

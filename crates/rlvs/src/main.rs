@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{check, face, keepalived, lab, man, mark, proc, set};
+use rlvs::{acl, check, face, keepalived, lab, man, mark, proc, set};
 
 const KEEPALIVED: &str = "keepalived";
 
@@ -38,6 +38,8 @@ enum Command {
     Check(check::Arguments),
     /// Gives packets firewall marks, for services of `ipvsadm -f`
     Mark(mark::Arguments),
+    /// Says who may open connections to which service
+    Acl(acl::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Man(arguments) => man::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Mark(arguments) => mark::run(&arguments),
+        Command::Acl(arguments) => acl::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),

@@ -67,6 +67,12 @@ impl<T: Element> Mapped<T> {
     }
 }
 
+/// Opens a map that is no memory.
+fn unmapped(folder: &Folder, name: &str) -> Result<MapData, Error> {
+    MapData::from_pin(folder.path(name))
+        .map_err(|error| Error::Load { what: pins::shown(folder, name), reason: reason(&error) })
+}
+
 /// Puts an error and its causes on one line.
 pub(super) fn reason(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -105,6 +111,7 @@ pub struct Maps {
     pub(super) wide: Mapped<Wides>,
     pub(super) marks: Mapped<MarkRules>,
     pub(super) interfaces: Mapped<Interfaces>,
+    pub(super) book: MapData,
     reasons: Mapped<Cell<u64>>,
     sweep: MapData,
 }
@@ -146,11 +153,9 @@ impl Maps {
             wide: Mapped::open(folder, "wide")?,
             marks: Mapped::open(folder, "marks")?,
             interfaces: Mapped::open(folder, "interfaces")?,
+            book: unmapped(folder, "book")?,
             reasons: Mapped::open(folder, "reasons")?,
-            sweep: MapData::from_pin(folder.path("sweep")).map_err(|error| Error::Load {
-                what: pins::shown(folder, "sweep"),
-                reason: reason(&error),
-            })?,
+            sweep: unmapped(folder, "sweep")?,
         })
     }
 

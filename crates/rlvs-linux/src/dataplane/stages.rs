@@ -69,11 +69,13 @@ pub enum Group {
     Search,
     /// By persistent services, those without a port or an address, and those of single packets.
     Special,
+    /// Where not everybody may open connections.
+    Guard,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Ordinary,
         Self::Associations,
         Self::Peers,
@@ -81,6 +83,7 @@ impl Group {
         Self::Tunnels,
         Self::Search,
         Self::Special,
+        Self::Guard,
     ];
 
     const fn of(stage: Stage) -> Self {
@@ -92,6 +95,7 @@ impl Group {
             Stage::Clamp4 | Stage::Clamp6 => Self::Clamps,
             Stage::Relay4 | Stage::Relay6 => Self::Tunnels,
             Stage::Search => Self::Search,
+            Stage::Guard => Self::Guard,
             Stage::Special4
             | Stage::Special6
             | Stage::Join4

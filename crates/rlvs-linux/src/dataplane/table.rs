@@ -31,6 +31,7 @@ use rlvs_datapath::abi::{
 };
 use rlvs_datapath::schedulers::{Ring, is_overloaded_after, searches};
 
+use super::access::Guards;
 use super::connections;
 use super::endpoints::{self, Endpoint};
 use super::load;
@@ -83,6 +84,8 @@ pub struct BpfTable {
     forgotten: bool,
     published: u64,
     ways: Ways,
+    /// Who is guarded, once a service is added.
+    guards: Option<Guards>,
 }
 
 impl BpfTable {
@@ -122,6 +125,7 @@ impl BpfTable {
             forgotten: false,
             published: 0,
             ways: Ways::default(),
+            guards: None,
             services: BTreeMap::new(),
             destinations: BTreeMap::new(),
             replies: BTreeMap::new(),
@@ -365,6 +369,16 @@ impl BpfTable {
         settings.flags |= settings_flag::WIDE;
         self.maps.settings.update(0, &settings)?;
         load::ensure_group(Group::Special)
+    }
+
+    /// Has the guard asked for a service that is added, if there are rules for it.
+    fn set_guarded(&mut self, record: &mut Service, id: ServiceId) -> Result<(), super::Error> {
+        let guards = match self.guards.take() {
+            Some(guards) => guards,
+            None => Guards::of(&self.maps)?,
+        };
+        self.guards.insert(guards).mark(record, id);
+        Ok(())
     }
 
     /// Marks a service by where its destinations are, and its neighbours if one is this host: they may
@@ -706,6 +720,7 @@ impl Table for BpfTable {
             ..records::service(service.id)
         };
         set_special(&mut record, service)?;
+        self.set_guarded(&mut record, service.id)?;
         self.announce_apart(&record)?;
         if associates(&record) {
             load::ensure_group(Group::Associations)?;
