@@ -21,9 +21,9 @@ use crate::connection::{Context, Key, Value};
 use crate::frame::Verdict;
 use crate::hash;
 use crate::ip::{Ip, Packet};
-use crate::process::Stage;
 use crate::reason::Reason;
 use crate::schedule::{ASKING, DONE};
+use crate::stage::Stage;
 use crate::state::State;
 use crate::tables::{Book, TIME_BITS, TIME_MASK, Tables, Time};
 

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 use rlvs_control::access::{Access, LIMIT_MAX, Limit, Prefix, Rules, Verdict};
 use rlvs_control::model::{Family, Protocol, ServiceId};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _};
 use toml::Spanned;
 
 #[derive(Debug, Default, Deserialize)]
@@ -20,8 +19,8 @@ struct File {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Acl {
-    allow: Vec<Spanned<Network>>,
-    deny: Vec<Spanned<Network>>,
+    allow: Vec<Spanned<String>>,
+    deny: Vec<Spanned<String>>,
     allow_files: Vec<PathBuf>,
     deny_files: Vec<PathBuf>,
     limit: Option<Spanned<Limits>>,
@@ -38,8 +37,8 @@ struct Own {
     sctp: Option<SocketAddr>,
     mark: Option<u32>,
     family: Option<MarkFamily>,
-    allow: Vec<Spanned<Network>>,
-    deny: Vec<Spanned<Network>>,
+    allow: Vec<Spanned<String>>,
+    deny: Vec<Spanned<String>>,
     allow_files: Vec<PathBuf>,
     deny_files: Vec<PathBuf>,
     limit: Option<Spanned<Limits>>,
@@ -59,16 +58,6 @@ enum Refusal {
 enum MarkFamily {
     Ipv4,
     Ipv6,
-}
-
-#[derive(Debug)]
-struct Network(Prefix);
-
-impl<'de> Deserialize<'de> for Network {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        text.parse().map(Self).map_err(D::Error::custom)
-    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -157,8 +146,8 @@ fn service_id(own: &Own) -> Result<ServiceId> {
 }
 
 struct Lists {
-    allow: Vec<Spanned<Network>>,
-    deny: Vec<Spanned<Network>>,
+    allow: Vec<Spanned<String>>,
+    deny: Vec<Spanned<String>>,
     allow_files: Vec<PathBuf>,
     deny_files: Vec<PathBuf>,
 }
@@ -173,9 +162,9 @@ fn rules(
     let allow = lists.allow.into_iter().map(|network| (network, Verdict::Allow));
     let deny = lists.deny.into_iter().map(|network| (network, Verdict::Deny));
     for (network, verdict) in allow.chain(deny) {
-        let at = network.span().start;
-        let prefix = network.into_inner().0;
-        enter(&mut rules, prefix, verdict).with_context(|| from.place(at))?;
+        let place = || from.place(network.span().start);
+        let prefix = network.get_ref().parse().with_context(place)?;
+        enter(&mut rules, prefix, verdict).with_context(place)?;
     }
     let allow = lists.allow_files.iter().map(|file| (file, Verdict::Allow));
     let deny = lists.deny_files.iter().map(|file| (file, Verdict::Deny));

@@ -241,10 +241,8 @@ fn remove(Networks { of, networks, .. }: &Networks) -> Result<()> {
     change(of, |rules| {
         for network in networks {
             if rules.prefixes.remove(network).is_none() {
-                bail!(
-                    "{network} is in no list of {}; nothing is changed",
-                    show::name(of.service())
-                );
+                let of = show::name(of.service());
+                return Err(format!("{network} is in no list of {of}; nothing is changed"));
             }
         }
         Ok(())

@@ -51,6 +51,14 @@ impl Backend {
             _ => None,
         }
     }
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rlvs => "rlvs",
+            Self::Kernel => "kernel",
+        }
+    }
 }
 
 /// Opens the virtual-server table.

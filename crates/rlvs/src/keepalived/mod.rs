@@ -1,7 +1,7 @@
 //! The face of `keepalived`: its command line, its test of a configuration, and the daemon.
 
 pub mod checks;
-mod daemon;
+pub mod daemon;
 pub mod host;
 mod options;
 
