@@ -431,7 +431,8 @@ fn unwelcome(case: &mut Case<'_>) {
     let family = case.family;
     let syn = case.to_port(80, Kind::Tcp(SYN)).bytes();
     let local = "s1 local = yes".to_owned();
-    let (own, other) = (Prefix::new(client(family, 7), 24), Prefix::new(server(family, 7), 24));
+    let alone = |address| Prefix::new(address, 128);
+    let (own, other) = (alone(client(family, 7)), alone(server(family, 7)));
     let limit = |rate, number| Some(Limit { rate, number, ..Limit::default() });
     let (deny, allow) = ((own, Says::Deny), (other, Says::Allow));
     for (lists, limit, reason) in [
