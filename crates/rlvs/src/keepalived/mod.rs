@@ -43,6 +43,12 @@ pub fn run(args: &[OsString], stdout: &mut dyn Write) -> u8 {
     outcome.unwrap_or(FATAL)
 }
 
+/// Returns the options for completions and the manual page.
+#[must_use]
+pub fn command() -> clap::Command {
+    options::command()
+}
+
 /// Writes what was found to a file, or to standard output if none is named.
 fn tell(found: &Configuration, log: Option<&str>, stdout: &mut dyn Write) -> io::Result<()> {
     match log {
