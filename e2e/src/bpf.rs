@@ -16,15 +16,16 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rlvs_datapath::abi::{
     self, AllCounts, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS,
     ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS,
-    Favourites, Fragments, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules,
-    OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row,
-    Schedule, Service, Settings, Tunnel, Wides, Word,
+    Favourites, Fragments, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, Line,
+    MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route,
+    Row, SOURCE_BUCKETS, Schedule, Service, Settings, Sources, Tunnel, Wides, Word,
 };
 
 use rlvs_datapath::schedulers::{self, Ring};
+use rlvs_linux::dataplane::access;
 use rlvs_linux::dataplane::stages::{self, Group};
 
-use crate::host::{HostTables, IDS, RING_LINES, SEGMENT};
+use crate::host::{Book, HostTables, IDS, RING_LINES, SEGMENT};
 
 /// A type of the maps' layout.
 ///
@@ -69,6 +70,10 @@ unsafe impl Plain for Interfaces {}
 unsafe impl Plain for Limit {}
 // SAFETY: as above.
 unsafe impl Plain for Estimate {}
+// SAFETY: as above.
+unsafe impl Plain for Sources {}
+// SAFETY: as above.
+unsafe impl Plain for Line {}
 // SAFETY: an integer in a cell.
 unsafe impl Plain for Cell<u64> {}
 // SAFETY: an integer.
@@ -199,6 +204,7 @@ pub struct Bpf {
     body: Body,
     maps: BTreeMap<&'static str, Memory>,
     entered: Mutex<[Vec<u32>; 2]>,
+    book: Mutex<Option<Book>>,
 }
 
 /// Returns where the object is: in the folder that `RLVS_BPF_OBJECT_DIR` names, else beside its
@@ -244,6 +250,7 @@ impl Bpf {
             ("locks", LOCK_KINDS * LOCKS, size_of::<Word>()),
             ("reasons", REASONS * settings.cpus, size_of::<Word>()),
             ("limits", settings.cpus, size_of::<Limit>()),
+            ("sources", SOURCE_BUCKETS + 1, size_of::<Sources>()),
             ("estimates", abi::ESTIMATES, size_of::<Estimate>()),
         ];
         let mut loader = EbpfLoader::new();
@@ -266,7 +273,13 @@ impl Bpf {
             let memory = Memory::new(data.fd().as_fd(), elements as usize * bytes);
             (name, memory.unwrap_or_else(|error| panic!("mapping {name}: {error}")))
         });
-        Self { ebpf: RwLock::new(ebpf), body, maps: maps.into(), entered: Mutex::default() }
+        Self {
+            ebpf: RwLock::new(ebpf),
+            body,
+            maps: maps.into(),
+            entered: Mutex::default(),
+            book: Mutex::default(),
+        }
     }
 
     /// Loads a group of stages unless it is there.
@@ -290,6 +303,10 @@ impl Bpf {
         if apart || tables.services.iter().any(special) {
             self.need(Group::Special);
         }
+        let guarded = |service: &Service| service.flags & abi::service_flag::GUARDED != 0;
+        if tables.services.iter().any(guarded) {
+            self.need(Group::Guard);
+        }
         let searches = |schedule: &Schedule| {
             let ring = Ring(schedule.ring.get());
             ring.0 != 0 && schedulers::searches(ring.scheduler(), ring.flags())
@@ -308,6 +325,7 @@ impl Bpf {
     /// Makes every map equal to `tables`.
     pub fn push(&self, tables: &HostTables) {
         self.need_for(tables);
+        self.push_book(tables);
         for (name, bytes) in dense(tables) {
             self.memory(name).write(0, &bytes);
         }
@@ -334,6 +352,21 @@ impl Bpf {
         }
     }
 
+    /// Puts the book of `tables` in force. A book stays the one that was pushed: only a new one is a
+    /// new map.
+    fn push_book(&self, tables: &HostTables) {
+        let mut known = self.book.lock().expect("no thread panicked");
+        if *known == tables.book {
+            return;
+        }
+        known.clone_from(&tables.book);
+        let lines =
+            tables.book.as_ref().map_or_else(|| vec![Line::default()], |book| book.0.clone());
+        let ebpf = self.ebpf.read().expect("no thread panicked");
+        let Some(Map::ArrayOfMaps(books)) = ebpf.map("book") else { panic!("no map of books") };
+        access::write_book(books.fd().as_fd(), &lines).expect("a book");
+    }
+
     /// Makes `tables` equal to every map that programs write.
     pub fn pull(&self, tables: &mut HostTables) {
         fn read<T: Plain>(bpf: &Bpf, name: &str) -> Vec<T> {
@@ -357,6 +390,7 @@ impl Bpf {
         tables.locks = read(self, "locks");
         tables.reasons = read(self, "reasons");
         tables.limits = read(self, "limits");
+        tables.sources = read(self, "sources");
         let mut estimates: Vec<Estimate> = read(self, "estimates");
         let services = estimates.split_off(abi::IDS as usize);
         estimates.truncate(IDS as usize);
@@ -387,6 +421,7 @@ impl Bpf {
             ("rows", 64, 0, bytes_of(&tables.rows)),
             ("reasons", 8, 0, bytes_of(&tables.reasons)),
             ("limits", 64, 0, bytes_of(&tables.limits)),
+            ("sources", 128, 0, bytes_of(&tables.sources)),
             ("fragments", 64, 0, bytes_of(&tables.fragments)),
             ("occupancy", 8, 0, bytes_of(occupied(0))),
             ("occupancy", 8, 8 * OCCUPANCY_WORDS as usize, bytes_of(occupied(OCCUPANCY_WORDS))),
@@ -595,6 +630,7 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("locks", bytes_of(&tables.locks).to_vec()),
         ("reasons", bytes_of(&tables.reasons).to_vec()),
         ("limits", bytes_of(&tables.limits).to_vec()),
+        ("sources", bytes_of(&tables.sources).to_vec()),
     ]
 }
 

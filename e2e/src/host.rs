@@ -8,14 +8,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use rlvs_datapath::abi::{
     self, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand,
     Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, Hop, INTERFACE_BUCKETS,
-    Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
-    PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row, Schedule, Scratch, Service, Settings,
-    Tunnel, Wides, Word,
+    Interfaces, LOCK_KINDS, LOCKS, Limit, Line, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
+    PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row, SOURCE_BUCKETS, Schedule, Scratch,
+    Service, Settings, Sources, Tunnel, Wides, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
 use rlvs_datapath::process::process;
 use rlvs_datapath::stage::go_on;
-use rlvs_datapath::tables::Tables;
+use rlvs_datapath::tables::{self, Tables};
 use rlvs_datapath::tunnel::{self, Brief};
 
 /// Service and destination ids of a test's table; less than [`rlvs_datapath::abi::IDS`], so that
@@ -181,6 +181,16 @@ impl<const R: bool> Frame for HostFrame<'_, R> {
     }
 }
 
+/// A book of access on the heap.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Book(pub Vec<Line>);
+
+impl tables::Book for Book {
+    fn line(&self, index: u32) -> Option<&Line> {
+        self.0.get(index as usize)
+    }
+}
+
 /// The maps on the heap. Endpoint buckets that hold nothing are not kept.
 #[derive(Debug)]
 pub struct HostTables {
@@ -240,6 +250,10 @@ pub struct HostTables {
     pub reasons: Vec<Word>,
     /// Map `limits`.
     pub limits: Vec<Limit>,
+    /// The book of access, if there is one.
+    pub book: Option<Book>,
+    /// Map `sources`.
+    pub sources: Vec<Sources>,
     /// Map `estimates`.
     pub estimates: Vec<Estimate>,
     empty4: Endpoints4,
@@ -281,6 +295,8 @@ impl HostTables {
             locks: many(LOCK_KINDS * LOCKS),
             reasons: many(REASONS * settings.cpus),
             limits: many(settings.cpus),
+            book: None,
+            sources: many(SOURCE_BUCKETS + 1),
             estimates: many(2 * IDS),
             empty4: Endpoints4::default(),
             empty6: Endpoints6::default(),
@@ -290,6 +306,8 @@ impl HostTables {
 }
 
 impl Tables for HostTables {
+    type Book = Book;
+
     fn settings(&self) -> Option<&Settings> {
         Some(&self.settings)
     }
@@ -373,6 +391,12 @@ impl Tables for HostTables {
     }
     fn limit(&self, cpu: u32) -> Option<&Limit> {
         self.limits.get(cpu as usize)
+    }
+    fn book(&self) -> Option<&Book> {
+        self.book.as_ref()
+    }
+    fn sources(&self, index: u32) -> Option<&Sources> {
+        self.sources.get(index as usize)
     }
     fn estimate(&self, index: u32) -> Option<&Estimate> {
         // The tables of a test have fewer ids than the maps.

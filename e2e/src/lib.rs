@@ -18,6 +18,7 @@ pub mod director;
 pub mod fuzz;
 #[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]
 pub mod fuzz_vrrp;
+pub mod guarded;
 pub mod host;
 pub mod lab;
 #[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]

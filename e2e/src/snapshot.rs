@@ -64,6 +64,11 @@ pub fn take(tables: &HostTables) -> Snapshot {
             add(1, &|| format!("occupied {table} {}", index % OCCUPANCY_WORDS * 64 + bit));
         }
     }
+    let all: &[_] = tables.sources.split_last().map_or(&[], |(_, sources)| sources);
+    for source in all.iter().flat_map(|bucket| &bucket.slots).filter(|one| one.key.get() != 0) {
+        add(source.number.get() >> 24 & 0xff_ffff, &|| "sources have".to_owned());
+        add(source.rate.get() >> 41, &|| "sources may open".to_owned());
+    }
     for route in tables.routes.iter().filter(|route| route.hop.get().interface != 0) {
         let (high, low) = (route.high.get(), route.low.get());
         let client = if high == 0 {

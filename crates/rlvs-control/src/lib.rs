@@ -4,10 +4,11 @@
 //! front end reads and edits a virtual-server table, [`check`] what every table refuses,
 //! [`memory`] the plain table that tests use, [`scheduler`] what each scheduler has laid out for the
 //! data plane, [`ring`] the order in which rr and wrr take destinations, [`plan`] what makes one table
-//! of another, [`checks`] health of real servers, [`upkeep`] a table kept as it should be, [`vrrp`] the
+//! of another, [`access`] who may open connections, [`checks`] health of real servers, [`upkeep`] a table kept as it should be, [`vrrp`] the
 //! virtual routers that move addresses. Nothing here opens a socket or a file.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod check;
 pub mod checks;
 mod maglev;

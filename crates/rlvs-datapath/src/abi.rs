@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -50,6 +50,8 @@ pub const GROUP: u32 = 64;
 /// Words of the occupancy map for one table: a bit for each group of 2^26 places. The tables are
 /// IPv4, IPv6, wide.
 pub const OCCUPANCY_WORDS: u32 = (1 << 26) / GROUP / 64;
+/// Buckets of the map `sources`, a power of two; a last one holds what is told of all.
+pub const SOURCE_BUCKETS: u32 = 1 << 14;
 /// Buckets of the fragment map.
 pub const FRAGMENT_BUCKETS: u32 = 1 << 11;
 /// Default number of bucket pairs of the IPv4 connection table (8 connections fit in one).
@@ -125,6 +127,8 @@ pub mod settings_flag {
     pub const WIDE: u32 = 1 << 17;
     /// A template does not lead to a destination of weight 0, as with `expire_quiescent_template`.
     pub const EXPIRE_QUIESCENT: u32 = 1 << 18;
+    /// The connections of a source are limited somewhere: the sweep counts them.
+    pub const NUMBERED: u32 = 1 << 19;
 }
 
 /// What an endpoint is looked up for.
@@ -315,8 +319,8 @@ pub struct Service {
     pub persistence: u32,
     /// Firewall mark; 0 for a service with an address.
     pub mark: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Line of the book of access where its own rules are; 0 if it has none of its own.
+    pub access: u32,
     /// Flags of the scheduler: flags 1 to 3 are bits 0 to 2.
     pub scheduler_flags: u32,
 }
@@ -335,6 +339,8 @@ pub mod service_flag {
     pub const SPECIAL: u32 = 1 << 8;
     /// Each datagram is scheduled by itself.
     pub const ONE_PACKET: u32 = 1 << 9;
+    /// Who may open connections is asked of the [`guard`](crate::guard).
+    pub const GUARDED: u32 = 1 << 10;
 }
 
 /// Numbers of the schedulers.
@@ -756,15 +762,53 @@ pub struct Interfaces {
 /// `cpu * REASONS + reason`.
 pub const REASONS: u32 = 32;
 
-/// What one CPU has sent of its own, in the map `limits`: a cache line. Row `cpu`.
+/// What one CPU has sent of its own, and what it asks its guard, in the map `limits`: a cache line.
+/// Row `cpu`.
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub struct Limit {
     /// Coarse time in the upper half, ICMP errors sent at that time in the lower.
     pub errors: Word,
-    /// Kept for other limits.
-    pub reserved: [Word; 7],
+    /// Source of the packet that the [`guard`](crate::guard) is asked about, upper and lower half.
+    pub source: [Word; 2],
+    /// Its service (32 bits) and its ports (32).
+    pub asked: Word,
+    /// Coarse time in the upper half, the guard's answer in the lower; 0 without one.
+    pub answer: Word,
+    /// Number of the stage to go back to (32 bits), and whether a refusal is told (bit 32).
+    pub back: Word,
+    /// Makes a row a cache line.
+    pub reserved: [Word; 2],
 }
+
+/// One line of the book of access: rules of a service, or a node of a search tree, or text; see
+/// [`guard`](crate::guard).
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// What it says.
+    pub words: [u64; LINE_WORDS],
+}
+
+/// Words of a [`Line`].
+pub const LINE_WORDS: usize = 16;
+
+/// A network of clients whose new connections are limited, in the map `sources`.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// Hash of service and network; 0 while the slot is free.
+    pub key: Word,
+    /// Connections that it may open at once, in 2^-16 (39 bits), and when that was (25).
+    pub rate: Word,
+    /// Pass of the sweep (16 bits), connections there are (24), those of them opened in this pass (24).
+    pub number: Word,
+    /// Pass of the sweep (16 bits), and connections that it has come upon.
+    pub found: Word,
+}
+
+/// Two cache lines of sources.
+pub type Sources = Bucket<Source, SLOTS6>;
 
 /// Where the sweep is. The BPF body puts its timer before it.
 #[repr(C)]
@@ -815,4 +859,6 @@ const _: () = {
     assert!(size_of::<Base>() == 40);
     assert!(size_of::<Interfaces>() == 64);
     assert!(size_of::<Limit>() == 64);
+    assert!(size_of::<Line>() == 128);
+    assert!(size_of::<Sources>() == 128);
 };

@@ -175,6 +175,7 @@ fn open<A: Ip, F: Frame, T: Tables>(
         }
         Opening::There => Verdict::Next(Stage::odd::<A>()),
         Opening::Search => context.search_for(Stage::odd_open::<A>()),
+        Opening::Ask => context.ask_guard(Stage::odd_open::<A>()),
         Opening::Refused(reason) => left_to_the_stack(reason),
     })
 }

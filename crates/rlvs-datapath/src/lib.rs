@@ -20,6 +20,7 @@ pub mod estimate;
 pub mod forward;
 pub mod fragment;
 pub mod frame;
+pub mod guard;
 pub mod hash;
 pub mod hop;
 pub mod ip;

@@ -58,6 +58,9 @@ pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         Opening::Search => {
             context.search_for(if PORTS { Stage::open::<A>() } else { Stage::associate::<A>() })
         }
+        Opening::Ask => {
+            context.ask_guard(if PORTS { Stage::open::<A>() } else { Stage::associate::<A>() })
+        }
         Opening::Refused(reason) => refuse_start(context, frame, packet, reason),
     }
 }
@@ -72,6 +75,11 @@ pub(crate) fn refuse_start<A: Ip, F: Frame, T: Tables>(
 ) -> Verdict {
     match refused {
         Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken => {
+            complain(context, frame, packet, Complaint::PortUnreachable, refused)
+        }
+        Reason::Denied | Reason::NotAllowed | Reason::TooFast | Reason::TooMany
+            if context.tells_refusals() =>
+        {
             complain(context, frame, packet, Complaint::PortUnreachable, refused)
         }
         Reason::Expired => complain(context, frame, packet, Complaint::TimeExceeded, refused),

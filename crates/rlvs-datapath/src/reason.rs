@@ -53,11 +53,19 @@ pub enum Reason {
     Local = 21,
     /// Passed: a real server that is also a director sent it here, where it would only be sent on.
     FromPeer = 22,
+    /// Dropped, or answered with ICMP where that is asked for: the client's address is denied.
+    Denied = 23,
+    /// Dropped or answered: there are addresses that are allowed, and the client's is none of them.
+    NotAllowed = 24,
+    /// Dropped or answered: the client's network opens connections too fast.
+    TooFast = 25,
+    /// Dropped or answered: the client's network has as many connections as it may have.
+    TooMany = 26,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 27] = [
         Self::OtherProtocol,
         Self::Malformed,
         Self::Fragment,
@@ -81,6 +89,10 @@ impl Reason {
         Self::IcmpLimited,
         Self::Local,
         Self::FromPeer,
+        Self::Denied,
+        Self::NotAllowed,
+        Self::TooFast,
+        Self::TooMany,
     ];
 
     /// Returns the reason of a number; an unknown number is itself inconsistent.
@@ -109,6 +121,10 @@ impl Reason {
             20 => Self::IcmpLimited,
             21 => Self::Local,
             22 => Self::FromPeer,
+            23 => Self::Denied,
+            24 => Self::NotAllowed,
+            25 => Self::TooFast,
+            26 => Self::TooMany,
             _ => Self::Inconsistent,
         }
     }
@@ -139,6 +155,10 @@ impl Reason {
             Self::IcmpLimited => "icmp_limited",
             Self::Local => "local",
             Self::FromPeer => "from_peer",
+            Self::Denied => "denied",
+            Self::NotAllowed => "not_allowed",
+            Self::TooFast => "rate_limited",
+            Self::TooMany => "number_limited",
         }
     }
 }

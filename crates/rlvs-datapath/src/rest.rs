@@ -60,6 +60,8 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         None if state::starts::<PORTS>(packet.protocol, packet.flags) && !context.is_full(&key) => {
             Verdict::Next(open)
         }
+        // It has not met the guard before it came here.
+        None if !PORTS && context.is_guarded(key.owner) => Verdict::Pass(Reason::NoConnection),
         None => astray(context, frame, packet, key.owner),
     }
 }

@@ -20,6 +20,8 @@ pub(crate) const NEXT: u32 = 1 << 30;
 pub(crate) const THERE: u32 = 1 << 29;
 /// A destination must be searched for.
 pub(crate) const SEARCHING: u32 = 1 << 28;
+/// The guard must be asked.
+pub(crate) const ASKING: u32 = 1 << 26;
 /// Nothing stands against it.
 pub(crate) const DONE: u32 = u32::MAX;
 
@@ -33,6 +35,8 @@ pub enum Opening {
     There,
     /// A destination must be searched for: `Context::search_for` does and comes back.
     Search,
+    /// The guard must be asked: `Context::ask_guard` does and comes back.
+    Ask,
     /// It did not, for this reason.
     Refused(Reason),
 }
@@ -46,21 +50,33 @@ impl<'a, T: Tables> Context<'a, T> {
         packet: &Packet<A>,
         service: u32,
     ) -> Opening {
-        let result = match self.admit(frame, packet, service) {
+        let admitted = self.allow(frame, packet, service);
+        let result = match admitted {
             DONE => self.open_locked::<A, PORTS>(packet, service),
             reason => reason,
         };
         match result {
             THERE => Opening::There,
             SEARCHING => Opening::Search,
+            ASKING => Opening::Ask,
             id if id & OPENED != 0 => Opening::To(id & !OPENED),
             reason => Opening::Refused(Reason::from_number(reason)),
         }
     }
 
-    /// Returns whether the service takes connections here at all.
+    /// Returns whether the service takes connections here at all, and from this client.
+    #[inline(always)]
+    pub(crate) fn allow<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
+        // One calls after the other, not the other: the stack is small.
+        match self.admit(frame, packet, id) {
+            ASKING => self.guarded(packet, id),
+            admitted => admitted,
+        }
+    }
+
+    /// Returns whether the service takes connections here at all, or [`ASKING`] if not from everybody.
     #[inline(never)]
-    pub(crate) fn admit<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
+    fn admit<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
         let Some(service) = self.tables.service(id) else {
             return Reason::Inconsistent as u32;
         };
@@ -70,7 +86,10 @@ impl<'a, T: Tables> Context<'a, T> {
         if !self.is_local(frame, packet.target, id) {
             return Reason::NotLocal as u32;
         }
-        if packet.ttl <= 1 { Reason::Expired as u32 } else { DONE }
+        if packet.ttl <= 1 {
+            return Reason::Expired as u32;
+        }
+        if service.flags & service_flag::GUARDED != 0 { ASKING } else { DONE }
     }
 
     #[inline(always)]

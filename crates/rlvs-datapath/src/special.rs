@@ -16,7 +16,7 @@ use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
 use crate::opening::refuse_start;
 use crate::reason::Reason;
-use crate::schedule::{DONE, NEXT, OPENED, SEARCHING, THERE, quiet};
+use crate::schedule::{ASKING, DONE, NEXT, OPENED, SEARCHING, THERE, quiet};
 use crate::stage::Stage;
 use crate::state::{self, Seen, State};
 use crate::tables::{Tables, bump};
@@ -53,12 +53,15 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
         return Verdict::Pass(Reason::NoService);
     }
     context.tables.write(&scratch.service, service.into());
-    let chosen = match context.admit(frame, &packet, service) {
+    let chosen = match context.allow(frame, &packet, service) {
         DONE => context.lead(&packet, service),
         reason => reason,
     };
     if chosen == SEARCHING {
         return context.search_for(Stage::special::<A>());
+    }
+    if chosen == ASKING {
+        return context.ask_guard(Stage::special::<A>());
     }
     if chosen & OPENED == 0 {
         return refuse(context, frame, scratch, &packet, chosen);

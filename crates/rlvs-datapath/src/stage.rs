@@ -5,7 +5,9 @@ use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, V4, V6};
 use crate::process::settle;
 use crate::tables::Tables;
-use crate::{apart, association, errors, fragment, mss, opening, relay, rest, schedulers, special};
+use crate::{
+    apart, association, errors, fragment, guard, mss, opening, relay, rest, schedulers, special,
+};
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
 /// IP version. A line has the stage, the end of the names of its programs, the function that carries
@@ -19,6 +21,8 @@ macro_rules! stages {
             once {
                 /// The destination of a new connection is to be searched for among many.
                 Search search = schedulers::search, Search;
+                /// Whether a client may open a connection is to be decided.
+                Guard guard = guard::guard, Guard;
             }
             each {
                 /// A request that may open a connection.
@@ -168,11 +172,13 @@ pub enum Group {
     Search,
     /// By persistent services, those without a port or an address, and those of single packets.
     Special,
+    /// Where not everybody may open connections.
+    Guard,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ordinary,
         Self::Unusual,
         Self::Associations,
@@ -181,6 +187,7 @@ impl Group {
         Self::Tunnels,
         Self::Search,
         Self::Special,
+        Self::Guard,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has unusual

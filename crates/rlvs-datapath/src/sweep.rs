@@ -6,10 +6,13 @@
 //! is ever in the table without its bit, but for the instant in which the inserting CPU is about to
 //! set it.
 
-use crate::abi::{GROUP, OCCUPANCY_WORDS, SLOTS4, SweepCursor, WIDE_SLOTS};
+use crate::abi::{
+    GROUP, OCCUPANCY_WORDS, SLOTS4, SweepCursor, WIDE_SLOTS, WideSlot, settings_flag,
+};
 use crate::connection::{Context, Value};
 use crate::ip::{Ip, Slot, V4, V6};
 use crate::tables::{Tables, bump};
+use crate::wide;
 
 /// [`Job::family`] of the wide table.
 pub const WIDE: u8 = 1;
@@ -51,6 +54,7 @@ impl<'a, T: Tables> Context<'a, T> {
         if next >= words4 + words6 + wide {
             cursor.word.set(0);
             bump(&cursor.passes, 1);
+            self.begin_pass(cursor.passes.get());
         } else {
             cursor.word.set(u64::from(next));
         }
@@ -104,7 +108,25 @@ impl<'a, T: Tables> Context<'a, T> {
         let Some(slot) = bucket.and_then(|bucket| bucket.slots.get(index)) else { return GONE };
         let value = Value(self.tables.read(&slot.value));
         let over = value.is_live() && self.retire_wide(slot, value);
+        if value.is_live() && !over {
+            self.note_wide_source(slot, value);
+        }
         Swept { removed: u64::from(over), left: value.0 != 0 && !over }
+    }
+
+    /// Returns whether connections are counted for the networks of their clients.
+    #[inline(always)]
+    fn counts_sources(&self) -> bool {
+        self.settings.flags & settings_flag::NUMBERED != 0
+    }
+
+    #[inline(always)]
+    fn note_wide_source(&self, slot: &WideSlot, value: Value) {
+        let word = self.tables.read(&slot.key);
+        if self.counts_sources() && wide::kind_of(word) == wide::kind::REQUEST {
+            let (high, low) = slot.address(self.tables, word);
+            self.note_source(high, low, value);
+        }
     }
 
     #[inline(always)]
@@ -117,6 +139,10 @@ impl<'a, T: Tables> Context<'a, T> {
         };
         let value = Value(self.tables.read(slot.value()));
         let over = value.is_live() && !self.is_young(value) && self.retire::<A, true>(slot, value);
+        if value.is_live() && !over && self.counts_sources() {
+            let (high, low) = slot.address(self.tables, self.tables.read(slot.key()));
+            self.note_source(high, low, value);
+        }
         Swept { removed: u64::from(over), left: value.0 != 0 && !over }
     }
 }

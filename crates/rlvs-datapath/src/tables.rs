@@ -4,8 +4,8 @@ use core::cell::Cell;
 
 use crate::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand, Estimate,
-    Favourites, Fragments, IDS, Interfaces, Limit, MarkRules, RING_LINE, RingLine, Route, Row,
-    Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
+    Favourites, Fragments, IDS, Interfaces, Limit, Line, MarkRules, RING_LINE, RingLine, Route,
+    Row, Schedule, Scratch, Service, Settings, Sources, Tunnel, Wides, Word,
 };
 use crate::connection::{self, Context, Value};
 use crate::ip::{V4, V6};
@@ -16,6 +16,9 @@ use crate::{schedulers, wide};
 ///
 /// Every look-up returns `None` for an index that the map does not have.
 pub trait Tables: Sized {
+    /// The book of access.
+    type Book: Book;
+
     /// Returns the settings.
     fn settings(&self) -> Option<&Settings>;
     /// Returns the time in jiffies.
@@ -83,6 +86,11 @@ pub trait Tables: Sized {
     fn reason(&self, index: u32) -> Option<&Word>;
     /// Returns what a CPU has sent of its own.
     fn limit(&self, cpu: u32) -> Option<&Limit>;
+    /// Returns the book of access that is in force. It is replaced as a whole: whoever asks once sees
+    /// one.
+    fn book(&self) -> Option<&Self::Book>;
+    /// Returns a bucket of sources whose connections are limited.
+    fn sources(&self, index: u32) -> Option<&Sources>;
     /// Returns what the estimator keeps of a destination or a service.
     fn estimate(&self, index: u32) -> Option<&Estimate>;
 
@@ -192,6 +200,12 @@ pub trait Tables: Sized {
 #[inline(always)]
 pub fn of_destination(counts: &[Counts], id: u32) -> Option<&Counts> {
     counts.get((id & (IDS - 1)) as usize)
+}
+
+/// Who may open connections, in lines; see [`guard`](crate::guard).
+pub trait Book {
+    /// Returns a line.
+    fn line(&self, index: u32) -> Option<&Line>;
 }
 
 /// What [`Tables::repeat`] repeats. In BPF a state holds numbers only.

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd};
 
 use aya_ebpf::bindings::bpf_timer;
-use aya_ebpf::btf_maps::{Array, ProgramArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, ProgramArray};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use aya_ebpf::macros::btf_map;
@@ -13,20 +13,23 @@ use rlvs_datapath::abi::{
     AllCounts, Base, CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, CPUS, Connections4, Connections6,
     Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6,
     Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, IDS, INTERFACE_BUCKETS,
-    Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
-    PRESENCE_WORDS, REASONS, RING_LINES, ROUTES, RingLine, Route, Row, Schedule, Scratch, Service,
-    Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT, Wides, Word,
+    Interfaces, LOCK_KINDS, LOCKS, Limit, Line, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
+    PRESENCE_WORDS, REASONS, RING_LINES, ROUTES, RingLine, Route, Row, SOURCE_BUCKETS, Schedule,
+    Scratch, Service, Settings, Sources, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT,
+    Wides, Word,
 };
 use rlvs_datapath::connection::{Key, Value};
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::stage::Stage;
-use rlvs_datapath::tables::{SPINS, Step, Tables};
+use rlvs_datapath::tables::{self, SPINS, Step, Tables};
 use rlvs_datapath::wide;
 
 use crate::once;
 
 /// BPF_F_MMAPABLE: commands read and write through memory.
 const MAPPED: usize = 1 << 10;
+/// BPF_F_INNER_MAP: each book has as many lines as it needs.
+const OF_ANY_LENGTH: usize = 1 << 12;
 
 /// The sweep's timer with its cursor.
 #[repr(C)]
@@ -92,6 +95,11 @@ static LOCK_WORDS: Array<Word, { (LOCK_KINDS * LOCKS) as usize }, MAPPED> = Arra
 static REASON_COUNTERS: Array<Word, { (CPUS * REASONS) as usize }, MAPPED> = Array::new();
 #[btf_map(name = "limits")]
 static LIMITS: Array<Limit, { CPUS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "sources")]
+static SOURCES: Array<Sources, { SOURCE_BUCKETS as usize + 1 }, MAPPED> = Array::new();
+/// The book in force, once there is one.
+#[btf_map(name = "book")]
+static BOOK: ArrayOfMaps<Book, 1> = ArrayOfMaps::new();
 #[btf_map(name = "estimates")]
 static ESTIMATED: Array<Estimate, { ESTIMATES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "bases")]
@@ -104,6 +112,9 @@ pub static SWEEP: Array<Sweep, 1> = Array::new();
 pub static STAGES_XDP: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
 #[btf_map(name = "stages_tc")]
 pub static STAGES_TC: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
+
+/// A book of access.
+type Book = Array<Line, 1, { MAPPED | OF_ANY_LENGTH }>;
 
 /// The maps. Keeps [`TOTALS`] and [`BASES`] too, which only the control plane uses.
 #[derive(Clone, Copy)]
@@ -139,7 +150,20 @@ extern "C" fn take_step<S: Step>(index: u64, state: *mut S) -> i64 {
     i64::from(state.step(&Maps, index as u32))
 }
 
+/// A book, as a map is not ours to have traits.
+#[repr(transparent)]
+pub struct Pages(Book);
+
+impl tables::Book for Pages {
+    #[inline(always)]
+    fn line(&self, index: u32) -> Option<&Line> {
+        self.0.get(index)
+    }
+}
+
 impl Tables for Maps {
+    type Book = Pages;
+
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
         SETTINGS.get(0)
@@ -253,6 +277,16 @@ impl Tables for Maps {
     #[inline(always)]
     fn limit(&self, cpu: u32) -> Option<&Limit> {
         LIMITS.get(cpu)
+    }
+    #[inline(always)]
+    fn book(&self) -> Option<&Pages> {
+        let book = BOOK.get(0)?;
+        // SAFETY: the wrapper has the layout of what it wraps.
+        Some(unsafe { &*core::ptr::from_ref(book).cast() })
+    }
+    #[inline(always)]
+    fn sources(&self, index: u32) -> Option<&Sources> {
+        SOURCES.get(index)
     }
     #[inline(always)]
     fn estimate(&self, index: u32) -> Option<&Estimate> {

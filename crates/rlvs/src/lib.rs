@@ -1,6 +1,7 @@
 //! The faces of the rlvs binary, each drivable from a test without the binary.
 #![forbid(unsafe_code)]
 
+pub mod acl;
 pub mod check;
 pub mod doctor;
 pub mod drain;

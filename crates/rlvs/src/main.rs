@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
 use rlvs::{
-    check, doctor, drain, face, keepalived, lab, man, mark, metrics, proc, set, status, top,
+    acl, check, doctor, drain, face, keepalived, lab, man, mark, metrics, proc, set, status, top,
 };
 
 const KEEPALIVED: &str = "keepalived";
@@ -54,6 +54,8 @@ enum Command {
     Metrics(metrics::Arguments),
     /// Serves metrics to Prometheus
     Exporter(metrics::ExporterArguments),
+    /// Says who may open connections to which service
+    Acl(acl::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -95,6 +97,7 @@ fn main() -> ExitCode {
         Command::Mark(arguments) => mark::run(&arguments),
         Command::Metrics(arguments) => metrics::run(&arguments),
         Command::Exporter(arguments) => metrics::export(&arguments),
+        Command::Acl(arguments) => acl::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),

@@ -12,6 +12,7 @@ mod associations;
 mod errors;
 mod expiry;
 mod golden;
+mod guard;
 mod length;
 mod local;
 mod malformed;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use e2e::bpf::Input;
+use e2e::guarded;
 use e2e::host::HostTables;
 use e2e::network::{self, Network, client, forbidden, server, vip};
 use e2e::packet::{Kind, Packet};
@@ -15,6 +16,7 @@ use etherparse::{
     Icmpv4Type, Icmpv6Type, IpDscp, IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, icmpv4,
     ip_number,
 };
+use rlvs_control::access::{Access, Limit, Prefix, Verdict as Says};
 use rlvs_datapath::abi::{RingLine, destination_flag, method, service_flag};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
@@ -201,6 +203,7 @@ fn every_reason_is_given_for_what_deserves_it_and_nothing_else_changes() {
             passed(&mut case);
             answered(&mut case);
             dropped(&mut case);
+            unwelcome(&mut case);
         }
         let all: BTreeSet<Reason> = Reason::ALL.into_iter().collect();
         assert_eq!(case.produced, all);
@@ -420,6 +423,45 @@ fn dropped(case: &mut Case<'_>) {
     for outcome in [case.world.step_xdp(&input), case.world.step_on_host(&input)] {
         assert_eq!(outcome.verdict, Verdict::Drop(Reason::NoRoom));
         case.changed(&outcome, Reason::NoRoom, ["s1 local = yes".to_owned()]);
+    }
+}
+
+/// Packets of clients that may not open a connection, or not now.
+fn unwelcome(case: &mut Case<'_>) {
+    let family = case.family;
+    let syn = case.to_port(80, Kind::Tcp(SYN)).bytes();
+    let local = "s1 local = yes".to_owned();
+    let alone = |address| Prefix::new(address, 128);
+    let (own, other) = (alone(client(family, 7)), alone(server(family, 7)));
+    let limit = |rate, number| Some(Limit { rate, number, ..Limit::default() });
+    let (deny, allow) = ((own, Says::Deny), (other, Says::Allow));
+    for (lists, limit, reason) in [
+        (vec![deny, allow], None, Reason::Denied),
+        (vec![allow], None, Reason::NotAllowed),
+        (vec![], limit(Some(1), None), Reason::TooFast),
+        (vec![], limit(None, Some(1)), Reason::TooMany),
+    ] {
+        case.begin();
+        let mut access = Access::default();
+        access.all.prefixes.extend(lists);
+        access.all.limit = limit;
+        case.world.edit(|tables| guarded::put(tables, &access));
+        let mut changes = vec![local.clone()];
+        if limit.is_some() {
+            let first = Packet {
+                source: (client(family, 7), 1).into(),
+                ..case.to_port(80, Kind::Tcp(SYN))
+            };
+            let _: Outcome = case.world.step(&first.bytes()).same();
+            changes.clear();
+        }
+        let outcome = case.world.step(&syn).same();
+        assert_eq!(outcome.verdict, Verdict::Drop(reason));
+        let expected = changes.into_iter().chain([format!("reason {} = 1", reason.name())]);
+        let mut expected: Vec<_> = expected.collect();
+        expected.sort();
+        assert_eq!(outcome.changes, expected);
+        case.produced.insert(reason);
     }
 }
 

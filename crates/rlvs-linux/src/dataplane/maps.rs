@@ -67,6 +67,12 @@ impl<T: Element> Mapped<T> {
     }
 }
 
+/// Opens a map that is no memory.
+fn unmapped(folder: &Folder, name: &str) -> Result<MapData, Error> {
+    MapData::from_pin(folder.path(name))
+        .map_err(|error| Error::Load { what: pins::shown(folder, name), reason: reason(&error) })
+}
+
 /// Puts an error and its causes on one line.
 pub(super) fn reason(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -105,6 +111,7 @@ pub struct Maps {
     pub(super) wide: Mapped<Wides>,
     pub(super) marks: Mapped<MarkRules>,
     pub(super) interfaces: Mapped<Interfaces>,
+    pub(super) book: MapData,
     reasons: Mapped<Cell<u64>>,
     sweep: MapData,
 }
@@ -146,6 +153,7 @@ impl Maps {
             wide: Mapped::open(folder, "wide")?,
             marks: Mapped::open(folder, "marks")?,
             interfaces: Mapped::open(folder, "interfaces")?,
+            book: unmapped(folder, "book")?,
             reasons: Mapped::open(folder, "reasons")?,
             sweep: open_sweep(folder)?,
         })
@@ -171,6 +179,41 @@ impl Maps {
     }
 
     /// Returns the sweep's cursor.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn sweep(&self) -> Result<SweepCursor, Error> {
+        sweep(&self.sweep)
+    }
+
+    /// Returns the coarse time, as of a few milliseconds ago.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn now(&self) -> Result<u32, Error> {
+        Ok(self.sweep()?.now.get() as u32)
+    }
+
+    /// Returns how many packets every CPU has counted under a reason.
+    pub fn reason(&self, reason: u32) -> u64 {
+        counted(&self.reasons, self.settings().cpus, reason)
+    }
+}
+
+/// Returns how many packets every CPU has counted under a reason.
+pub(super) fn counted(reasons: &Mapped<Cell<u64>>, cpus: u32, reason: u32) -> u64 {
+    (0..cpus)
+        .filter_map(|cpu| reasons.word(cpu * REASONS + reason, |word| word))
+        .map(|word| word.load(Ordering::Relaxed))
+        .sum()
+}
+
+/// Opens the map of the sweep.
+pub(super) fn open_sweep(folder: &Folder) -> Result<MapData, Error> {
+    unmapped(folder, "sweep")
+}
+
+/// Returns the sweep's cursor.
     ///
     /// # Errors
     /// The kernel refused.

@@ -7,6 +7,7 @@
 //! Invariant: whoever writes holds the lock of its namespace's folder, and whatever instant it is
 //! killed at, the next one that takes the lock finds or restores a whole table.
 
+pub mod access;
 pub mod attach;
 mod clsact;
 mod connections;

@@ -66,6 +66,8 @@ unsafe impl Element for abi::Connections4 {}
 unsafe impl Element for abi::Wides {}
 // SAFETY: as above.
 unsafe impl Element for abi::MarkRules {}
+// SAFETY: as above.
+unsafe impl Element for abi::Line {}
 // SAFETY: an integer.
 unsafe impl Element for u64 {}
 // SAFETY: a cell of an integer.
@@ -115,6 +117,80 @@ pub(super) fn lookup<const N: usize>(map: BorrowedFd<'_>, index: u32) -> io::Res
         )
     };
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `BPF_F_MMAPABLE` and `BPF_F_INNER_MAP`, as the object declares books.
+const BOOK_FLAGS: u32 = 1 << 10 | 1 << 12;
+
+/// Makes an array of so many lines, which may stand in the map of books.
+pub(super) fn create_lines(count: u32) -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: libc::c_int = 0;
+    const BPF_MAP_TYPE_ARRAY: u32 = 2;
+    #[repr(C)]
+    struct CreateRequest {
+        kind: u32,
+        key_bytes: u32,
+        value_bytes: u32,
+        elements: u32,
+        flags: u32,
+        inner: u32,
+        node: u32,
+        name: [u8; 16],
+        padding: u32,
+    }
+    let request = CreateRequest {
+        kind: BPF_MAP_TYPE_ARRAY,
+        key_bytes: 4,
+        value_bytes: size_of::<abi::Line>() as u32,
+        elements: count,
+        flags: BOOK_FLAGS,
+        inner: 0,
+        node: 0,
+        name: *b"rlvs_book\0\0\0\0\0\0\0",
+        padding: 0,
+    };
+    // SAFETY: the kernel reads the request, which outlives the call.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, &raw const request, size_of::<CreateRequest>())
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that the kernel has just given to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Makes a map the one element of an array of maps. When it returns no program reads the old one.
+pub(super) fn update_map(outer: BorrowedFd<'_>, inner: BorrowedFd<'_>) -> io::Result<()> {
+    let (index, value) = (0_u32, inner.as_raw_fd());
+    let request = ElementRequest {
+        map: outer.as_raw_fd() as u32,
+        padding: 0,
+        key: (&raw const index) as u64,
+        value: (&raw const value) as u64,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the request, four bytes of key and a descriptor; all outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_UPDATE_ELEM,
+            &raw const request,
+            size_of::<ElementRequest>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Returns the id of the map that is the one element of an array of maps.
+pub(super) fn lookup_map(outer: BorrowedFd<'_>) -> io::Result<u32> {
+    // The kernel writes four bytes.
+    lookup::<1>(outer, 0).map(|[word]| u32::from_ne_bytes(*first_half(&word.to_ne_bytes())))
+}
+
+fn first_half(bytes: &[u8; 8]) -> &[u8; 4] {
+    let ([half, _], []) = bytes.as_chunks::<4>() else { return &[0; 4] };
+    half
 }
 
 /// An array map as memory that programs and other processes change at the same time.

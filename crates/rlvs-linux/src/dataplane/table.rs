@@ -32,6 +32,7 @@ use rlvs_control::ring::State;
 use rlvs_control::table::{Error, Table};
 use rlvs_datapath::abi::{Destination, IDS, Schedule, Service, destination_flag, service_flag};
 
+use super::access::Guards;
 use super::connections;
 use super::endpoints::Endpoint;
 use super::load;
@@ -82,6 +83,8 @@ pub struct BpfTable {
     forgotten: bool,
     published: u64,
     ways: Ways,
+    /// Who is guarded, once a service is added.
+    guards: Option<Guards>,
 }
 
 impl BpfTable {
@@ -121,6 +124,7 @@ impl BpfTable {
             forgotten: false,
             published: 0,
             ways: Ways::default(),
+            guards: None,
             services: BTreeMap::new(),
             destinations: BTreeMap::new(),
             replies: BTreeMap::new(),
@@ -343,6 +347,7 @@ impl Table for BpfTable {
             ..records::service(service.id)
         };
         set_special(&mut record, service)?;
+        self.set_guarded(&mut record, service.id)?;
         self.announce_apart(&record)?;
         if associates(&record) {
             load::ensure_group(Group::Associations)?;

@@ -35,6 +35,7 @@ pub(super) fn status(snapshot: Option<&Snapshot>) -> Value {
         "rates": traffic(&snapshot.total.rates),
         "services": snapshot.services.iter().map(service).collect::<Vec<_>>(),
         "drained": snapshot.drained.iter().map(drained_json).collect::<Vec<_>>(),
+        "access": snapshot.access,
         "reasons": reasons,
         "findings": snapshot.findings.iter().map(finding_json).collect::<Vec<_>>(),
         "daemon": snapshot.daemon,

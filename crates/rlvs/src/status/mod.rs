@@ -81,6 +81,9 @@ fn write(out: &mut dyn Write, snapshot: &Snapshot) -> io::Result<()> {
             one.active, one.inactive, one.weight
         )?;
     }
+    if let Some(access) = &snapshot.access {
+        writeln!(out, "access        {access}")?;
+    }
     for (reason, packets) in &snapshot.reasons {
         writeln!(out, "packets       {packets} {}", reason.name())?;
     }

@@ -13,6 +13,7 @@ use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::{BpfTable, Total};
 use rlvs_linux::route::Rtnetlink;
 
+use crate::acl;
 use crate::doctor::judge::{Finding, judge};
 use crate::doctor::{Depth, gather};
 use crate::keepalived::daemon::state::{self, State, Target};
@@ -32,6 +33,8 @@ pub struct Snapshot {
     pub services: Vec<Service>,
     /// Destinations that are drained.
     pub drained: Vec<Drained>,
+    /// Who may open connections, in a line; `None` if everybody may, or nobody looked.
+    pub access: Option<String>,
     /// Packets that were not simply forwarded.
     pub reasons: Vec<(Reason, u64)>,
     /// What is wrong, as far as it is seen at once; nothing if nobody looked.
@@ -126,6 +129,7 @@ impl Snapshot {
         let reasons = Reason::ALL.map(counted).into_iter().filter(|(_, packets)| *packets > 0);
         let (reasons, total) = (reasons.collect(), table.total());
         drop(table);
+        let access = if with_findings { acl::status()? } else { None };
         let mut services: Vec<Service> = entries
             .into_iter()
             .zip(rates)
@@ -140,6 +144,7 @@ impl Snapshot {
             total,
             services,
             drained,
+            access,
             reasons,
             findings,
             daemon,

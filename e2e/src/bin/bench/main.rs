@@ -18,17 +18,21 @@ mod report;
 mod stage;
 mod tables;
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::Map;
 use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use clap::Parser;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use rlvs_control::access::{self, Access, Prefix, Verdict};
 use rlvs_datapath::abi::{CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, method, tunnel_form};
 use rlvs_linux::dataplane::stages::{self, Body};
 
@@ -207,10 +211,42 @@ fn furnish(ebpf: &Ebpf, cpus: u32, cpu: u32, interface: Interface) -> Result<Ben
             services.push((family, service));
         }
     }
+    write_book(ebpf)?;
     let floor = program_fd(&tools, "floor")?;
     let floor_tunnel = program_fd(&tools, "floor_tunnel")?;
     let under_test = program_fd(ebpf, "rlvs_xdp")?;
     Ok(Bench { tables, interface, services, tools, under_test, floor, floor_tunnel, course })
+}
+
+/// Puts lists in force that everybody is on: the whole of the addresses, and random networks of all
+/// lengths from 12 to 32, or to 64, of both families.
+fn write_book(ebpf: &Ebpf) -> Result<()> {
+    let mut access = Access::default();
+    let lists = &mut access.all.prefixes;
+    let (mut random, mut drawn) = (1_u64, 0);
+    let mut draw = || {
+        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        drawn += 1;
+        (random >> 32) as u32 ^ drawn
+    };
+    for everybody in ["0.0.0.0/0", "::/0"] {
+        lists.insert(everybody.parse()?, Verdict::Allow);
+    }
+    let count = 2 * paths::NETWORKS as usize;
+    while lists.len() < count {
+        let v4 = Ipv4Addr::from_bits(draw());
+        let length = 12 + (draw() % 21) as u8;
+        lists.insert(Prefix::new(v4.into(), length), Verdict::Allow);
+        // Where the clients are, so that they meet the tree.
+        let base = u128::from(stage::CLIENT6) >> 32 << 32;
+        let v6 = Ipv6Addr::from_bits(base | u128::from(draw()));
+        let length = if lists.len() % 2 == 0 { 128 } else { 96 + length };
+        lists.insert(Prefix::new(v6.into(), length.min(128)), Verdict::Allow);
+    }
+    let Some(Map::ArrayOfMaps(books)) = ebpf.map("book") else { bail!("no map of books") };
+    let lines = access::book(&access, &BTreeMap::new(), 256_000_000, "");
+    rlvs_linux::dataplane::access::write_book(books.fd().as_fd(), &lines)
+        .context("writing the book of access")
 }
 
 fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {

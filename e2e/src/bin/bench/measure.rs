@@ -154,6 +154,9 @@ impl Bench {
         let (flows, ports_log2) = match path.load {
             Load::Established { flows, ports_log2 } => (flows, ports_log2),
             Load::Empty | Load::Choice(_) => (0, crate::paths::PORTS_LOG2),
+            Load::Guarded { anywhere: false, .. } => (0, crate::paths::PORTS_LOG2),
+            // So many that hardly any is drawn twice.
+            Load::Guarded { anywhere: true, .. } => (0, 0),
             Load::Design => (design(path), crate::paths::PORTS_LOG2),
         };
         let established = matches!(path.load, Load::Established { .. });
@@ -168,6 +171,8 @@ impl Bench {
             _ => (scheduler::RR, 2),
         };
         self.tables.set_ring(service, number, destinations as usize);
+        let is_guarded = matches!(path.load, Load::Guarded { networks, .. } if networks > 0);
+        self.tables.set_guarded(service.id, is_guarded);
         let virtual_end = End { address: service.address, port: service.port };
         let real_end = End { address: service.destinations[0].1, port: REAL_PORT };
         let from_client =
@@ -191,10 +196,14 @@ impl Bench {
                 (real_end, tcp::ACK, course::RANDOM)
             }
             Load::Established { .. } => (virtual_end, tcp::ACK, course::RANDOM),
-            Load::Empty | Load::Design | Load::Choice(_) => (virtual_end, tcp::SYN, course::NEW),
+            Load::Guarded { anywhere: true, .. } => (virtual_end, tcp::SYN, course::RANDOM),
+            Load::Empty | Load::Design | Load::Choice(_) | Load::Guarded { .. } => {
+                (virtual_end, tcp::SYN, course::NEW)
+            }
         };
+        let flows = if order == course::RANDOM && flows == 0 { u32::MAX } else { flows };
         let course = self.course_of(path, end, flags);
-        let counter = flows.into();
+        let counter = if flows == u32::MAX { 0 } else { flows.into() };
         self.course.set(0, Course { order, flows, counter, ports_log2, ..course });
         Ok(())
     }
@@ -235,7 +244,7 @@ impl Bench {
         // The buckets of a few new connections may be full.
         let (least, opened_least) = match path.load {
             Load::Established { .. } => (repeat, 0),
-            Load::Empty | Load::Design | Load::Choice(_) => {
+            Load::Empty | Load::Design | Load::Choice(_) | Load::Guarded { .. } => {
                 (repeat - repeat / 1_000, repeat - repeat / 1_000)
             }
         };

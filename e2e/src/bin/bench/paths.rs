@@ -41,6 +41,14 @@ pub(crate) enum Load {
     /// Each opens a connection in an empty table, and the scheduler of this number chooses among
     /// [`CROWD`] destinations.
     Choice(u32),
+    /// Each opens a connection in an empty table, from one source or from anywhere, with so many
+    /// networks in lists or without a guard.
+    Guarded {
+        /// Number of networks; 0 for a service that is not guarded.
+        networks: u32,
+        /// Whether sources are random.
+        anywhere: bool,
+    },
 }
 
 /// A bound for the ratio of the program's time to the floor's.
@@ -57,6 +65,8 @@ pub(crate) struct Bound {
 pub(crate) const PORTS_LOG2: u32 = 14;
 /// Destinations among which schedulers choose.
 pub(crate) const CROWD: u32 = 1000;
+/// Networks in the lists of a guarded service.
+pub(crate) const NETWORKS: u32 = 100_000;
 /// The most flows.
 pub(crate) const FLOWS_MAX: u32 = 1_000_000;
 
@@ -83,6 +93,12 @@ impl Path {
                 all.push(Self { kind: Kind::Tunnel, family, load });
             }
         }
+        for family in [4, 6] {
+            for (networks, anywhere) in [(NETWORKS, false), (0, true), (NETWORKS, true)] {
+                let load = Load::Guarded { networks, anywhere };
+                all.push(Self { kind: Kind::Direct, family, load });
+            }
+        }
         let load = Load::Established { flows: 1, ports_log2: PORTS_LOG2 };
         all.push(Self { kind: Kind::Gue, family: 4, load });
         // ovf refuses what its destinations' weights do not allow, which is not what is timed.
@@ -103,7 +119,7 @@ impl Path {
                 (flows == 1 || flows == FLOWS_MAX) && ports_log2 == PORTS_LOG2
             }
             Load::Empty | Load::Design => self.family == 4 && self.kind == Kind::Direct,
-            Load::Choice(_) => false,
+            Load::Choice(_) | Load::Guarded { .. } => false,
         }
     }
 
@@ -121,6 +137,12 @@ impl Path {
             Load::Established { flows, .. } => short(flows),
             Load::Empty => "new-empty".to_owned(),
             Load::Design => "new-design".to_owned(),
+            Load::Guarded { networks, anywhere } => {
+                let from = if anywhere { "-anywhere" } else { "" };
+                let acl =
+                    if networks == 0 { String::new() } else { format!("-acl-{}", short(networks)) };
+                format!("new{acl}{from}")
+            }
             Load::Choice(number) => {
                 let name = rlvs_control::scheduler::name(number).unwrap_or("none");
                 format!("new-{name}-{}", short(CROWD))

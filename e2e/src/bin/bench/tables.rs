@@ -190,6 +190,14 @@ impl Tables {
         Ok(())
     }
 
+    /// Has the guard asked about new connections of a service, or not.
+    pub(crate) fn set_guarded(&mut self, id: u32, is_guarded: bool) {
+        let mut service = self.services.get(id);
+        service.flags &= !service_flag::GUARDED;
+        service.flags |= if is_guarded { service_flag::GUARDED } else { 0 };
+        self.services.set(id, service);
+    }
+
     /// Lets a service schedule to its first destinations only, all of one weight.
     pub(crate) fn set_ring(&mut self, service: &Virtual, scheduler: u32, destinations: usize) {
         let candidate = |&(id, address)| Candidate {

@@ -1,12 +1,13 @@
 //! How packets find services and destinations: endpoints, methods, places.
 
-use rlvs_control::model::{Destination as Wanted, ForwardingMethod, Protocol};
+use rlvs_control::model::{Destination as Wanted, ForwardingMethod, Protocol, ServiceId};
 use rlvs_control::table::Error;
 use rlvs_datapath::abi::{
     Destination, IDS, Service, destination_flag, endpoint_kind, method, service_flag, settings_flag,
 };
 
 use super::BpfTable;
+use crate::dataplane::access::Guards;
 use crate::dataplane::endpoints::{self, Endpoint};
 use crate::dataplane::load;
 use crate::dataplane::records::{self, address, method_number};
@@ -19,6 +20,20 @@ impl BpfTable {
     /// Makes a service known to the programs.
     pub(super) fn enter_service(&self, id: u32, record: &Service) -> Result<(), Error> {
         endpoints::insert(&self.maps, &service_endpoint(record), id)
+    }
+
+    /// Has the guard asked for a service that is added, if there are rules for it.
+    pub(super) fn set_guarded(
+        &mut self,
+        record: &mut Service,
+        id: ServiceId,
+    ) -> Result<(), crate::dataplane::Error> {
+        let guards = match self.guards.take() {
+            Some(guards) => guards,
+            None => Guards::of(&self.maps)?,
+        };
+        self.guards.insert(guards).mark(record, id);
+        Ok(())
     }
 
     /// Has packets that no endpoint names looked at more closely, for a service that may have some: of

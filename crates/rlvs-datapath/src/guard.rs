@@ -1,0 +1,506 @@
+//! Who may open connections: lists of networks, and limits for those that may.
+//!
+//! A stage that is about to open a connection of a guarded service leaves who asks in its CPU's row of
+//! the map `limits` and hands on to [`Stage::Guard`], which looks into the *book*, leaves its answer
+//! there and hands back. So the guard is told of a client and not of a frame, one program serves all
+//! kinds of packets, and packets of connections that are there never meet it.
+//!
+//! The book is a map of lines that the control plane makes anew for every change and puts in force by
+//! one store. Line 0 holds the rules of all services, those behind it the rules of services, by
+//! [`Service::access`](crate::abi::Service::access); then come the nodes of search trees, then what only
+//! the control plane reads.
+//!
+//! A tree finds in which of the ranges, into which prefixes cut the addresses, one lies: 10 bounds in a
+//! node, 11 ways to go on. It is searched by 64 bits: IPv4 addresses, and the upper half of IPv6 ones,
+//! from where another tree goes on if longer prefixes begin with that half. A tree has two roots, one
+//! behind the other, for words below 2^63 and above, so that a bound and a word are compared by one
+//! subtraction.
+
+use crate::abi::{Limit, Line, SLOTS6, SOURCE_BUCKETS, Service, Source, Word, service_flag};
+use crate::connection::{Context, Key, Value};
+use crate::frame::Verdict;
+use crate::hash;
+use crate::ip::{Ip, Packet};
+use crate::reason::Reason;
+use crate::schedule::{ASKING, DONE};
+use crate::stage::Stage;
+use crate::state::State;
+use crate::tables::{Book, TIME_BITS, TIME_MASK, Tables, Time};
+
+/// Bounds in a node.
+pub const BOUNDS: usize = 10;
+/// Nodes from a root to the end, at most: 11^7 ranges.
+pub const DEPTH: usize = 7;
+/// A bound that no word reaches but the last.
+pub const NO_BOUND: u64 = u64::MAX >> 1;
+
+/// What a node says of a range, or where to go on, in 32 bits.
+pub mod way {
+    /// Nothing to go on to: the range belongs to a prefix, or to none.
+    pub const END: u32 = 1 << 31;
+    /// The tree whose first root has this number goes on with the lower half of the address.
+    pub const LOWER: u32 = 1 << 30;
+    /// Number of a node or root.
+    pub const NUMBER: u32 = LOWER - 1;
+    /// At an end: the prefix is denied, else it is allowed.
+    pub const DENIED: u32 = 1 << 8;
+    /// At an end: length of the prefix plus 1, or 0 if there is none.
+    pub const RANK: u32 = 0xff;
+}
+
+/// Rules of a service, or of all, as a line has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// First root of the tree for IPv4; 0 for none.
+    pub root4: u32,
+    /// The same for IPv6.
+    pub root6: u32,
+    /// [`rules_flag`] bits.
+    pub flags: u32,
+    /// In line 0: number of lines with rules.
+    pub lines: u32,
+    /// Connections that a source may open, in 2^-16 for each unit of coarse time; 0 for no limit.
+    pub rate: u64,
+    /// Those that it may open at once, in 2^-16.
+    pub burst: u64,
+    /// Those that it may have; 0 for no limit.
+    pub number: u64,
+    /// What makes a source of an IPv4 address.
+    pub mask4: u64,
+    /// What makes one of an IPv6 address, upper and lower half.
+    pub mask6: [u64; 2],
+}
+
+/// Bits of [`Rules::flags`].
+pub mod rules_flag {
+    /// Some prefixes are allowed: all others are not.
+    pub const ALLOWS: u32 = 1;
+    /// Refusals are told by ICMP.
+    pub const TELLS: u32 = 2;
+    /// Sources are limited, and by these rules alone.
+    pub const LIMITS: u32 = 4;
+    /// There are rules here.
+    pub const PRESENT: u32 = 8;
+}
+
+impl Rules {
+    /// Reads the rules of a line.
+    #[inline(always)]
+    pub const fn of(line: &Line) -> Self {
+        let [roots, flags, rate, burst, number, mask4, high, low, ..] = line.words;
+        Self {
+            root4: roots as u32,
+            root6: (roots >> 32) as u32,
+            flags: flags as u32,
+            lines: (flags >> 32) as u32,
+            rate,
+            burst,
+            number,
+            mask4,
+            mask6: [high, low],
+        }
+    }
+
+    /// Returns the line that holds the rules.
+    pub const fn line(&self) -> Line {
+        let mut words = [0; crate::abi::LINE_WORDS];
+        words[0] = self.root4 as u64 | (self.root6 as u64) << 32;
+        words[1] = self.flags as u64 | (self.lines as u64) << 32;
+        words[2] = self.rate;
+        words[3] = self.burst;
+        words[4] = self.number;
+        words[5] = self.mask4;
+        words[6] = self.mask6[0];
+        words[7] = self.mask6[1];
+        Line { words }
+    }
+}
+
+/// Returns a node: bounds in ascending order, and the ways below the first, from each on.
+pub fn node(bounds: &[u64], ways: &[u32]) -> Line {
+    let mut line = Line::default();
+    let last = ways.last().copied().unwrap_or(way::END);
+    let (keys, rest) = line.words.split_at_mut(BOUNDS);
+    for (at, key) in keys.iter_mut().enumerate() {
+        *key = bounds.get(at).copied().unwrap_or(NO_BOUND);
+    }
+    for (at, word) in rest.iter_mut().enumerate() {
+        let way = |at: usize| u64::from(ways.get(at).copied().unwrap_or(last));
+        *word = way(at * 2) | way(at * 2 + 1) << 32;
+    }
+    line
+}
+
+/// Returns the way on from a node for a word below 2^63, without a branch on it.
+#[inline(always)]
+fn follow(line: &Line, word: u64) -> u32 {
+    let mut below = 0;
+    for bound in line.words.iter().take(BOUNDS) {
+        below += word.wrapping_sub(*bound) >> 63;
+    }
+    let at = BOUNDS - below as usize;
+    let pair = line.words.get(BOUNDS + at / 2).copied().unwrap_or(0);
+    (pair >> (at % 2 * 32)) as u32
+}
+
+/// Searches a tree. `forget` is [`Tables::forget`].
+#[inline(always)]
+fn descend<B: Book + ?Sized>(book: &B, root: u32, word: u64, forget: impl Fn(u64) -> u64) -> u32 {
+    let mut next = root + (word >> 63) as u32;
+    let word = word & NO_BOUND;
+    for _ in 0..DEPTH {
+        let Some(line) = book.line(next & way::NUMBER) else { return way::END };
+        next = forget(follow(line, word).into()) as u32;
+        if next & (way::END | way::LOWER) != 0 {
+            break;
+        }
+    }
+    next
+}
+
+/// Returns the end that an address, as family and two words, comes to by some rules: whether the longest
+/// prefix with it is denied, and how long that is, as [`way`] has it.
+#[inline(always)]
+pub fn seek<B: Book + ?Sized>(
+    book: &B,
+    rules: &Rules,
+    (family, high, low): (u8, u64, u64),
+    forget: impl Fn(u64) -> u64,
+) -> u32 {
+    let (root, first) = if family == 4 { (rules.root4, low) } else { (rules.root6, high) };
+    if root == 0 {
+        return way::END;
+    }
+    let end = descend(book, root, first, &forget);
+    if end & (way::END | way::LOWER) != way::LOWER {
+        return end;
+    }
+    descend(book, end & way::NUMBER, low, &forget)
+}
+
+/// Who asks.
+#[derive(Clone, Copy)]
+#[repr(align(8))]
+struct Client {
+    high: u64,
+    low: u64,
+    service: u32,
+    family: u8,
+}
+
+/// Set in an answer if a refusal is told by ICMP.
+const TOLD: u32 = 1 << 30;
+
+/// Carries out the stage [`Stage::Guard`]: answers what this CPU asks.
+#[inline(always)]
+pub fn guard<T: Tables>(tables: &T) -> Verdict {
+    let Some(settings) = tables.settings() else { return Verdict::Pass(Reason::NoService) };
+    let context = Context { tables, settings, now: Time::now(tables, settings) };
+    let Some(row) = tables.limit(tables.cpu()) else { return Verdict::Drop(Reason::Inconsistent) };
+    let back = tables.read(&row.back) as u32;
+    let answer = tables.forget(context.judge(row).into()) as u32;
+    let told = u64::from(answer != DONE && answer & TOLD != 0) << 32;
+    tables.write(&row.back, told | u64::from(back));
+    let answer = if answer == DONE { DONE } else { answer & !TOLD };
+    tables.write(&row.answer, u64::from(context.now.0) << 32 | u64::from(answer));
+    Verdict::Next(Stage::from_number(back))
+}
+
+impl<'a, T: Tables> Context<'a, T> {
+    /// Has the guard answer, and the packet come back to this stage.
+    #[inline(always)]
+    pub(crate) fn ask_guard(&self, back: Stage) -> Verdict {
+        let Some(row) = self.tables.limit(self.tables.cpu()) else {
+            return Verdict::Drop(Reason::Inconsistent);
+        };
+        self.tables.write(&row.back, back as u64);
+        Verdict::Next(Stage::Guard)
+    }
+
+    /// Returns whether a service's new connections are asked of the guard.
+    #[inline(always)]
+    pub(crate) fn is_guarded(&self, service: u32) -> bool {
+        let guarded = |service: &Service| service.flags & service_flag::GUARDED != 0;
+        self.tables.service(service).is_some_and(guarded)
+    }
+
+    /// Returns whether the client whose connection was refused last on this CPU is told.
+    #[inline(always)]
+    pub(crate) fn tells_refusals(&self) -> bool {
+        let row = self.tables.limit(self.tables.cpu());
+        row.is_some_and(|row| self.tables.read(&row.back) >> 32 != 0)
+    }
+
+    /// Returns the guard's answer: [`DONE`], the number of a reason, or [`ASKING`] if it has to be asked
+    /// first.
+    #[inline(never)]
+    pub(crate) fn guarded<A: Ip>(&self, packet: &Packet<A>, service: u32) -> u32 {
+        let cpu = self.tables.cpu();
+        let Some(row) = self.tables.limit(cpu) else { return Reason::Inconsistent as u32 };
+        let (high, low) = packet.source.words();
+        let asked = u64::from(service) << 32
+            | u64::from(packet.source_port) << 16
+            | u64::from(packet.target_port);
+        let [upper, lower] = &row.source;
+        let read = |word| self.tables.read(word);
+        let difference = (read(upper) ^ high) | (read(lower) ^ low) | (read(&row.asked) ^ asked);
+        let answer = read(&row.answer);
+        if difference == 0 && answer as u32 != 0 && answer >> 32 == u64::from(self.now.0) {
+            // An answer is good for one connection.
+            self.tables.write(&row.answer, 0);
+            return answer as u32;
+        }
+        if self.is_searched_for(packet, service) {
+            return DONE;
+        }
+        for (word, value) in
+            [upper, lower, &row.asked, &row.answer].into_iter().zip([high, low, asked, 0])
+        {
+            self.tables.write(word, value);
+        }
+        ASKING
+    }
+
+    /// Returns whether a packet comes back from the search for its destination.
+    #[inline(always)]
+    fn is_searched_for<A: Ip>(&self, packet: &Packet<A>, service: u32) -> bool {
+        let Some(errand) = self.tables.errand(self.tables.cpu()) else { return false };
+        let key = Key::new(self.settings, &packet.request(), service);
+        self.tables.read(&errand.flow) == key.flow()
+            && self.tables.read(&errand.service) == u64::from(service)
+    }
+
+    /// Decides what this CPU asks.
+    #[inline(always)]
+    fn judge(&self, row: &Limit) -> u32 {
+        let [high, low] = &row.source;
+        let service = (self.tables.read(&row.asked) >> 32) as u32;
+        let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
+        let family = record.family;
+        let (high, low) = (self.tables.read(high), self.tables.read(low));
+        let client = Client { high, low, service, family };
+        let Some(book) = self.tables.book() else { return DONE };
+        let Some(all) = book.line(0) else { return DONE };
+        let all = Rules::of(all);
+        let own = own_rules::<T>(book, &all, record);
+        let forget = |word| self.tables.forget(word);
+        let address = (family, high, low);
+        let ends = (seek(book, &own, address, forget), seek(book, &all, address, forget));
+        let (mine, general) = (ends.0 & way::RANK, ends.1 & way::RANK);
+        let end = if mine >= general { ends.0 } else { ends.1 };
+        let flags = if own.flags & rules_flag::PRESENT != 0 { own.flags } else { all.flags };
+        let told = if flags & rules_flag::TELLS != 0 { TOLD } else { 0 };
+        if end & way::DENIED != 0 {
+            return told | Reason::Denied as u32;
+        }
+        if end & way::RANK == 0 && (own.flags | all.flags) & rules_flag::ALLOWS != 0 {
+            return told | Reason::NotAllowed as u32;
+        }
+        let limits = if own.flags & rules_flag::LIMITS != 0 { own } else { all };
+        if limits.flags & rules_flag::LIMITS == 0 {
+            return DONE;
+        }
+        let counted = record.flags & service_flag::ONE_PACKET == 0;
+        match self.limit(&limits, &client, counted) {
+            DONE => DONE,
+            reason => told | reason,
+        }
+    }
+
+    /// Takes a connection from what a client's network may still open.
+    #[inline(always)]
+    fn limit(&self, limits: &Rules, client: &Client, counted: bool) -> u32 {
+        let Some(source) = self.source(limits, client) else { return Reason::Busy as u32 };
+        let counted = counted && limits.number != 0;
+        if counted && held(self.turned(source)) >= limits.number {
+            return Reason::TooMany as u32;
+        }
+        if limits.rate == 0 {
+            self.tables.write(&source.rate, stamped(limits.burst, self.now));
+        } else if !self.take(source, limits) {
+            return Reason::TooFast as u32;
+        }
+        if counted {
+            self.change(&source.number, |_| self.turned(source).wrapping_add(ONE_HELD | 1));
+        }
+        DONE
+    }
+
+    /// Takes one connection from the bucket of a source. Returns whether there was one.
+    #[inline(always)]
+    fn take(&self, source: &Source, limits: &Rules) -> bool {
+        for _ in 0..TRIES {
+            let before = self.tables.read(&source.rate);
+            let filled = self.filled(before, limits);
+            if filled < ONE {
+                return false;
+            }
+            if self.tables.swap(&source.rate, before, stamped(filled - ONE, self.now)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Returns how many connections a bucket holds by now.
+    #[inline(always)]
+    fn filled(&self, rate: u64, limits: &Rules) -> u64 {
+        let age = self.now.since(rate as u32 & TIME_MASK);
+        let more = u64::from(age).wrapping_mul(limits.rate);
+        (rate >> TIME_BITS).wrapping_add(more).min(limits.burst)
+    }
+
+    /// Changes a word that others change.
+    #[inline(always)]
+    fn change(&self, word: &Word, to: impl Fn(u64) -> u64) -> bool {
+        for _ in 0..TRIES {
+            let before = self.tables.read(word);
+            if self.tables.swap(word, before, to(before)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Returns the number of the sweep's pass, 16 bits.
+    #[inline(always)]
+    fn pass(&self) -> u64 {
+        let last = self.tables.sources(SOURCE_BUCKETS).and_then(|bucket| bucket.slots.first());
+        last.map_or(0, |slot| self.tables.read(&slot.number)) & 0xffff
+    }
+
+    /// Returns a source's number as it is in this pass of the sweep: when a pass ends, there are as many
+    /// connections as it has come upon, and those that were opened meanwhile, which it may have passed
+    /// by.
+    #[inline(always)]
+    fn turned(&self, source: &Source) -> u64 {
+        let (word, found) = (self.tables.read(&source.number), self.tables.read(&source.found));
+        let (pass, then) = (self.pass(), word >> 48);
+        if then == pass {
+            return word;
+        }
+        // One that no pass has come upon since has none.
+        if pass.wrapping_sub(then) & 0xffff != 1 {
+            return pass << 48;
+        }
+        let found = if found >> 48 == then { found & COUNT } else { 0 };
+        let there = found + (word & COUNT);
+        pass << 48 | there.min(COUNT) << COUNT_BITS
+    }
+
+    /// Finds the slot of a client's network, or makes one of a free slot, or of that which was asked
+    /// for longest ago.
+    #[inline(always)]
+    fn source(&self, limits: &Rules, client: &Client) -> Option<&'a Source> {
+        let Client { high, low, service, family } = *client;
+        let (high, low) = match family {
+            4 => (0, low & limits.mask4),
+            _ => (high & limits.mask6[0], low & limits.mask6[1]),
+        };
+        let more = u64::from(service) << 8 | u64::from(family);
+        let keys = &self.settings.keys;
+        let key = hash::mix(keys, hash::mix(keys, low, more), high) | 1;
+        let bucket = self.tables.sources((key >> 32) as u32 & (SOURCE_BUCKETS - 1))?;
+        let (mut index, mut best) = (0, 0);
+        for (at, slot) in (0..).zip(&bucket.slots) {
+            let fit = match self.tables.read(&slot.key) {
+                there if there == key => u32::MAX,
+                0 => u32::MAX - 1,
+                _ => self.now.since(self.tables.read(&slot.rate) as u32 & TIME_MASK) + 1,
+            };
+            if fit > best {
+                (index, best) = (at, fit);
+            }
+        }
+        let slot = bucket.slots.get(index & (SLOTS6 - 1))?;
+        let old = self.tables.read(&slot.key);
+        if old != key {
+            if !self.tables.swap(&slot.key, old, key) {
+                return None;
+            }
+            self.tables.write(&slot.rate, stamped(limits.burst, self.now));
+            self.tables.write(&slot.number, self.pass() << 48);
+            self.tables.write(&slot.found, 0);
+        }
+        Some(slot)
+    }
+
+    /// Counts a connection that the sweep has come upon for the network of its client, if the
+    /// connections of networks are limited. Returns whether it did.
+    #[inline(never)]
+    pub fn note_source(&self, high: u64, low: u64, value: Value) -> bool {
+        if value.is_reply() || is_ending(value.state()) {
+            return false;
+        }
+        let Some(destination) = self.tables.destination(value.destination()) else { return false };
+        let service = destination.service;
+        let Some(record) = self.tables.service(service) else { return false };
+        if record.flags & service_flag::GUARDED == 0 {
+            return false;
+        }
+        let Some(book) = self.tables.book() else { return false };
+        let Some(all) = book.line(0) else { return false };
+        let all = Rules::of(all);
+        let own = own_rules::<T>(book, &all, record);
+        let limits = if own.flags & rules_flag::LIMITS != 0 { own } else { all };
+        if limits.number == 0 {
+            return false;
+        }
+        let client = Client { high, low, service, family: record.family };
+        let Some(source) = self.source(&limits, &client) else { return false };
+        self.change(&source.number, |_| self.turned(source));
+        let (found, pass) = (self.tables.read(&source.found), self.pass());
+        let count = if found >> 48 == pass { found & COUNT } else { 0 };
+        self.tables.write(&source.found, pass << 48 | (count + 1).min(COUNT));
+        true
+    }
+
+    /// Tells the guard that a pass of the sweep has begun.
+    #[inline(always)]
+    pub fn begin_pass(&self, pass: u64) {
+        let last = self.tables.sources(SOURCE_BUCKETS).and_then(|bucket| bucket.slots.first());
+        if let Some(slot) = last {
+            self.tables.write(&slot.number, pass);
+        }
+    }
+}
+
+/// Returns the rules that a service has of its own.
+#[inline(always)]
+fn own_rules<T: Tables>(book: &T::Book, all: &Rules, record: &Service) -> Rules {
+    if record.access == 0 || record.access >= all.lines {
+        return Rules::default();
+    }
+    book.line(record.access).map_or(Rules::default(), Rules::of)
+}
+
+/// How often a lost compare-and-swap is tried again.
+const TRIES: u32 = 4;
+/// One connection in a bucket.
+const ONE: u64 = 1 << 16;
+/// Bits of a count in [`Source::number`].
+const COUNT_BITS: u32 = 24;
+const COUNT: u64 = (1 << COUNT_BITS) - 1;
+const ONE_HELD: u64 = 1 << COUNT_BITS;
+
+#[inline(always)]
+const fn held(number: u64) -> u64 {
+    number >> COUNT_BITS & COUNT
+}
+
+#[inline(always)]
+const fn stamped(tokens: u64, now: Time) -> u64 {
+    tokens << TIME_BITS | now.0 as u64
+}
+
+/// Returns whether a connection in this state is about to be gone, and not counted any more.
+#[inline(always)]
+const fn is_ending(state: State) -> bool {
+    const ENDING: u64 = 1 << State::FIN_WAIT.0
+        | 1 << State::TIME_WAIT.0
+        | 1 << State::CLOSE.0
+        | 1 << State::CLOSE_WAIT.0
+        | 1 << State::LAST_ACK.0
+        | 1 << State::ASSOCIATION_CLOSED.0;
+    ENDING >> (state.0 & 31) & 1 != 0
+}
