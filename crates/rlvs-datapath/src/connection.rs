@@ -177,7 +177,7 @@ impl Spot {
     /// Packs it into one word, which is not 0.
     #[inline(always)]
     pub(crate) const fn pack(place: u32, index: u64, slots: usize) -> u64 {
-        Self::SOME | place as u64 * slots as u64 + (index & (slots as u64 - 1))
+        Self::SOME | (place as u64 * slots as u64 + (index & (slots as u64 - 1)))
     }
     /// Unpacks it; 0 is none.
     #[inline(always)]

@@ -157,8 +157,8 @@ stages!(define);
 pub enum Group {
     /// By every table.
     Ordinary,
-    /// By ICMP errors and packets with options, extension headers or in fragments. Until the first service XDP does without
-    /// them.
+    /// By ICMP errors and packets with options, extension headers or in fragments. Until the first
+    /// service XDP does without them.
     Unusual,
     /// By services of SCTP, and of the key exchange of IPsec.
     Associations,
