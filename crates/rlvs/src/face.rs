@@ -12,7 +12,6 @@ use rlvs_control::model::{
 use rlvs_control::table::{Error, Table};
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
-use rlvs_linux::dataplane::maps::Maps;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::ipvs::table::KernelTable;

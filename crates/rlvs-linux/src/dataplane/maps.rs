@@ -214,42 +214,6 @@ pub(super) fn open_sweep(folder: &Folder) -> Result<MapData, Error> {
 }
 
 /// Returns the sweep's cursor.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub fn sweep(&self) -> Result<SweepCursor, Error> {
-        sweep(&self.sweep)
-    }
-
-    /// Returns the coarse time, as of a few milliseconds ago.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub fn now(&self) -> Result<u32, Error> {
-        Ok(self.sweep()?.now.get() as u32)
-    }
-
-    /// Returns how many packets every CPU has counted under a reason.
-    pub fn reason(&self, reason: u32) -> u64 {
-        counted(&self.reasons, self.settings().cpus, reason)
-    }
-}
-
-/// Returns how many packets every CPU has counted under a reason.
-pub(super) fn counted(reasons: &Mapped<Cell<u64>>, cpus: u32, reason: u32) -> u64 {
-    (0..cpus)
-        .filter_map(|cpu| reasons.word(cpu * REASONS + reason, |word| word))
-        .map(|word| word.load(Ordering::Relaxed))
-        .sum()
-}
-
-/// Opens the map of the sweep, which is no memory of ours.
-pub(super) fn open_sweep(folder: &Folder) -> Result<MapData, Error> {
-    MapData::from_pin(folder.path("sweep"))
-        .map_err(|error| Error::Load { what: pins::shown(folder, "sweep"), reason: reason(&error) })
-}
-
-/// Returns the sweep's cursor.
 pub(super) fn sweep(map: &MapData) -> Result<SweepCursor, Error> {
     const WORDS: usize = (TIMER_BYTES + size_of::<SweepCursor>()) / 8;
     let words: [u64; WORDS] =

@@ -335,6 +335,7 @@ mod tests {
             unattached: Vec::new(),
             total: Total::default(),
             services: vec![Service { entry, rates: traffic, servers, absent: Vec::new() }],
+            access: None,
             drained: Vec::new(),
             reasons: Vec::new(),
             findings: Vec::new(),
