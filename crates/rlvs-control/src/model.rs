@@ -153,6 +153,8 @@ pub struct Service {
 pub enum ForwardingMethod {
     /// Network address translation (`-m`).
     Masquerade,
+    /// The same with an address of a pool in place of the client's (`-m --snat`), which IPVS has not.
+    FullNat,
     /// Direct routing: only the frame's addresses change (`-g`).
     DirectRoute,
     /// Encapsulation (`-i`).

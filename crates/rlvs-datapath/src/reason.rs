@@ -53,11 +53,13 @@ pub enum Reason {
     Local = 21,
     /// Passed: a real server that is also a director sent it here, where it would only be sent on.
     FromPeer = 22,
+    /// Answered with ICMP: no address and port of full NAT is free towards the destination.
+    NoPort = 23,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::OtherProtocol,
         Self::Malformed,
         Self::Fragment,
@@ -81,6 +83,7 @@ impl Reason {
         Self::IcmpLimited,
         Self::Local,
         Self::FromPeer,
+        Self::NoPort,
     ];
 
     /// Returns the reason of a number; an unknown number is itself inconsistent.
@@ -109,6 +112,7 @@ impl Reason {
             20 => Self::IcmpLimited,
             21 => Self::Local,
             22 => Self::FromPeer,
+            23 => Self::NoPort,
             _ => Self::Inconsistent,
         }
     }
@@ -139,6 +143,7 @@ impl Reason {
             Self::IcmpLimited => "icmp_limited",
             Self::Local => "local",
             Self::FromPeer => "from_peer",
+            Self::NoPort => "no_port",
         }
     }
 }

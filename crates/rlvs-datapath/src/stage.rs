@@ -5,7 +5,10 @@ use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, V4, V6};
 use crate::process::settle;
 use crate::tables::Tables;
-use crate::{apart, association, errors, fragment, mss, opening, relay, rest, schedulers, special};
+use crate::{
+    apart, association, errors, fragment, full, mss, opening, quoted, relay, rest, schedulers,
+    special,
+};
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
 /// IP version. A line has the stage, the end of the names of its programs, the function that carries
@@ -51,6 +54,14 @@ macro_rules! stages {
                 apart: Apart4 apart4, Apart6 apart6 = apart::any, Special;
                 /// One that is no request of a connection.
                 back: Back4 back4, Back6 back6 = apart::back, Special;
+                /// An ICMP error may be about a connection in the wide table.
+                quoted: Quoted4 quoted4, Quoted6 quoted6 = quoted::related, Special;
+                /// A packet of a connection of full NAT.
+                full: Full4 full4, Full6 full6 = full::carry, FullNat;
+                /// The destination of a new one is chosen, and a place of the pool is to be found.
+                lease: Lease4 lease4, Lease6 lease6 = full::lease, FullNat;
+                /// The place is found, and the connection is to be entered.
+                enter: Enter4 enter4, Enter6 enter6 = full::enter, FullNat;
             }
         }
     };
@@ -167,11 +178,13 @@ pub enum Group {
     Search,
     /// By persistent services, those without a port or an address, and those of single packets.
     Special,
+    /// By destinations whose clients' ends are replaced.
+    FullNat,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ordinary,
         Self::Unusual,
         Self::Associations,
@@ -180,6 +193,7 @@ impl Group {
         Self::Tunnels,
         Self::Search,
         Self::Special,
+        Self::FullNat,
     ];
 
     /// Those that are loaded with a body.

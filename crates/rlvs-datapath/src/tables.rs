@@ -4,8 +4,8 @@ use core::cell::Cell;
 
 use crate::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand, Estimate,
-    Favourites, Fragments, IDS, Interfaces, Limit, MarkRules, RING_LINE, RingLine, Route, Row,
-    Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
+    Favourites, Fragments, IDS, Interfaces, Limit, MarkRules, Pool, RING_LINE, RingLine, Route,
+    Row, Schedule, Scratch, Service, Settings, Tunnel, Wides, Word,
 };
 
 /// The maps of one network namespace, and the memory operations that a body has for them.
@@ -28,6 +28,8 @@ pub trait Tables {
     fn scratch(&self, cpu: u32) -> Option<&Scratch>;
     /// Returns the rules that give marks.
     fn marks(&self) -> Option<&MarkRules>;
+    /// Returns the addresses of full NAT: 0 those of IPv4, 1 those of IPv6.
+    fn pool(&self, index: u32) -> Option<&Pool>;
     /// Returns a bucket of IPv4 endpoints.
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4>;
     /// Returns a word of the map that tells which endpoints may be there.

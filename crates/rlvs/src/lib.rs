@@ -10,3 +10,4 @@ pub mod man;
 pub mod mark;
 pub mod proc;
 pub mod set;
+pub mod snat;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
-use rlvs::{check, face, keepalived, lab, man, mark, proc, set};
+use rlvs::{check, face, keepalived, lab, man, mark, proc, set, snat};
 
 const KEEPALIVED: &str = "keepalived";
 
@@ -40,6 +40,8 @@ enum Command {
     Check(check::Arguments),
     /// Gives packets firewall marks, for services of `ipvsadm -f`
     Mark(mark::Arguments),
+    /// Gives full NAT addresses, for real servers of `ipvsadm -m --snat`
+    Snat(snat::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Command::Completions(arguments) => man::run_completions(&arguments, Arguments::command()),
         Command::Check(arguments) => check::run(&arguments),
         Command::Mark(arguments) => mark::run(&arguments),
+        Command::Snat(arguments) => snat::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),

@@ -37,6 +37,7 @@ use super::local;
 use super::maps::Maps;
 use super::neighbours::Ways;
 use super::pins::{self, Folder};
+use super::pool;
 use super::records::{
     self, address, associates, family, is_available, octets, scheduler_number, service_id,
     set_deltas,
@@ -272,7 +273,8 @@ fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Erro
         record.flags |= service_flag::ONE_PACKET;
     }
     let port = u16::from_be_bytes(record.port);
-    if service.persistence.is_some() || service.one_packet || port == 0 {
+    let is_full = record.flags & service_flag::FULL != 0;
+    if service.persistence.is_some() || service.one_packet || port == 0 || is_full {
         record.flags |= service_flag::SPECIAL;
     }
     if record.flags & service_flag::SPECIAL != 0 {
@@ -316,6 +318,8 @@ impl Table for BpfTable {
             scheduler_flags: service.scheduler_flags.into(),
             ..records::service(service.id)
         };
+        let before = self.service_record(id);
+        record.flags |= before.flags & service_flag::FULL;
         set_special(&mut record, service)?;
         self.announce_apart(&record)?;
         if associates(&record) {
@@ -353,6 +357,10 @@ impl Table for BpfTable {
             self.forget_favourites(id, None);
         }
         (record.scheduler, record.scheduler_flags) = after;
+        let is_full = |to: u32| self.destination_record(to).flags & destination_flag::FULL != 0;
+        if service.one_packet && self.list(id).into_iter().any(is_full) {
+            return Err(pool::no_single_packets());
+        }
         set_special(&mut record, service)?;
         self.announce_apart(&record)?;
         self.unsettled(id);
@@ -382,6 +390,7 @@ impl Table for BpfTable {
         }
         self.forget(false)?;
         let place = self.ways.place(to.id.address);
+        pool::prepare(&self.maps, service_number, to, place)?;
         local::prepare(&self.maps, to, place)?;
         let key = (service_number, to.id);
         let remembered = self.destinations.get(&key).copied();
@@ -440,6 +449,7 @@ impl Table for BpfTable {
         };
         let place = self.ways.place(to.id.address);
         record.flags = destination_flag::AVAILABLE | place;
+        pool::prepare(&self.maps, service_number, to, place)?;
         local::prepare(&self.maps, to, place)?;
         self.unsettled(service_number);
         self.set_method(id, &owner, &mut record, to)?;

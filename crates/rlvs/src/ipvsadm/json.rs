@@ -87,6 +87,7 @@ fn destination(entry: &DestinationEntry, rates: &DestinationEntry) -> Value {
     let to = &entry.destination;
     let (method, tunnel) = match to.method {
         ForwardingMethod::Masquerade => ("masquerade", Value::Null),
+        ForwardingMethod::FullNat => ("full-nat", Value::Null),
         ForwardingMethod::DirectRoute => ("direct-route", Value::Null),
         ForwardingMethod::Tunnel(kind) => ("tunnel", tunnel(kind)),
     };
