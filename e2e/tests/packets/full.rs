@@ -229,6 +229,31 @@ fn a_pool_is_used_up_and_filled_again() {
     });
 }
 
+/// A client that nobody answers keeps its place of the pool as long as it sends.
+#[test]
+fn a_place_without_answers_is_not_given_away() {
+    network::run("full-mute", |network| {
+        let mut world = World::new(network, &scene(network, 4, &[11]));
+        begin(&mut world, 4, &[11], 1);
+        let send = |world: &World<'_>, number| {
+            world.step(&from(world, 4, Kind::Udp, number, 4242).bytes()).same()
+        };
+        assert_eq!(port_of(&send(&world, 7)), FIRST);
+        for _ in 0..3 {
+            world.advance(200 * SECOND);
+            assert_eq!(port_of(&send(&world, 7)), FIRST);
+            let refused = Verdict::Transmit { interface: network.inside.index };
+            assert_eq!(send(&world, 8).verdict, refused);
+        }
+        assert_eq!(seen(&world, "reason no_port"), "3");
+        assert_eq!(seen(&world, "d2 connections"), "1");
+        // When it is silent too, another has it.
+        world.advance(301 * SECOND);
+        assert_eq!(port_of(&send(&world, 8)), FIRST);
+        assert_eq!(seen(&world, "d2 connections"), "2");
+    });
+}
+
 /// The same client port gets the same port of the pool again, also when it begins anew.
 #[test]
 fn a_flow_keeps_its_port() {
