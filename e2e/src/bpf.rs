@@ -17,8 +17,8 @@ use rlvs_datapath::abi::{
     self, AllCounts, Connections4, Connections6, Counts, Destination, ENDPOINT4_BUCKETS,
     ENDPOINT6_BUCKETS, Endpoints4, Endpoints6, Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS,
     Favourites, Fragments, INTERFACE_BUCKETS, Interfaces, LOCK_KINDS, LOCKS, Limit, Line,
-    MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route,
-    Row, SOURCE_BUCKETS, Schedule, Service, Settings, Sources, Tunnel, Wides, Word,
+    MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS, PRESENCE_WORDS, Pool, REASONS, ROUTES, RingLine,
+    Route, Row, SOURCE_BUCKETS, Schedule, Service, Settings, Sources, Tunnel, Wides, Word,
 };
 
 use rlvs_datapath::schedulers::{self, Ring};
@@ -42,6 +42,8 @@ unsafe impl Plain for Connections6 {}
 unsafe impl Plain for Wides {}
 // SAFETY: as above.
 unsafe impl Plain for MarkRules {}
+// SAFETY: as above.
+unsafe impl Plain for Pool {}
 // SAFETY: as above; the buckets of fragments have the same type. The endpoints of IPv6 have the layout of its connections.
 unsafe impl Plain for Endpoints4 {}
 // SAFETY: as above.
@@ -230,6 +232,7 @@ impl Bpf {
             ("connections6", connections6, size_of::<Connections6>()),
             ("wide", settings.wide_mask + 1, size_of::<Wides>()),
             ("marks", 1, size_of::<MarkRules>()),
+            ("pools", 2, size_of::<Pool>()),
             ("endpoints4", ENDPOINT4_BUCKETS, size_of::<Endpoints4>()),
             ("endpoints6", ENDPOINT6_BUCKETS, size_of::<Endpoints6>()),
             ("presence", PRESENCE_WORDS, size_of::<Word>()),
@@ -306,6 +309,10 @@ impl Bpf {
         let guarded = |service: &Service| service.flags & abi::service_flag::GUARDED != 0;
         if tables.services.iter().any(guarded) {
             self.need(Group::Guard);
+        }
+        let full = |service: &Service| service.flags & abi::service_flag::FULL != 0;
+        if tables.services.iter().any(full) {
+            self.need(Group::FullNat);
         }
         let searches = |schedule: &Schedule| {
             let ring = Ring(schedule.ring.get());
@@ -612,6 +619,7 @@ fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
         ("connections6", bytes_of(&tables.connections6).to_vec()),
         ("wide", bytes_of(&tables.wide).to_vec()),
         ("marks", bytes_of(std::slice::from_ref(&tables.marks)).to_vec()),
+        ("pools", bytes_of(&tables.pools).to_vec()),
         ("presence", bytes_of(&tables.presence).to_vec()),
         ("services", bytes_of(&tables.services).to_vec()),
         ("schedules", bytes_of(&tables.schedules).to_vec()),

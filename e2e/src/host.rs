@@ -9,7 +9,7 @@ use rlvs_datapath::abi::{
     self, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand,
     Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, Hop, INTERFACE_BUCKETS,
     Interfaces, LOCK_KINDS, LOCKS, Limit, Line, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
-    PRESENCE_WORDS, REASONS, ROUTES, RingLine, Route, Row, SOURCE_BUCKETS, Schedule, Scratch,
+    PRESENCE_WORDS, Pool, REASONS, ROUTES, RingLine, Route, Row, SOURCE_BUCKETS, Schedule, Scratch,
     Service, Settings, Sources, Tunnel, Wides, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
@@ -208,6 +208,8 @@ pub struct HostTables {
     pub wide: Vec<Wides>,
     /// Map `marks`.
     pub marks: MarkRules,
+    /// Map `pools`.
+    pub pools: Vec<Pool>,
     /// Map `scratch`.
     pub scratch: Vec<Scratch>,
     /// Map `endpoints4`.
@@ -275,6 +277,7 @@ impl HostTables {
             wide: many(settings.wide_mask + 1),
             scratch: many(settings.cpus),
             marks: MarkRules::default(),
+            pools: many(2),
             endpoints4: BTreeMap::new(),
             endpoints6: BTreeMap::new(),
             presence: many(PRESENCE_WORDS),
@@ -328,6 +331,9 @@ impl Tables for HostTables {
     }
     fn marks(&self) -> Option<&MarkRules> {
         Some(&self.marks)
+    }
+    fn pool(&self, index: u32) -> Option<&Pool> {
+        self.pools.get(index as usize)
     }
     fn scratch(&self, cpu: u32) -> Option<&Scratch> {
         self.scratch.get(cpu as usize)

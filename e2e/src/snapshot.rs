@@ -139,7 +139,7 @@ pub fn connections(tables: &HostTables) -> Snapshot {
 }
 
 /// Looks at the wide table: a connection is `CLIENT:PORT to VIP:PORT` or `SERVER:PORT to CLIENT:PORT`,
-/// a template `CLIENT template sN`, and what it controls stands behind its destination.
+/// of full NAT with `for`, the client of the other half, a template `CLIENT template sN`, and what it controls stands behind its destination.
 ///
 /// # Panics
 /// Two slots hold the same half.
@@ -159,7 +159,7 @@ pub fn wide_entries(tables: &HostTables) -> Snapshot {
                 _ => address_of(6, &bits.to_be_bytes()),
             }
         };
-        let (port, peer_port, _) = wide::ports_of(key);
+        let (port, peer_port, other_port) = wide::ports_of(key);
         let (client, id) = (address(&slot.client), value.destination());
         let held = slot.other[0].get();
         let template =
@@ -167,11 +167,13 @@ pub fn wide_entries(tables: &HostTables) -> Snapshot {
         let protocol = wide::protocol_of(key);
         let ends =
             [(client, port), (address(&slot.peer), peer_port)].map(|(a, p)| format!("{a}:{p}"));
+        let other = match value.is_substituted() {
+            true => format!(" for {}:{other_port}", address(&slot.other)),
+            false => String::new(),
+        };
         let (name, more) = match wide::kind_of(key) {
-            wide::kind::REQUEST => {
-                (format!("{} to {} {protocol}", ends[0], ends[1]), String::new())
-            }
-            wide::kind::REPLY => (format!("{} to {} {protocol}", ends[1], ends[0]), String::new()),
+            wide::kind::REQUEST => (format!("{} to {} {protocol}", ends[0], ends[1]), other),
+            wide::kind::REPLY => (format!("{} to {} {protocol}", ends[1], ends[0]), other),
             wide::kind::TEMPLATE => template("template"),
             wide::kind::DEAD => template("dead template"),
             other => (format!("{client} of kind {other}"), String::new()),

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::model::{Destination, ForwardingMethod, Netmask, Service, ServiceId, Tunnel};
+use crate::model::{Destination, ForwardingMethod, Netmask, Protocol, Service, ServiceId, Tunnel};
 use crate::table::Error;
 
 /// The schedulers that IPVS has, by the name that `-s` takes.
@@ -87,6 +87,9 @@ pub fn destination(service: ServiceId, to: &Destination) -> Result<(), Error> {
     if matches!(to.method, ForwardingMethod::Tunnel(Tunnel::Gue { port: 0, .. })) {
         return Err(Error::Invalid("a GUE tunnel needs a port other than 0".to_owned()));
     }
+    if to.method == ForwardingMethod::FullNat {
+        full_nat(service, to)?;
+    }
     let tunnel = matches!(to.method, ForwardingMethod::Tunnel(_));
     if !tunnel && crate::model::Family::of(to.id.address) != service.family() {
         return Err(Error::Invalid(format!(
@@ -96,6 +99,22 @@ pub fn destination(service: ServiceId, to: &Destination) -> Result<(), Error> {
         )));
     }
     Ok(())
+}
+
+/// Accepts full NAT for a TCP or UDP service with an address and a port of its own.
+fn full_nat(service: ServiceId, to: &Destination) -> Result<(), Error> {
+    let why = match service {
+        ServiceId::Mark { .. } => "a service of a firewall mark",
+        ServiceId::Address { port: 0, .. } => "a service of every port",
+        ServiceId::Address { protocol: Protocol::Tcp | Protocol::Udp, .. } if to.id.port == 0 => {
+            "a real server of every port"
+        }
+        ServiceId::Address { protocol: Protocol::Tcp | Protocol::Udp, .. } => return Ok(()),
+        ServiceId::Address { .. } => "a service that is neither of TCP nor of UDP",
+    };
+    Err(Error::Invalid(format!(
+        "full NAT (--snat) is for TCP and UDP services with an address and a port, not for {why}"
+    )))
 }
 
 /// Accepts thresholds of which the lower is not above the upper.
@@ -191,6 +210,27 @@ mod tests {
         assert!(matches!(destination(id, &to), Err(Error::Invalid(_))));
         to.weight += 1;
         assert!(matches!(destination(id, &to), Err(Error::Range(_))));
+    }
+
+    #[test]
+    fn full_nat_is_for_services_with_a_port() {
+        let address = "192.0.2.1".parse().unwrap();
+        let of = |protocol, port| ServiceId::Address { protocol, address, port };
+        let mut to = Destination {
+            id: DestinationId { address: "10.0.0.1".parse().unwrap(), port: 80 },
+            method: ForwardingMethod::FullNat,
+            weight: 1,
+            upper_threshold: 0,
+            lower_threshold: 0,
+        };
+        assert!(destination(of(Protocol::Tcp, 80), &to).is_ok());
+        assert!(destination(of(Protocol::Udp, 80), &to).is_ok());
+        let mark = ServiceId::Mark { family: Family::V4, mark: 1 };
+        for id in [of(Protocol::Tcp, 0), of(Protocol::Sctp, 80), mark] {
+            assert!(matches!(destination(id, &to), Err(Error::Invalid(_))), "{id:?}");
+        }
+        to.id.port = 0;
+        assert!(matches!(destination(of(Protocol::Tcp, 80), &to), Err(Error::Invalid(_))));
     }
 
     #[test]

@@ -153,10 +153,24 @@ pub struct Service {
 pub enum ForwardingMethod {
     /// Network address translation (`-m`).
     Masquerade,
+    /// The same with an address of a pool in place of the client's (`-m --snat`), which IPVS has not.
+    FullNat,
     /// Direct routing: only the frame's addresses change (`-g`).
     DirectRoute,
     /// Encapsulation (`-i`).
     Tunnel(Tunnel),
+}
+
+impl ForwardingMethod {
+    /// Returns its name in JSON, metrics and on screens.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Masquerade => "masquerade",
+            Self::FullNat => "full-nat",
+            Self::DirectRoute => "direct-route",
+            Self::Tunnel(_) => "tunnel",
+        }
+    }
 }
 
 /// The encapsulation of a tunnelled destination.

@@ -213,8 +213,8 @@ pub struct WideSlot {
     /// The other end's address: the virtual one in requests, the real server's in replies. Of a
     /// template, its destination id in the lower half.
     pub peer: [Word; 2],
-    /// Of a reply half, the virtual address. Of a template, its time-out and what it controls in the
-    /// first word.
+    /// Of a reply half, the virtual address; of either half of full NAT, the client of the other half.
+    /// Of a template, its time-out and what it controls in the first word.
     pub other: [Word; 2],
 }
 
@@ -247,8 +247,10 @@ pub struct Scratch {
     pub once: Word,
     /// Why no entries were made, with bit 31; 0 if they were.
     pub refused: Word,
+    /// The place of the pool of full NAT that was found: address, port.
+    pub lease: [Word; 3],
     /// Makes cache lines.
-    pub reserved: [Word; 4],
+    pub reserved: Word,
 }
 
 /// Rules that give marks.
@@ -292,6 +294,43 @@ pub struct MarkRules {
 impl Default for MarkRules {
     fn default() -> Self {
         Self { length: 0, reserved: 0, rules: [MarkRule::default(); MARK_RULES as usize] }
+    }
+}
+
+/// Addresses of full NAT of one IP version.
+pub const POOL_ADDRESSES: u32 = 256;
+
+/// An address that full NAT puts in place of clients', and the ports that go with it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolAddress {
+    /// The address as two words in host order, an IPv4 one in the second.
+    pub address: [u64; 2],
+    /// First port.
+    pub first: u16,
+    /// Last port, not below the first.
+    pub last: u16,
+    /// Makes the next aligned.
+    pub reserved: u32,
+}
+
+/// The addresses of full NAT of one IP version, in the map `pools`: element 0 has those of IPv4, 1 those
+/// of IPv6; see [`full`](crate::full).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Number of addresses.
+    pub length: u32,
+    /// Makes the addresses aligned.
+    pub reserved: u32,
+    /// The addresses.
+    pub addresses: [PoolAddress; POOL_ADDRESSES as usize],
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        let addresses = [PoolAddress::default(); POOL_ADDRESSES as usize];
+        Self { length: 0, reserved: 0, addresses }
     }
 }
 
@@ -341,6 +380,8 @@ pub mod service_flag {
     pub const ONE_PACKET: u32 = 1 << 9;
     /// Who may open connections is asked of the [`guard`](crate::guard).
     pub const GUARDED: u32 = 1 << 10;
+    /// A destination replaces its clients' ends, or has: connections are in the wide table.
+    pub const FULL: u32 = 1 << 11;
 }
 
 /// Numbers of the schedulers.
@@ -533,6 +574,8 @@ pub mod destination_flag {
     pub const ADJACENT: u8 = 4;
     /// A neighbour to which packets are routed directly, of a service that has this host as well.
     pub const PEER: u8 = 8;
+    /// The client's end is replaced too: full NAT.
+    pub const FULL: u8 = 16;
 }
 
 /// Connections of a destination, by destination id.
@@ -836,6 +879,8 @@ const _: () = {
     assert!(size_of::<WideSlot>() == 64);
     assert!(size_of::<Wides>() == 256);
     assert!(size_of::<Scratch>() == 128);
+    assert!(size_of::<PoolAddress>() == 24);
+    assert!(size_of::<Pool>() == 8 + 24 * POOL_ADDRESSES as usize);
     assert!(size_of::<MarkRule>() == 48);
     assert!(size_of::<MarkRules>() == 8 + 48 * MARK_RULES as usize);
     assert!(size_of::<Connections4>() == 128);

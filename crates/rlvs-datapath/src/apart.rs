@@ -52,6 +52,9 @@ pub fn back<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F)
         Err(reason) => return Verdict::Pass(reason),
     };
     if let Some(Found { slot, value }) = context.find_wide_live(&Key::reply(&packet)) {
+        if value.is_substituted() {
+            return Verdict::Next(Stage::full::<A>());
+        }
         return answer(context, frame, &packet, value.destination(), Some(slot));
     }
     let id = context.answers_once(&packet);
@@ -66,7 +69,7 @@ pub fn back<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F)
 
 /// Returns what replacing one end of a packet by an address and port does to checksums.
 #[inline(always)]
-fn deltas<A: Ip>(old: A, old_port: u16, new: &[u8; 16], new_port: u16) -> Deltas {
+pub(crate) fn deltas<A: Ip>(old: A, old_port: u16, new: &[u8; 16], new_port: u16) -> Deltas {
     let (high, low) = old.words();
     let address = delta_of(high, low, new) as u16;
     Deltas { address, port: checksum::delta(old_port, new_port) }
@@ -193,7 +196,7 @@ fn answer<A: Ip, F: Frame, T: Tables>(
 }
 
 #[inline(always)]
-fn count_answer(row: &Row, length: u32) {
+pub(crate) fn count_answer(row: &Row, length: u32) {
     bump(&row.out_packets, 1);
     bump(&row.out_bytes, length.into());
 }
@@ -266,11 +269,8 @@ impl<T: Tables> Context<'_, T> {
             return 0;
         };
         let forsaken = self.is_forsaken::<true>(protocol_of(key.word), flags, value);
-        let word = self.tables.read(&slot.key);
         let mut other = Value(0);
-        let twin = self.twin(slot, word, value);
-        let twin =
-            twin.and_then(|key| self.find_wide::<{ crate::wide::sought::EXACT }>(&key, &mut other));
+        let twin = self.find_twin(slot, value, &mut other);
         let young = self.is_young(value) || twin.is_some() && self.is_young(other);
         if young && !forsaken || !self.remove_uncontrolled(&Found { slot, value }) {
             return crate::special::IN_PLACE;
@@ -316,6 +316,13 @@ impl<T: Tables> Context<'_, T> {
             // The reply half goes with its time.
             return Reason::TableFull as u32;
         }
+        self.count_opened(destination, value);
+        crate::schedule::OPENED
+    }
+
+    /// Counts a connection whose entries have been made.
+    #[inline(always)]
+    pub(crate) fn count_opened(&self, destination: &Destination, value: Value) {
         if let Some(counts) = self.tables.counts(value.destination()) {
             let before = self.tables.add(&counts.connections, value.state().one());
             if destination.upper != 0 {
@@ -325,7 +332,6 @@ impl<T: Tables> Context<'_, T> {
         if let Some(row) = self.tables.row(self.row_index(value.destination())) {
             bump(&row.connections, 1);
         }
-        crate::schedule::OPENED
     }
 
     /// Puts a reply half into the table. Returns 0 if there is one that is not over.

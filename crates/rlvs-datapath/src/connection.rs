@@ -31,6 +31,8 @@ const DESTINATION_SHIFT: u32 = 32;
 const DESTINATION_MASK: u64 = (1 << 22) - 1;
 const OWNER_SHIFT: u32 = 54;
 const OWNER_MASK: u64 = (1 << 6) - 1;
+/// In the wide table, whose entries have no owner: the client's end is replaced.
+const SUBSTITUTED: u64 = 1 << OWNER_SHIFT;
 
 /// What a slot says of its connection, in 64 bits: coarse time of the last packet (25), state (5),
 /// reply half, paired, destination id (22 from bit 32), upper bits of the owner (6), in its second
@@ -71,6 +73,16 @@ impl Value {
     #[inline(always)]
     pub fn is_controlled(self) -> bool {
         self.0 & CONTROLLED != 0
+    }
+    /// Returns the value of a connection of full NAT, in the wide table.
+    #[inline(always)]
+    pub fn substituted(self) -> Self {
+        Self(self.0 | SUBSTITUTED)
+    }
+    /// Returns whether an entry of the wide table is a connection of full NAT.
+    #[inline(always)]
+    pub fn is_substituted(self) -> bool {
+        self.0 & SUBSTITUTED != 0
     }
     /// Returns whether a connection is there.
     #[inline(always)]

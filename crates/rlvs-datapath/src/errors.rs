@@ -13,7 +13,7 @@ use rlvs_wire::{
     tcp, u8_at, u16_at, u32_at, u64_at, udp,
 };
 
-use crate::abi::{Destination, Row, Service, method};
+use crate::abi::{Destination, Row, Service, method, settings_flag};
 use crate::connection::Context;
 use crate::forward::{does_not_fit, forward};
 use crate::frame::{Deltas, Frame, Verdict};
@@ -34,13 +34,20 @@ pub fn related<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &
         }
         Err(reason) => return Verdict::Pass(reason),
     };
+    let is_wide = context.settings.flags & settings_flag::WIDE != 0;
     let Some(Half { key, is_reply }) = context.half(&packet) else {
         return match packet.protocol {
+            _ if is_wide => Verdict::Next(Stage::quoted::<A>()),
             udp::PROTOCOL => Verdict::Next(Stage::relay::<A>()),
             _ => Verdict::Pass(Reason::NoService),
         };
     };
-    let Some(found) = context.find_live(&key) else { return Verdict::Pass(Reason::NoConnection) };
+    let Some(found) = context.find_live(&key) else {
+        return match is_wide {
+            true => Verdict::Next(Stage::quoted::<A>()),
+            false => Verdict::Pass(Reason::NoConnection),
+        };
+    };
     if packet.ttl <= 1 {
         return Verdict::Pass(Reason::Expired);
     }
@@ -106,7 +113,7 @@ fn to_client<A: Quote, F: Frame, T: Tables>(
 
 /// Nobody is told that an error is too long.
 #[inline(always)]
-fn fit<A: Ip, F: Frame>(
+pub(crate) fn fit<A: Ip, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
     overhead: u16,
@@ -124,7 +131,7 @@ fn translate<A: Quote, F: Frame>(
     packet: &Packet<A>,
     by: &Substitute<'_>,
 ) -> Result<(), Verdict> {
-    A::translate_error(frame, packet, by).ok_or(Verdict::Drop(Reason::Malformed))
+    A::translate_error(frame, packet, by, true).ok_or(Verdict::Drop(Reason::Malformed))
 }
 
 /// ICMP errors of an IP version.
@@ -137,12 +144,13 @@ pub trait Quote: Ip {
     fn quoted<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason>;
     /// Returns whether a message is an error about a packet in a tunnel without ports.
     fn quotes_tunnel<F: Frame>(frame: &mut F) -> bool;
-    /// Replaces one end of an error and the opposite end of what it quotes, lowers the time to live, lets
-    /// checksums follow.
+    /// Replaces one end of an error and the opposite end of what it quotes, lowers the time to live if
+    /// asked to, lets checksums follow.
     fn translate_error<F: Frame>(
         frame: &mut F,
         packet: &Packet<Self>,
         by: &Substitute<'_>,
+        lower: bool,
     ) -> Option<()>;
 }
 
@@ -208,6 +216,7 @@ impl Quote for V4 {
         frame: &mut F,
         packet: &Packet<Self>,
         by: &Substitute<'_>,
+        lower: bool,
     ) -> Option<()> {
         let head = frame.head::<HEADERS_V4>()?;
         let (outer, quoted, port_at) = match by.end {
@@ -217,7 +226,12 @@ impl Quote for V4 {
         let address: [u8; 4] = bytes_at(by.address, 0);
         // A router's error has another source than the server.
         let old: [u8; 4] = bytes_at(head, IP + outer);
-        lower_v4(head, delta(&old, &address));
+        let changed = delta(&old, &address);
+        if lower {
+            lower_v4(head, changed);
+        } else {
+            follow(head, IP + ipv4::CHECKSUM, changed.into(), false);
+        }
         put_at(head, IP + outer, address);
         put_at(head, QUOTE_V4 + quoted, address);
         put_at(head, PORTS_V4 + port_at, by.port);
@@ -284,8 +298,11 @@ impl Quote for V6 {
         frame: &mut F,
         packet: &Packet<Self>,
         by: &Substitute<'_>,
+        lower: bool,
     ) -> Option<()> {
-        frame.lower_hop_limit()?;
+        if lower {
+            frame.lower_hop_limit()?;
+        }
         let head = frame.head::<HEADERS_V6>()?;
         let (outer, quoted, port_at) = match by.end {
             End::Source => (ipv6::SOURCE, ipv6::DESTINATION, DESTINATION_PORT),

@@ -74,7 +74,7 @@ pub(crate) fn refuse_start<A: Ip, F: Frame, T: Tables>(
     refused: Reason,
 ) -> Verdict {
     match refused {
-        Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken => {
+        Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken | Reason::NoPort => {
             complain(context, frame, packet, Complaint::PortUnreachable, refused)
         }
         Reason::Denied | Reason::NotAllowed | Reason::TooFast | Reason::TooMany

@@ -61,11 +61,13 @@ pub enum Reason {
     TooFast = 25,
     /// Dropped or answered: the client's network has as many connections as it may have.
     TooMany = 26,
+    /// Answered with ICMP: no address and port of full NAT is free towards the destination.
+    NoPort = 27,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::OtherProtocol,
         Self::Malformed,
         Self::Fragment,
@@ -93,6 +95,7 @@ impl Reason {
         Self::NotAllowed,
         Self::TooFast,
         Self::TooMany,
+        Self::NoPort,
     ];
 
     /// Returns the reason of a number; an unknown number is itself inconsistent.
@@ -125,6 +128,7 @@ impl Reason {
             24 => Self::NotAllowed,
             25 => Self::TooFast,
             26 => Self::TooMany,
+            27 => Self::NoPort,
             _ => Self::Inconsistent,
         }
     }
@@ -159,6 +163,7 @@ impl Reason {
             Self::NotAllowed => "not_allowed",
             Self::TooFast => "rate_limited",
             Self::TooMany => "number_limited",
+            Self::NoPort => "no_port",
         }
     }
 }

@@ -99,6 +99,9 @@ fn astray_out_of_line<A: Ip, F: Frame, T: Tables>(
     packet: &Packet<A>,
     service: u32,
 ) -> u64 {
+    if context.has_full_nat(service) {
+        return Verdict::Next(Stage::full::<A>()).pack();
+    }
     let key = Key::new(context.settings, &packet.request(), service);
     let stateless = match context.pick_stateless(&key) {
         Some(id) if context.is_full(&key) => context.destination(id),

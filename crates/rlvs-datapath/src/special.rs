@@ -23,6 +23,8 @@ use crate::tables::{Tables, bump};
 use crate::template::{ABSENT, CONTROLS, ID};
 use crate::wide;
 
+/// What [`Context::leave_out_of_line`] returns for a service with full NAT.
+const AGAIN: u32 = 2;
 /// What [`Context::make_way`] returns for a connection that stays.
 pub(crate) const IN_PLACE: u64 = 1;
 
@@ -46,9 +48,9 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
         return Verdict::Drop(Reason::Inconsistent);
     };
     // Port 0 and marks are for any port, others persist for FTP's data.
-    let is_own = record.persistence != 0
-        || record.mark != 0
-        || u16::from_be_bytes(record.port) == packet.target_port;
+    let is_wider = record.persistence != 0 && record.flags & service_flag::FULL == 0;
+    let is_own =
+        is_wider || record.mark != 0 || u16::from_be_bytes(record.port) == packet.target_port;
     if service == 0 || !is_own {
         return Verdict::Pass(Reason::NoService);
     }
@@ -70,6 +72,10 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
         return context.send_once(&packet, scratch, chosen);
     }
     context.tables.write(&scratch.chosen, chosen.into());
+    let is_full = |to: &Destination| to.flags & destination_flag::FULL != 0;
+    if context.tables.destination(chosen & ID).is_some_and(is_full) {
+        return Verdict::Next(Stage::lease::<A>());
+    }
     Verdict::Next(Stage::join::<A>())
 }
 
@@ -83,12 +89,24 @@ pub fn join<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, _: &mut F) -> 
     let service = context.tables.read(&scratch.service) as u32;
     let chosen = context.tables.read(&scratch.chosen) as u32;
     let result = context.connect_special(&packet, service, chosen, &scratch.owed);
+    conclude(context, scratch, &packet, chosen, result)
+}
+
+/// Says what follows when the entries have been made, or not.
+#[inline(always)]
+pub(crate) fn conclude<A: Ip, T: Tables>(
+    context: &Context<'_, T>,
+    scratch: &Scratch,
+    packet: &Packet<A>,
+    chosen: u32,
+    result: u32,
+) -> Verdict {
     let result = context.tables.forget(result.into()) as u32;
     if result & OPENED == 0 && chosen & CONTROLS != 0 {
         let unborn = Value::new(context.now, State::NONE, chosen & ID, 0, false);
         context.tables.write(&scratch.unborn, unborn.0);
     }
-    context.settle_debts(&packet, scratch);
+    context.settle_debts(packet, scratch);
     if result & OPENED != 0 || result == THERE || result == Reason::Stateless as u32 {
         return Verdict::Next(back(context, scratch));
     }
@@ -114,7 +132,9 @@ fn refuse<A: Ip, F: Frame, T: Tables>(
 ) -> Verdict {
     let reason = Reason::from_number(result);
     let back = back(context, scratch) as u32;
-    if back == Stage::rest::<A>() as u32 || back == Stage::apart::<A>() as u32 {
+    let is_plain =
+        [Stage::rest::<A>(), Stage::apart::<A>(), Stage::full::<A>()].map(|stage| stage as u32);
+    if is_plain.contains(&back) {
         return refuse_start(context, frame, packet, reason);
     }
     match quiet(reason) {
@@ -127,7 +147,7 @@ fn refuse<A: Ip, F: Frame, T: Tables>(
 
 /// Returns the packet that was left.
 #[inline(always)]
-fn recall<A: Ip, T: Tables>(context: &Context<'_, T>, scratch: &Scratch) -> Packet<A> {
+pub(crate) fn recall<A: Ip, T: Tables>(context: &Context<'_, T>, scratch: &Scratch) -> Packet<A> {
     let read = |word| context.tables.read(word);
     let ([source_high, source_low], [target_high, target_low]) = (&scratch.source, &scratch.target);
     let (ports, brief) = (read(&scratch.ports), read(&scratch.brief));
@@ -145,7 +165,7 @@ fn recall<A: Ip, T: Tables>(context: &Context<'_, T>, scratch: &Scratch) -> Pack
 
 /// Returns the state of a connection whose first packet this is.
 #[inline(always)]
-fn first(seen: Seen, protocol: u8, flags: u8) -> State {
+pub(crate) fn first(seen: Seen, protocol: u8, flags: u8) -> State {
     if protocol == sctp::PROTOCOL {
         state::first::<false>(seen, protocol, flags)
     } else {
@@ -162,16 +182,20 @@ impl<T: Tables> Context<'_, T> {
             .is_some_and(|service| service.flags & service_flag::SPECIAL != 0)
     }
 
-    /// Leaves a packet for the stage of special services; `back` carries it on.
+    /// Leaves a packet for the stage of special services; `back` carries it on. Where a service has
+    /// full NAT, its own stage looks first whether the connection is there.
     #[inline(always)]
     pub(crate) fn leave<A: Ip>(&self, packet: &Packet<A>, service: u32, back: Stage) -> Verdict {
-        self.leave_out_of_line(packet, service, back as u32);
+        if self.leave_out_of_line(packet, service, back as u32) == AGAIN {
+            return Verdict::Next(Stage::full::<A>());
+        }
         Verdict::Next(Stage::special::<A>())
     }
 
     #[inline(never)]
     fn leave_out_of_line<A: Ip>(&self, packet: &Packet<A>, service: u32, back: u32) -> u32 {
         let Some(scratch) = self.tables.scratch(self.tables.cpu()) else { return 0 };
+        let is_again = back != Stage::full::<A>() as u32 && self.has_full_nat(service);
         let Packet { source_port, target_port, protocol, flags, ttl, length, .. } = *packet;
         let ports = u64::from(length) << 32 | u64::from(source_port) << 16 | u64::from(target_port);
         let brief = u64::from(back) << 24
@@ -190,7 +214,7 @@ impl<T: Tables> Context<'_, T> {
         for (place, word) in places.zip(words) {
             self.tables.write(place, word);
         }
-        1
+        if is_again { AGAIN } else { 1 }
     }
 
     /// Returns the destination of a new connection as [`follow_template`](Self::follow_template) does.
@@ -234,7 +258,8 @@ impl<T: Tables> Context<'_, T> {
         let Some(record) = self.tables.service(service) else {
             return Reason::Inconsistent as u32;
         };
-        if record.mark != 0 || u16::from_be_bytes(record.port) != packet.target_port {
+        let is_wide = record.mark != 0 || record.flags & service_flag::FULL != 0;
+        if is_wide || u16::from_be_bytes(record.port) != packet.target_port {
             return self.connect_wide(packet, service, destination, value, owed);
         }
         let key = Key::new(self.settings, &packet.request(), service);

@@ -6,7 +6,8 @@ use crate::ip::{Ip, V4, V6};
 use crate::process::settle;
 use crate::tables::Tables;
 use crate::{
-    apart, association, errors, fragment, guard, mss, opening, relay, rest, schedulers, special,
+    apart, association, errors, fragment, full, guard, mss, opening, quoted, relay, rest,
+    schedulers, special,
 };
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
@@ -55,6 +56,14 @@ macro_rules! stages {
                 apart: Apart4 apart4, Apart6 apart6 = apart::any, Special;
                 /// One that is no request of a connection.
                 back: Back4 back4, Back6 back6 = apart::back, Special;
+                /// An ICMP error may be about a connection in the wide table.
+                quoted: Quoted4 quoted4, Quoted6 quoted6 = quoted::related, Special;
+                /// A packet of a connection of full NAT.
+                full: Full4 full4, Full6 full6 = full::carry, FullNat;
+                /// The destination of a new one is chosen, and a place of the pool is to be found.
+                lease: Lease4 lease4, Lease6 lease6 = full::lease, FullNat;
+                /// The place is found, and the connection is to be entered.
+                enter: Enter4 enter4, Enter6 enter6 = full::enter, FullNat;
             }
         }
     };
@@ -174,11 +183,13 @@ pub enum Group {
     Special,
     /// Where not everybody may open connections.
     Guard,
+    /// By destinations whose clients' ends are replaced.
+    FullNat,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ordinary,
         Self::Unusual,
         Self::Associations,
@@ -188,6 +199,7 @@ impl Group {
         Self::Search,
         Self::Special,
         Self::Guard,
+        Self::FullNat,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has unusual

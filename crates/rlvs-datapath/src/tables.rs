@@ -4,8 +4,8 @@ use core::cell::Cell;
 
 use crate::abi::{
     Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Errand, Estimate,
-    Favourites, Fragments, IDS, Interfaces, Limit, Line, MarkRules, RING_LINE, RingLine, Route,
-    Row, Schedule, Scratch, Service, Settings, Sources, Tunnel, Wides, Word,
+    Favourites, Fragments, IDS, Interfaces, Limit, Line, MarkRules, Pool, RING_LINE, RingLine,
+    Route, Row, Schedule, Scratch, Service, Settings, Sources, Tunnel, Wides, Word,
 };
 use crate::connection::{self, Context, Value};
 use crate::ip::{V4, V6};
@@ -35,6 +35,8 @@ pub trait Tables: Sized {
     fn scratch(&self, cpu: u32) -> Option<&Scratch>;
     /// Returns the rules that give marks.
     fn marks(&self) -> Option<&MarkRules>;
+    /// Returns the addresses of full NAT: 0 those of IPv4, 1 those of IPv6.
+    fn pool(&self, index: u32) -> Option<&Pool>;
     /// Returns a bucket of IPv4 endpoints.
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4>;
     /// Returns a word of the map that tells which endpoints may be there.

@@ -101,6 +101,12 @@ fn word<A: Ip>(kind: u64, protocol: u8, port: u16, peer_port: u16) -> u64 {
         | u64::from(peer_port) << 16
 }
 
+/// Returns the part of an entry's first word that says what it is.
+#[inline(always)]
+pub const fn kind_word(kind: u64) -> u64 {
+    kind << KIND_SHIFT
+}
+
 /// Returns what an entry's first word says that it is.
 #[inline(always)]
 pub const fn kind_of(word: u64) -> u64 {
@@ -224,10 +230,9 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns whether the other half of a connection has not expired.
     #[inline(never)]
-    fn lives_by_twin(&self, slot: &WideSlot, value: Value) -> bool {
+    pub(crate) fn lives_by_twin(&self, slot: &WideSlot, value: Value) -> bool {
         let mut other = Value(0);
-        let key = self.twin(slot, self.tables.read(&slot.key), value);
-        key.and_then(|key| self.find_wide::<{ sought::EXACT }>(&key, &mut other)).is_some()
+        self.find_twin(slot, value, &mut other).is_some()
             && other.destination() == value.destination()
             && self.is_young(other)
     }
@@ -302,27 +307,51 @@ impl<'a, T: Tables> Context<'a, T> {
         self.try_lock_at(index)
     }
 
-    /// Returns the key of a half's other half.
+    /// Finds a half's other half, expired or not.
     #[inline(always)]
-    pub(crate) fn twin(&self, slot: &WideSlot, word: u64, value: Value) -> Option<Key> {
-        if !value.is_paired() {
+    pub(crate) fn find_twin(
+        &self,
+        slot: &WideSlot,
+        value: Value,
+        other: &mut Value,
+    ) -> Option<&'a WideSlot> {
+        let mut key = Key { word: 0, client: (0, 0), peer: (0, 0) };
+        if self.twin(slot, value, &mut key) == 0 {
             return None;
         }
-        let client = slot.address(self.tables, word);
-        if value.is_reply() {
-            return Some(self.requests(slot, word));
-        }
-        let destination = self.tables.destination(value.destination())?;
-        let peer = words_of(family_of(word), &destination.address);
-        Some(Key { word: turned(word, kind::REPLY), client, peer })
+        self.find_wide::<{ sought::EXACT }>(&key, other)
     }
 
-    /// Returns the key of the request half that belongs to a reply half.
-    #[inline(always)]
-    fn requests(&self, slot: &WideSlot, word: u64) -> Key {
+    /// Writes the key of a half's other half. Returns 0 if it has none. Out of line, so that there is one
+    /// key on the stack where it is called.
+    #[inline(never)]
+    fn twin(&self, slot: &WideSlot, value: Value, key: &mut Key) -> u32 {
+        if !value.is_paired() {
+            return 0;
+        }
+        let word = self.tables.read(&slot.key);
         let [high, low] = &slot.other;
-        let peer = (self.tables.read(high), self.tables.read(low));
-        Key { word: turned(word, kind::REQUEST), client: slot.address(self.tables, word), peer }
+        let other = (self.tables.read(high), self.tables.read(low));
+        let Some(to) = self.tables.destination(value.destination()) else { return 0 };
+        let family = family_of(word);
+        if value.is_substituted() {
+            let (kind, address, port) = if value.is_reply() {
+                let Some(service) = self.tables.service(to.service) else { return 0 };
+                (kind::REQUEST, &service.address, service.port)
+            } else {
+                (kind::REPLY, &to.address, to.port)
+            };
+            key.word = crossed(word, kind, u16::from_be_bytes(port));
+            (key.client, key.peer) = (other, words_of(family, address));
+            return 1;
+        }
+        key.client = slot.address(self.tables, word);
+        if value.is_reply() {
+            (key.word, key.peer) = (turned(word, kind::REQUEST), other);
+        } else {
+            (key.word, key.peer) = (turned(word, kind::REPLY), words_of(family, &to.address));
+        }
+        1
     }
 
     /// Removes an entry that has run out, of a pair if both have. A template stays if another CPU has
@@ -341,8 +370,7 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         let found = Found { slot, value };
         let mut other = Value(0);
-        let Some(key) = self.twin(slot, word, value) else { return self.remove_counted(&found) };
-        let Some(twin) = self.find_wide::<{ sought::EXACT }>(&key, &mut other) else {
+        let Some(twin) = self.find_twin(slot, value, &mut other) else {
             return self.remove_counted(&found);
         };
         if other.destination() == value.destination() && self.is_young(other) {
@@ -353,22 +381,6 @@ impl<'a, T: Tables> Context<'a, T> {
         let removed = self.remove_counted(request);
         if removed {
             self.remove(reply);
-        }
-        removed
-    }
-
-    /// Removes a connection by its request half, whatever its age. Returns whether this call did it.
-    #[inline(never)]
-    pub fn discard_wide(&self, slot: &WideSlot, value: Value) -> bool {
-        let word = self.tables.read(&slot.key);
-        let key = self.twin(slot, word, value);
-        let removed = self.remove_counted(&Found { slot, value });
-        let mut other = Value(0);
-        if removed
-            && let Some(key) = key
-            && let Some(slot) = self.find_wide::<{ sought::EXACT }>(&key, &mut other)
-        {
-            self.remove(&Found { slot, value: other });
         }
         removed
     }
@@ -384,8 +396,7 @@ impl<'a, T: Tables> Context<'a, T> {
             return true;
         }
         let mut other = Value(0);
-        let twin = self.twin(slot, self.tables.read(&slot.key), value);
-        let twin = twin.and_then(|key| self.find_wide::<{ sought::EXACT }>(&key, &mut other));
+        let twin = self.find_twin(slot, value, &mut other);
         let state = self.advance::<WideSlot, true>(&found, seen, protocol, flags, true);
         let Some(state) = state else { return false };
         if let Some(slot) = twin {
@@ -404,8 +415,7 @@ impl<'a, T: Tables> Context<'a, T> {
             return true;
         }
         let mut other = Value(0);
-        let key = self.requests(slot, self.tables.read(&slot.key));
-        if let Some(slot) = self.find_wide::<{ sought::EXACT }>(&key, &mut other) {
+        if let Some(slot) = self.find_twin(slot, value, &mut other) {
             let request = Found { slot, value: other };
             self.advance::<WideSlot, true>(&request, Seen::Reply, protocol, flags, false);
         }
@@ -418,6 +428,14 @@ impl<'a, T: Tables> Context<'a, T> {
 const fn turned(word: u64, kind: u64) -> u64 {
     const SAME: u64 = 0x0fff_ffff_0000_0000;
     kind << KIND_SHIFT | word & SAME | (word & OTHER_PORT) << 16
+}
+
+/// Returns the first word of the key of the other half of a connection of full NAT, given the port of the
+/// end that both look at.
+#[inline(always)]
+const fn crossed(word: u64, kind: u64, port: u16) -> u64 {
+    const SAME: u64 = 0x0fff_0000_0000_0000;
+    kind << KIND_SHIFT | word & SAME | (word & OTHER_PORT) << 32 | (port as u64) << 16
 }
 
 /// Returns an address of a record as two words.

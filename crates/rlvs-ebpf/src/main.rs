@@ -19,8 +19,8 @@ use rlvs_datapath::frame::{Frame, Verdict};
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::process::{process, settle};
 use rlvs_datapath::{
-    apart, association, errors, fragment, guard, local, mss, opening, relay, rest, schedulers,
-    special,
+    apart, association, errors, fragment, full, guard, local, mss, opening, quoted, relay, rest,
+    schedulers, special,
 };
 
 use crate::frame::{TcFrame, XdpFrame};

@@ -14,7 +14,7 @@ use rlvs_datapath::abi::{
     Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6,
     Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, IDS, INTERFACE_BUCKETS,
     Interfaces, LOCK_KINDS, LOCKS, Limit, Line, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
-    PRESENCE_WORDS, REASONS, RING_LINES, ROUTES, RingLine, Route, Row, SOURCE_BUCKETS, Schedule,
+    PRESENCE_WORDS, Pool, REASONS, RING_LINES, ROUTES, RingLine, Route, Row, SOURCE_BUCKETS, Schedule,
     Scratch, Service, Settings, Sources, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT,
     Wides, Word,
 };
@@ -51,6 +51,8 @@ static CONNECTIONS6: Array<Connections6, { CONNECTIONS6_DEFAULT as usize }, MAPP
 static WIDE: Array<Wides, { WIDE_DEFAULT as usize }, MAPPED> = Array::new();
 #[btf_map(name = "marks")]
 static MARKS: Array<MarkRules, 1, MAPPED> = Array::new();
+#[btf_map(name = "pools")]
+static POOLS: Array<Pool, 2, MAPPED> = Array::new();
 #[btf_map(name = "scratch")]
 static SCRATCH: Array<Scratch, { CPUS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "endpoints4")]
@@ -197,6 +199,10 @@ impl Tables for Maps {
     #[inline(always)]
     fn marks(&self) -> Option<&MarkRules> {
         MARKS.get(0)
+    }
+    #[inline(always)]
+    fn pool(&self, index: u32) -> Option<&Pool> {
+        POOLS.get(index)
     }
     #[inline(always)]
     fn endpoints4(&self, index: u32) -> Option<&Endpoints4> {

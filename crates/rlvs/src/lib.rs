@@ -14,5 +14,6 @@ pub mod mark;
 pub mod metrics;
 pub mod proc;
 pub mod set;
+pub mod snat;
 pub mod status;
 pub mod top;

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
 use rlvs::{
-    acl, check, doctor, drain, face, keepalived, lab, man, mark, metrics, proc, set, status, top,
+    acl, check, doctor, drain, face, keepalived, lab, man, mark, metrics, proc, set, snat, status,
+    top,
 };
 
 const KEEPALIVED: &str = "keepalived";
@@ -56,6 +57,8 @@ enum Command {
     Exporter(metrics::ExporterArguments),
     /// Says who may open connections to which service
     Acl(acl::Arguments),
+    /// Gives full NAT addresses, for real servers of `ipvsadm -m --snat`
+    Snat(snat::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Command::Metrics(arguments) => metrics::run(&arguments),
         Command::Exporter(arguments) => metrics::export(&arguments),
         Command::Acl(arguments) => acl::run(&arguments),
+        Command::Snat(arguments) => snat::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),

@@ -119,7 +119,7 @@ fn services(entries: &[ServiceEntry], size: u32, ticks_per_second: u64) -> Strin
 fn destination(entry: &DestinationEntry) -> String {
     let to = &entry.destination;
     let method = match to.method {
-        ForwardingMethod::Masquerade => "Masq",
+        ForwardingMethod::Masquerade | ForwardingMethod::FullNat => "Masq",
         ForwardingMethod::DirectRoute => "Route",
         ForwardingMethod::Tunnel(_) => "Tunnel",
     };

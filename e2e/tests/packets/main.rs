@@ -11,6 +11,7 @@
 mod associations;
 mod errors;
 mod expiry;
+mod full;
 mod golden;
 mod guard;
 mod length;

@@ -204,10 +204,23 @@ fn every_reason_is_given_for_what_deserves_it_and_nothing_else_changes() {
             answered(&mut case);
             dropped(&mut case);
             unwelcome(&mut case);
+            without_port(&mut case);
         }
         let all: BTreeSet<Reason> = Reason::ALL.into_iter().collect();
         assert_eq!(case.produced, all);
     });
+}
+
+/// There is no pool.
+fn without_port(case: &mut Case<'_>) {
+    case.begin();
+    case.world.edit(|tables| {
+        tables.services[3].flags |= service_flag::SPECIAL | service_flag::FULL;
+        tables.destinations[3].flags |= destination_flag::FULL;
+    });
+    let packet = case.to_port(81, Kind::Tcp(SYN));
+    let changes = ["s3 local = yes".to_owned(), "s3 position = 1".to_owned()];
+    case.answers(&packet, Reason::NoPort, changes);
 }
 
 fn passed(case: &mut Case<'_>) {

@@ -258,7 +258,8 @@ fn protocol_word(protocol: Protocol) -> &'static str {
 
 fn method_words(method: ForwardingMethod) -> String {
     match method {
-        ForwardingMethod::Masquerade => "NAT".into(),
+        // The configuration has no word for full NAT.
+        ForwardingMethod::Masquerade | ForwardingMethod::FullNat => "NAT".into(),
         ForwardingMethod::DirectRoute => "DR".into(),
         ForwardingMethod::Tunnel(Tunnel::Ipip) => "TUN type ipip".into(),
         ForwardingMethod::Tunnel(Tunnel::Gre { checksum }) => {

@@ -187,7 +187,10 @@ fn wide_entry(
             expires_s: left(settings.timeouts.get(state).copied()?),
             client: client(family, high.get(), low.get(), port),
             virtual_address: client(family, peer_high.get(), peer_low.get(), peer_port),
-            destination: real(real_port),
+            destination: real(match value.is_substituted() {
+                true => u16::from_be_bytes(destination.port),
+                false => real_port,
+            }),
         };
         return Some((connection, value));
     }

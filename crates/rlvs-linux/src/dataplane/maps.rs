@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
     Base, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
-    Favourites, Interfaces, LAYOUT, MarkRules, REASONS, Row, Schedule, Service, Settings,
+    Favourites, Interfaces, LAYOUT, MarkRules, Pool, REASONS, Row, Schedule, Service, Settings,
     SweepCursor, TIMER_BYTES, Totals, Tunnel, Wides,
 };
 
@@ -110,6 +110,7 @@ pub struct Maps {
     pub(super) connections6: Mapped<Connections6>,
     pub(super) wide: Mapped<Wides>,
     pub(super) marks: Mapped<MarkRules>,
+    pub(super) pools: Mapped<Pool>,
     pub(super) interfaces: Mapped<Interfaces>,
     pub(super) book: MapData,
     reasons: Mapped<Cell<u64>>,
@@ -152,6 +153,7 @@ impl Maps {
             connections6: Mapped::open(folder, "connections6")?,
             wide: Mapped::open(folder, "wide")?,
             marks: Mapped::open(folder, "marks")?,
+            pools: Mapped::open(folder, "pools")?,
             interfaces: Mapped::open(folder, "interfaces")?,
             book: unmapped(folder, "book")?,
             reasons: Mapped::open(folder, "reasons")?,

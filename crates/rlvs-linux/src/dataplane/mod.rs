@@ -21,6 +21,7 @@ pub mod marks;
 mod neighbours;
 pub mod parameters;
 pub mod pins;
+pub mod pool;
 mod records;
 pub mod stages;
 #[expect(unsafe_code, reason = "bpf(2) and mmap(2) have no safe wrapper for what is done here")]

@@ -143,15 +143,18 @@ pub(super) fn service(id: ServiceId) -> Service {
 /// Returns the number of a forwarding method.
 pub(super) fn method_number(method: ForwardingMethod) -> u8 {
     match method {
-        ForwardingMethod::Masquerade => method::MASQUERADE,
+        ForwardingMethod::Masquerade | ForwardingMethod::FullNat => method::MASQUERADE,
         ForwardingMethod::DirectRoute => method::DIRECT,
         ForwardingMethod::Tunnel(_) => method::TUNNEL,
     }
 }
 
 /// Returns the forwarding method that records have.
-pub(super) fn method_of(number: u8, tunnel: &abi::Tunnel) -> ForwardingMethod {
-    match number {
+pub(super) fn method_of(record: &Destination, tunnel: &abi::Tunnel) -> ForwardingMethod {
+    match record.method {
+        method::MASQUERADE if record.flags & destination_flag::FULL != 0 => {
+            ForwardingMethod::FullNat
+        }
         method::MASQUERADE => ForwardingMethod::Masquerade,
         method::TUNNEL => ForwardingMethod::Tunnel(tunnel_of(tunnel)),
         _ => ForwardingMethod::DirectRoute,

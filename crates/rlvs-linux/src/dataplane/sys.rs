@@ -37,6 +37,8 @@ unsafe impl Element for abi::Settings {}
 // SAFETY: as above.
 unsafe impl Element for abi::Service {}
 // SAFETY: as above.
+unsafe impl Element for abi::Pool {}
+// SAFETY: as above.
 unsafe impl Element for abi::Schedule {}
 // SAFETY: as above.
 unsafe impl Element for abi::Totals {}

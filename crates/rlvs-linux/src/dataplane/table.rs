@@ -40,6 +40,7 @@ use super::local;
 use super::maps::Maps;
 use super::neighbours::Ways;
 use super::pins::{self, Folder};
+use super::pool;
 use super::records::{
     self, address, associates, family, is_available, octets, scheduler_number, service_id,
     set_deltas,
@@ -259,6 +260,7 @@ impl BpfTable {
         if !same_way {
             let place = self.ways.place(to.id.address);
             record.flags = destination_flag::AVAILABLE | place;
+            pool::prepare(&self.maps, service, to, place)?;
             local::prepare(&self.maps, to, place)?;
         }
         self.begin_change(service)?;
@@ -302,7 +304,8 @@ fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Erro
         record.flags |= service_flag::ONE_PACKET;
     }
     let port = u16::from_be_bytes(record.port);
-    if service.persistence.is_some() || service.one_packet || port == 0 {
+    let is_full = record.flags & service_flag::FULL != 0;
+    if service.persistence.is_some() || service.one_packet || port == 0 || is_full {
         record.flags |= service_flag::SPECIAL;
     }
     if record.flags & service_flag::SPECIAL != 0 {
@@ -346,6 +349,8 @@ impl Table for BpfTable {
             scheduler_flags: service.scheduler_flags.into(),
             ..records::service(service.id)
         };
+        let before = self.service_record(id);
+        record.flags |= before.flags & service_flag::FULL;
         set_special(&mut record, service)?;
         self.set_guarded(&mut record, service.id)?;
         self.announce_apart(&record)?;
@@ -387,6 +392,10 @@ impl Table for BpfTable {
             self.forget_favourites(id, None);
         }
         (record.scheduler, record.scheduler_flags) = after;
+        let is_full = |to: u32| self.destination_record(to).flags & destination_flag::FULL != 0;
+        if service.one_packet && self.list(id).into_iter().any(is_full) {
+            return Err(pool::no_single_packets());
+        }
         set_special(&mut record, service)?;
         self.announce_apart(&record)?;
         self.unsettled(id);
@@ -416,6 +425,7 @@ impl Table for BpfTable {
         }
         self.forget(false)?;
         let place = self.ways.place(to.id.address);
+        pool::prepare(&self.maps, service_number, to, place)?;
         local::prepare(&self.maps, to, place)?;
         let key = (service_number, to.id);
         let remembered = self.destinations.get(&key).copied();

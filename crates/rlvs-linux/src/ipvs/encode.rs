@@ -86,7 +86,7 @@ pub fn destination_id(service: ServiceId, id: DestinationId) -> Vec<u8> {
 /// Returns all of a destination.
 pub fn destination(service: ServiceId, to: &Destination) -> Vec<u8> {
     let method = match to.method {
-        ForwardingMethod::Masquerade => dest::METHOD_MASQUERADE,
+        ForwardingMethod::Masquerade | ForwardingMethod::FullNat => dest::METHOD_MASQUERADE,
         ForwardingMethod::DirectRoute => dest::METHOD_DIRECT_ROUTE,
         ForwardingMethod::Tunnel(_) => dest::METHOD_TUNNEL,
     };
@@ -97,7 +97,9 @@ pub fn destination(service: ServiceId, to: &Destination) -> Vec<u8> {
         .u32(dest::L_THRESH, to.lower_threshold);
     let (kind, port, flags) = match to.method {
         ForwardingMethod::Tunnel(tunnel) => parts(tunnel),
-        ForwardingMethod::Masquerade | ForwardingMethod::DirectRoute => (dest::TUNNEL_IPIP, 0, 0),
+        ForwardingMethod::Masquerade
+        | ForwardingMethod::FullNat
+        | ForwardingMethod::DirectRoute => (dest::TUNNEL_IPIP, 0, 0),
     };
     let nest = nest.u8(dest::TUN_TYPE, kind).port(dest::TUN_PORT, port).u16(dest::TUN_FLAGS, flags);
     with_destination(service, nest)

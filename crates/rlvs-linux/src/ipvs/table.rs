@@ -4,8 +4,8 @@ use std::error::Error as _;
 
 use rlvs_control::check;
 use rlvs_control::model::{
-    Connection, ConnectionLine, Destination, DestinationEntry, DestinationId, Service,
-    ServiceEntry, ServiceId, SyncDaemon, SyncRole, Timeouts, Version,
+    Connection, ConnectionLine, Destination, DestinationEntry, DestinationId, ForwardingMethod,
+    Service, ServiceEntry, ServiceId, SyncDaemon, SyncRole, Timeouts, Version,
 };
 use rlvs_control::table::{Error, Table};
 
@@ -120,6 +120,15 @@ impl KernelTable {
     }
 }
 
+/// Refuses what only our own table has.
+fn is_known(to: &Destination) -> Result<(), Error> {
+    if to.method == ForwardingMethod::FullNat {
+        let text = "the kernel's IPVS has no full NAT (--snat)";
+        return Err(Error::Invalid(text.to_owned()));
+    }
+    Ok(())
+}
+
 impl Table for KernelTable {
     fn add_service(&mut self, service: &Service) -> Result<(), Error> {
         self.ask(command::NEW_SERVICE, encode::service(service))
@@ -140,10 +149,12 @@ impl Table for KernelTable {
     }
 
     fn add_destination(&mut self, service: ServiceId, to: &Destination) -> Result<(), Error> {
+        is_known(to)?;
         self.edit(command::NEW_DEST, service, to)
     }
 
     fn edit_destination(&mut self, service: ServiceId, to: &Destination) -> Result<(), Error> {
+        is_known(to)?;
         self.edit(command::SET_DEST, service, to)
     }
 

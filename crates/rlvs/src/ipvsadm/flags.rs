@@ -74,7 +74,7 @@ pub(crate) fn shown() -> clap::Command {
 }
 
 /// Every word that the command line knows.
-pub(crate) const FLAGS: [Flag; 62] = [
+pub(crate) const FLAGS: [Flag; 63] = [
     command(Some('A'), "add-service", Command::AddService, "add a virtual service"),
     command(Some('E'), "edit-service", Command::EditService, "replace its attributes"),
     command(Some('D'), "delete-service", Command::DeleteService, "remove it and its servers"),
@@ -125,6 +125,7 @@ pub(crate) const FLAGS: [Flag; 62] = [
     method('g', "gatewaying", Method::DirectRoute, "direct routing, the default"),
     method('i', "ipip", Method::Tunnel, "a tunnel to the real server"),
     method('m', "masquerading", Method::Masquerade, "network address translation"),
+    switch(None, "snat", Opt::Snat, "with -m: replace the client's end too"),
     valued(Some('w'), "weight", "NUMBER", Opt::Weight, "share of connections, 0 drains; 1"),
     valued(
         Some('x'),

@@ -68,12 +68,13 @@ pub(crate) enum Opt {
     Atomic,
     Json,
     Full,
+    Snat,
 }
 
 use Opt::*;
 
 /// Every option, in the order of [`Opt`].
-pub(crate) const OPTIONS: [Opt; 37] = [
+pub(crate) const OPTIONS: [Opt; 38] = [
     Numeric,
     Connection,
     Service,
@@ -111,6 +112,7 @@ pub(crate) const OPTIONS: [Opt; 37] = [
     Atomic,
     Json,
     Full,
+    Snat,
 ];
 
 /// The options that say more about a tunnel, on which [`TunnelKind::rule`] decides.
@@ -258,6 +260,7 @@ impl Command {
                     TunNocsum,
                     TunCsum,
                     TunRemcsum,
+                    Snat,
                 ],
                 ..NOTHING
             },

@@ -85,15 +85,14 @@ fn service(entry: &ServiceEntry, rates: &ServiceEntry) -> Value {
 
 fn destination(entry: &DestinationEntry, rates: &DestinationEntry) -> Value {
     let to = &entry.destination;
-    let (method, tunnel) = match to.method {
-        ForwardingMethod::Masquerade => ("masquerade", Value::Null),
-        ForwardingMethod::DirectRoute => ("direct-route", Value::Null),
-        ForwardingMethod::Tunnel(kind) => ("tunnel", tunnel(kind)),
+    let tunnel = match to.method {
+        ForwardingMethod::Tunnel(kind) => tunnel(kind),
+        _ => Value::Null,
     };
     json!({
         "address": to.id.address,
         "port": to.id.port,
-        "method": method,
+        "method": to.method.name(),
         "tunnel": tunnel,
         "weight": to.weight,
         "upper_threshold": to.upper_threshold,

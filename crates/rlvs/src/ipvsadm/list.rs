@@ -184,7 +184,7 @@ fn large(number: u64, exact: bool) -> String {
 
 fn forward(method: ForwardingMethod) -> &'static str {
     match method {
-        ForwardingMethod::Masquerade => "Masq",
+        ForwardingMethod::Masquerade | ForwardingMethod::FullNat => "Masq",
         ForwardingMethod::DirectRoute => "Route",
         ForwardingMethod::Tunnel(_) => "Tunnel",
     }

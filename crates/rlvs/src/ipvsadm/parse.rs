@@ -450,8 +450,13 @@ impl<'a> Draft<'a> {
         {
             return Err(Failure::Usage(format!("{} goes only with -i", spellings(option))));
         }
+        let full = self.given.has(Opt::Snat);
+        if full && self.method != Method::Masquerade {
+            return Err(Failure::Usage(format!("{} goes only with -m", spellings(Opt::Snat))));
+        }
         let tunnel = match (self.method, self.tunnel) {
             (Method::DirectRoute, _) => return Ok(ForwardingMethod::DirectRoute),
+            (Method::Masquerade, _) if full => return Ok(ForwardingMethod::FullNat),
             (Method::Masquerade, _) => return Ok(ForwardingMethod::Masquerade),
             (Method::Tunnel, TunnelKind::Ipip) => Tunnel::Ipip,
             (Method::Tunnel, TunnelKind::Gre) => {

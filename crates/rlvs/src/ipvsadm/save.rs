@@ -84,6 +84,7 @@ fn destination(
     let (method, tunnel) = match to.method {
         ForwardingMethod::DirectRoute => ("-g", String::new()),
         ForwardingMethod::Masquerade => ("-m", String::new()),
+        ForwardingMethod::FullNat => ("-m", " --snat".to_owned()),
         ForwardingMethod::Tunnel(tunnel) => ("-i", tunnel_options(tunnel)),
     };
     format!("-a {id} -r {at} {method} -w {}{tunnel}", to.weight)

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use rlvs_control::model::{Family, Protocol};
 
 use super::client::Answers;
-use super::topology::{Addresses, HTTP_PORT, REAL_SERVERS, RealServer, UDP_PORT, VIPS};
+use super::topology::{Addresses, DIRECTOR, HTTP_PORT, REAL_SERVERS, RealServer, UDP_PORT, VIPS};
 
 /// How packets reach the real servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(super) enum Method {
     DirectRoute,
     Masquerade,
     Tunnel,
+    /// NAT of both ends: the real servers are in the client's own network.
+    FullNat,
 }
 
 /// Who gets the next connection.
@@ -41,11 +43,12 @@ pub(super) const HOW_TO: Case = Case {
 };
 
 impl Method {
-    fn flag(self) -> &'static str {
+    fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::DirectRoute => "-g",
-            Self::Masquerade => "-m",
-            Self::Tunnel => "-i",
+            Self::DirectRoute => &["-g"],
+            Self::Masquerade => &["-m"],
+            Self::Tunnel => &["-i"],
+            Self::FullNat => &["-m", "--snat"],
         }
     }
 
@@ -53,14 +56,14 @@ impl Method {
     fn column(self) -> &'static str {
         match self {
             Self::DirectRoute => "Route",
-            Self::Masquerade => "Masq",
+            Self::Masquerade | Self::FullNat => "Masq",
             Self::Tunnel => "Tunnel",
         }
     }
 
     fn addresses(self, server: &RealServer) -> Addresses {
         match self {
-            Self::DirectRoute | Self::Tunnel => server.outside,
+            Self::DirectRoute | Self::Tunnel | Self::FullNat => server.outside,
             Self::Masquerade => server.inside,
         }
     }
@@ -97,7 +100,21 @@ impl Case {
             }
         }
         cases.extend(Self::tunnels());
+        cases.extend(Self::full_nat());
         cases
+    }
+
+    /// Returns the cases of full NAT.
+    fn full_nat() -> [Self; 2] {
+        let four = Self { method: Method::FullNat, ..HOW_TO };
+        [four, Self { protocol: Protocol::Udp, family: Family::V6, ..four }]
+    }
+
+    /// Returns the arguments of the `rlvs` command without which `ipvsadm` refuses the case.
+    pub(super) fn preparation(self) -> Option<Vec<String>> {
+        let address = DIRECTOR.of(self.family).to_string();
+        let is_full = self.method == Method::FullNat;
+        is_full.then(|| vec!["snat".to_owned(), "add".to_owned(), address])
     }
 
     /// Returns the cases of tunnelling, as the how-to has them.
@@ -127,6 +144,7 @@ impl Case {
     fn vip(self) -> Addresses {
         match (self.method, self.scheduler) {
             (Method::Tunnel, _) => VIPS[2],
+            (Method::FullNat, _) => VIPS[3],
             (_, Scheduler::RoundRobin) => VIPS[0],
             (_, Scheduler::WeightedRoundRobin) => VIPS[1],
         }
@@ -154,9 +172,9 @@ impl Case {
         let mut commands = vec![words(&["-A", service_flag, &target, "-s", self.scheduler.name()])];
         for (position, server) in REAL_SERVERS.iter().enumerate() {
             let destination = self.destination(server).to_string();
-            let flag = self.method.flag();
             let mut command: Vec<String> =
-                words(&["-a", service_flag, &target, "-r", &destination, flag]);
+                words(&["-a", service_flag, &target, "-r", &destination]);
+            command.extend(words(self.method.flags()));
             let weights = self.scheduler.weights();
             if let Some(weight) = weights.as_ref().and_then(|weights| weights.get(position)) {
                 command.extend(["-w".to_owned(), weight.to_string()]);
@@ -256,6 +274,7 @@ impl std::fmt::Display for Case {
             Method::DirectRoute => "direct routing",
             Method::Masquerade => "NAT",
             Method::Tunnel => "tunnels",
+            Method::FullNat => "full NAT",
         };
         let protocol = self.protocol;
         let family = match self.family {
@@ -333,6 +352,20 @@ TCP  192.168.1.200:80 rr
         assert_eq!(four.listing().lines().nth(5), Some(line));
         assert_eq!(typed(six).last().unwrap(), "-a -t [fd00:1::202]:80 -r [fd00:1::102]:80 -i");
         assert_eq!(six.to_string(), "tunnels, rr, TCP over IPv6");
+    }
+
+    #[test]
+    fn full_nat_is_typed_with_its_pool() {
+        let [four, six] = Case::full_nat();
+        let expected = [
+            "-A -t 192.168.1.203:80 -s rr",
+            "-a -t 192.168.1.203:80 -r 192.168.1.101:80 -m --snat",
+            "-a -t 192.168.1.203:80 -r 192.168.1.102:80 -m --snat",
+        ];
+        assert_eq!(typed(four), expected);
+        assert_eq!(four.preparation().unwrap().join(" "), "snat add 192.168.1.100");
+        assert_eq!(six.preparation().unwrap().join(" "), "snat add fd00:1::100");
+        assert_eq!(HOW_TO.preparation(), None);
     }
 
     #[test]

@@ -64,6 +64,10 @@ impl Stage<'_> {
     /// Types the commands of a case, and returns what was refused.
     pub(super) fn set_up(&mut self, case: Case) -> anyhow::Result<Vec<String>> {
         let mut problems = Vec::new();
+        if let Some(words) = case.preparation() {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            problems = self.rlvs(&words)?;
+        }
         for words in case.commands() {
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
             self.ipvsadm(&words, &mut problems)?;

@@ -5,9 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use rlvs_control::model::{
-    DestinationEntry, Family, ForwardingMethod, ServiceEntry, ServiceId, Traffic as Counted,
-};
+use rlvs_control::model::{DestinationEntry, Family, ServiceEntry, ServiceId, Traffic as Counted};
 use rlvs_control::table::Table;
 use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::look::{Look, Seen};
@@ -241,11 +239,7 @@ impl Reading {
             service: name.clone(),
             remote_address: to.destination.id.address,
             remote_port: to.destination.id.port,
-            method: match to.destination.method {
-                ForwardingMethod::Masquerade => "masquerade",
-                ForwardingMethod::DirectRoute => "direct-route",
-                ForwardingMethod::Tunnel(_) => "tunnel",
-            },
+            method: to.destination.method.name(),
             weight: to.destination.weight,
             upper_threshold: to.destination.upper_threshold,
             active: to.active,

@@ -4,7 +4,6 @@ use rlvs_control::model::{ServiceId, Traffic};
 use rlvs_linux::dataplane::attach::Mode;
 use serde_json::{Map, Value, json};
 
-use super::method_name;
 use super::snapshot::{Health, Server, Service, Snapshot};
 use crate::doctor::finding_json;
 use crate::drain::drained_json;
@@ -94,7 +93,7 @@ fn server(server: &Server) -> Value {
     json!({
         "address": to.id.address,
         "port": to.id.port,
-        "method": method_name(to.method),
+        "method": to.method.name(),
         "weight": to.weight,
         "drained": server.drained,
         "health": server.health.name(),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use rlvs_control::model::{ForwardingMethod, Traffic};
+use rlvs_control::model::Traffic;
 
 use crate::doctor::write_findings;
 use crate::drain::{destination_name, service_name};
@@ -135,21 +135,12 @@ fn of_server(server: &Server) -> String {
     format!(
         "  {:<24} {} weight {}, {} active, {} inactive, {}{drained}{health}",
         destination_name(to.id),
-        method_name(to.method),
+        to.method.name(),
         to.weight,
         server.entry.active,
         server.entry.inactive,
         in_a_second(&server.rates),
     )
-}
-
-/// Returns a forwarding method's name.
-pub fn method_name(method: ForwardingMethod) -> &'static str {
-    match method {
-        ForwardingMethod::Masquerade => "nat",
-        ForwardingMethod::DirectRoute => "direct",
-        ForwardingMethod::Tunnel(_) => "tunnel",
-    }
 }
 
 fn in_a_second(rates: &Traffic) -> String {

@@ -12,8 +12,8 @@ use rlvs_control::model::{DestinationId, ServiceId};
 
 use crate::drain::{destination_name, service_name};
 use crate::keepalived::daemon::state::Instance;
+use crate::status::short;
 use crate::status::snapshot::{Health, Server, Service, Snapshot};
-use crate::status::{method_name, short};
 
 const KEYS: &str = "q quit  s sort  / filter  ↑↓ select  d drain  u undrain";
 /// Longest filter.
@@ -261,7 +261,7 @@ fn table<'a>(rows: &[(&'a Service, &'a Server)]) -> Table<'a> {
         let cells = [
             destination_name(entry.destination.id),
             service_name(service.entry.service.id),
-            method_name(entry.destination.method).to_owned(),
+            entry.destination.method.name().to_owned(),
             entry.destination.weight.to_string(),
             entry.active.to_string(),
             entry.inactive.to_string(),
@@ -376,9 +376,9 @@ mod tests {
         assert_eq!(lines[0], "rlvs top  eth0 native XDP");
         assert!(lines[1].starts_with("services 1  active 12  inactive 0"), "{}", lines[1]);
         for (line, texts) in [
-            (3, ["10.0.0.1:80", "TCP 192.0.2.1:80", "nat", " 9.0k ", " up"]),
+            (3, ["10.0.0.1:80", "TCP 192.0.2.1:80", "masquerade", " 9.0k ", " up"]),
             (4, ["10.0.0.2:80", " 7 ", " 10 ", "down: no", "TCP"]),
-            (5, ["10.0.0.3:80", " 3 ", "drained,", "nat", "TCP"]),
+            (5, ["10.0.0.3:80", " 3 ", "drained,", "masquerade", "TCP"]),
         ] {
             for text in texts {
                 assert!(lines[line].contains(text), "{text:?} in {:?}", lines[line]);

@@ -59,9 +59,11 @@ impl BpfTable {
         let is = |record: &Destination, flag| record.flags & flag != 0;
         let direct = |record: &Destination| record.method == method::DIRECT;
         let peered = list.iter().any(|(_, to)| direct(to) && is(to, destination_flag::LOCAL));
-        let serves_own = list
-            .iter()
-            .all(|(_, to)| to.method == method::MASQUERADE || is(to, destination_flag::LOCAL));
+        // The pool's address would be that of the client's own host.
+        let is_full = |to: &Destination| is(to, destination_flag::FULL);
+        let serves_own = list.iter().all(|(_, to)| {
+            to.method == method::MASQUERADE && !is_full(to) || is(to, destination_flag::LOCAL)
+        });
         if peered {
             load::ensure_group(Group::Peers)?;
         }
@@ -110,11 +112,13 @@ impl BpfTable {
         to: &Wanted,
     ) -> Result<(), Error> {
         record.method = method_number(to.method);
+        record.flags &= !destination_flag::FULL;
         (record.tunnel, record.overhead) = (0, 0);
         match to.method {
             ForwardingMethod::Masquerade if owner.flags & service_flag::ONE_PACKET != 0 => {
                 endpoints::insert(&self.maps, &once_endpoint(owner, record), id)?;
             }
+            ForwardingMethod::FullNat => record.flags |= destination_flag::FULL,
             // Without a port the wide table has it.
             ForwardingMethod::Masquerade if record.reply == 0 && to.id.port != 0 => {
                 record.reply = self.reply_id(owner, record)?;

@@ -45,7 +45,7 @@ impl BpfTable {
                     address: address(record.family, record.address),
                     port: u16::from_be_bytes(record.port),
                 },
-                method: method_of(record.method, &tunnel),
+                method: method_of(&record, &tunnel),
                 weight: record.weight,
                 upper_threshold: record.upper,
                 lower_threshold: record.lower,
