@@ -157,9 +157,6 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     let Ok((destination, row)) = context.destination(id) else {
         return Verdict::Drop(Reason::Inconsistent);
     };
-    if destination.flags & destination_flag::AVAILABLE == 0 {
-        return Verdict::Drop(Reason::Removed);
-    }
     if packet.ttl <= 1 {
         return Verdict::Pass(Reason::Expired);
     }
