@@ -78,12 +78,21 @@ const PARAMETERS: [(&str, &str); 8] = [
     // Labels of packets that the stack makes are random otherwise.
     ("net/ipv6/auto_flowlabels", "0"),
 ];
+/// What makes ICMP errors depend on those before.
+const UNLIMITED: [(&str, &str); 2] =
+    [("net/ipv4/icmp_msgs_per_sec", "1000000"), ("net/ipv4/icmp_msgs_burst", "1000000")];
 
 /// Runs a test with a director of its own.
 ///
 /// # Panics
 /// It cannot be set up, or the test panics.
 pub fn run(test: &str, balancer: Balancer, work: impl FnOnce(Crossing<'_>) + Send) {
+    if balancer == Balancer::Kernel {
+        // Linux 6.1 has one limit for all namespaces.
+        for (path, value) in UNLIMITED {
+            sysctl::write(path, value).unwrap();
+        }
+    }
     network::run_between(test, |network, outside| {
         for (path, value) in PARAMETERS {
             sysctl::write(path, value).unwrap();

@@ -8,5 +8,6 @@
 mod canonical;
 mod guest;
 mod packets;
+mod picks;
 mod play;
 mod scenes;

@@ -789,7 +789,8 @@ impl Table for BpfTable {
             service: service_number,
             reply: if remembered.is_some() { old.reply } else { 0 },
             weight: to.weight,
-            last_weight: if to.weight != 0 { to.weight } else { old.last_weight },
+            // One that returns begins anew, as __ip_vs_update_dest().
+            last_weight: to.weight,
             upper: to.upper_threshold,
             lower: to.lower_threshold,
             next,
