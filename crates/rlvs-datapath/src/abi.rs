@@ -125,6 +125,10 @@ pub mod settings_flag {
     pub const WIDE: u32 = 1 << 17;
     /// A template does not lead to a destination of weight 0, as with `expire_quiescent_template`.
     pub const EXPIRE_QUIESCENT: u32 = 1 << 18;
+    /// TCP connections are opened in the middle too, as with `sloppy_tcp`.
+    pub const SLOPPY_TCP: u32 = 1 << 19;
+    /// SCTP associations are, as with `sloppy_sctp`.
+    pub const SLOPPY_SCTP: u32 = 1 << 20;
 }
 
 /// What an endpoint is looked up for.

@@ -142,6 +142,13 @@ impl<A: Ip> Key<A> {
         Self { client, port, owner, places }
     }
 
+    /// Returns the key of nothing.
+    #[inline(always)]
+    fn none() -> Self {
+        let places = Places { first: 0, second: 0 };
+        Self { client: A::from_words(0, 0), port: 0, owner: 0, places }
+    }
+
     /// Returns a number that is the same for every packet of the flow.
     #[inline(always)]
     pub fn flow(&self) -> u64 {
@@ -201,23 +208,19 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Finds a half, expired or not.
     #[inline(always)]
     pub fn find<A: Ip>(&self, key: &Key<A>) -> Option<Found<'a, A::Slot>> {
-        let mut value = Value(0);
-        let slot = self.find_out_of_line(key, &mut value)?;
-        Some(Found { slot, value })
+        self.confirm(key, self.find_out_of_line(key)?)
     }
 
     // BPF functions return one word that must not be a pointer to the stack, which the register of
     // a function without a result may hold by accident: so each out-of-line one returns something.
     #[inline(never)]
-    fn find_out_of_line<A: Ip>(&self, key: &Key<A>, value: &mut Value) -> Option<&'a A::Slot> {
+    fn find_out_of_line<A: Ip>(&self, key: &Key<A>) -> Option<&'a A::Slot> {
         let Places { first, second } = key.places;
-        let found = match self.find_in::<A, true>(key, A::connections(self.tables, first)?) {
-            Some(found) => found,
-            None if self.none_elsewhere() => return None,
-            None => self.find_in::<A, true>(key, A::connections(self.tables, second)?)?,
-        };
-        *value = found.value;
-        Some(found.slot)
+        match self.matching::<A, true>(key, A::connections(self.tables, first)?) {
+            Some(slot) => Some(slot),
+            None if self.none_elsewhere() => None,
+            None => self.matching::<A, true>(key, A::connections(self.tables, second)?),
+        }
     }
 
     /// Finds a half quickly. `None` leaves the question open: [`find_live`](Self::find_live) answers.
@@ -248,20 +251,31 @@ impl<'a, T: Tables> Context<'a, T> {
     fn glance_at<A: Ip>(&self, key: &Key<A>, place: u32) -> Option<Found<'a, A::Slot>> {
         let slots = A::connections(self.tables, place)?;
         let (near, far) = slots.split_at_checked(A::SLOTS / 2)?;
-        match self.find_in::<A, false>(key, near) {
+        let found = self.matching::<A, false>(key, near);
+        match found.and_then(|slot| self.confirm(key, slot)) {
             Some(found) => Some(found),
-            None => self.find_in::<A, false>(key, far),
+            None => self.confirm(key, self.matching::<A, false>(key, far)?),
         }
     }
 
     /// Searches slots without a branch.
     #[inline(always)]
-    fn find_in<A: Ip, const EXACT: bool>(
+    fn matching<A: Ip, const EXACT: bool>(
         &self,
         key: &Key<A>,
         slots: &'a [A::Slot],
-    ) -> Option<Found<'a, A::Slot>> {
+    ) -> Option<&'a A::Slot> {
         let word = key.word();
+        if EXACT {
+            // One number, for there is little room on the stack.
+            let mut index = 0;
+            for (at, slot) in (A::SLOTS as u64..).zip(slots) {
+                let difference = key.difference::<T, EXACT>(self.tables, slot, word);
+                let same = 1 ^ self.tables.is_set(difference);
+                index |= at & same.wrapping_neg();
+            }
+            return if index == 0 { None } else { slots.get(index as usize & (A::SLOTS - 1)) };
+        }
         let (mut matches, mut index) = (0, 0);
         for (at, slot) in (0..).zip(slots) {
             let difference = key.difference::<T, EXACT>(self.tables, slot, word);
@@ -272,10 +286,15 @@ impl<'a, T: Tables> Context<'a, T> {
         if matches == 0 {
             return None;
         }
-        let slot = slots.get(index as usize & (A::SLOTS - 1))?;
+        slots.get(index as usize & (A::SLOTS - 1))
+    }
+
+    /// Reads the value of a slot that was a key's, and the key once more: whoever cleared the slot
+    /// meanwhile cleared the key first.
+    #[inline(always)]
+    fn confirm<A: Ip>(&self, key: &Key<A>, slot: &'a A::Slot) -> Option<Found<'a, A::Slot>> {
         let value = self.tables.read(slot.value());
-        // Read once more: whoever cleared the slot meanwhile cleared the key first.
-        if key.foreign(value) != 0 || self.tables.read(slot.key()) != word {
+        if key.foreign(value) != 0 || self.tables.read(slot.key()) != key.word() {
             return None;
         }
         Some(Found { slot, value: Value(value) })
@@ -318,21 +337,33 @@ impl<'a, T: Tables> Context<'a, T> {
         Some(Key::new(self.settings, &Flow { client, peer, port, peer_port }, owner))
     }
 
+    /// Puts the key of a half's other half into `key`. Returns whether it has one. Out of line, for
+    /// who needs it has little room on the stack.
+    #[inline(never)]
+    fn name_other_half<A: Ip>(&self, slot: &A::Slot, value: Value, key: &mut Key<A>) -> bool {
+        let word = self.tables.read(slot.key());
+        let (high, low) = slot.address(self.tables, word);
+        let Some(other) = self.other_half(A::from_words(high, low), Value::port(word), value)
+        else {
+            return false;
+        };
+        *key = other;
+        true
+    }
+
     /// Removes a connection one of whose halves has run out, unless its other half is younger.
     /// Returns whether it is gone, or as good as gone: without `ALL` one that a template controls is
     /// left to the sweep, and to the stage that may open it anew.
     #[inline(never)]
     pub fn retire<A: Ip, const ALL: bool>(&self, slot: &A::Slot, value: Value) -> bool {
         let found = Found { slot, value };
-        let word = self.tables.read(slot.key());
-        if word == 0 {
+        if self.tables.read(slot.key()) == 0 {
             return false;
         }
-        let (high, low) = slot.address(self.tables, word);
-        let client = A::from_words(high, low);
-        let Some(key) = self.other_half(client, Value::port(word), value) else {
+        let mut key = Key::<A>::none();
+        if !self.name_other_half(slot, value, &mut key) {
             return self.remove_whole::<A::Slot, ALL>(&found);
-        };
+        }
         let Some(other) = self.find(&key) else {
             return self.remove_whole::<A::Slot, ALL>(&found);
         };
@@ -574,7 +605,7 @@ impl<'a, T: Tables> Context<'a, T> {
         else {
             return false;
         };
-        self.mirror(packet, value, state);
+        self.mirror::<A>(slot, value, state);
         true
     }
 
@@ -603,7 +634,8 @@ impl<'a, T: Tables> Context<'a, T> {
     ) -> bool {
         let Packet { protocol, flags, .. } = *packet;
         let mut state = state::next::<PORTS>(value.state(), Seen::Reply, protocol, flags);
-        if let Some(key) = self.other_half(packet.target, packet.target_port, value)
+        let mut key = Key::<A>::none();
+        if self.name_other_half(slot, value, &mut key)
             && let Some(request) = self.find(&key)
             && let Some(agreed) =
                 self.advance::<A::Slot, PORTS>(&request, Seen::Reply, protocol, flags, false)
@@ -656,8 +688,9 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Gives a request half's new state to its reply half.
     #[inline(always)]
-    fn mirror<A: Ip>(&self, packet: &Packet<A>, value: Value, state: State) {
-        if let Some(key) = self.other_half(packet.source, packet.source_port, value)
+    fn mirror<A: Ip>(&self, slot: &A::Slot, value: Value, state: State) {
+        let mut key = Key::<A>::none();
+        if self.name_other_half(slot, value, &mut key)
             && let Some(mut reply) = self.find(&key)
         {
             for _ in 0..TRIES {

@@ -598,7 +598,7 @@ pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         return Verdict::Pass(Reason::NoService);
     };
     // The connection that it belonged to was discarded.
-    if !state::starts::<PORTS>(packet.protocol, packet.flags) {
+    if !context.may_start::<A, PORTS>(packet) {
         return Verdict::Pass(Reason::NoConnection);
     }
     match context.sender(frame, service) {
@@ -682,7 +682,7 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         }
         Some(found) => request::<A, F, T, PORTS>(context, frame, packet, &found),
         None if is_reply => context.unnamed::<A, PORTS>(Reason::NoConnection),
-        None if state::starts::<PORTS>(packet.protocol, packet.flags) && !context.is_full(&key) => {
+        None if context.may_start::<A, PORTS>(packet) && !context.is_full(&key) => {
             Verdict::Next(open)
         }
         None => astray(context, frame, packet, key.owner),
@@ -1005,6 +1005,14 @@ impl<'a, T: Tables> Context<'a, T> {
         } else {
             Verdict::Pass(reason)
         }
+    }
+
+    /// Returns whether a packet that belongs to no connection may start one.
+    #[inline(always)]
+    pub(crate) fn may_start<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>) -> bool {
+        let Packet { protocol, flags, .. } = *packet;
+        state::starts::<PORTS>(protocol, flags)
+            || state::goes_on::<PORTS>(self.settings.flags, protocol, flags)
     }
 
     /// Returns whether a packet may live on, its destination is there, and the way is known and wide

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod canonical;
+mod files;
 mod guest;
 mod packets;
 mod picks;

@@ -114,11 +114,12 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
 fn plain() -> Vec<(String, u8, Scenario)> {
     let mut all: Vec<(String, u8, Scenario)> = Vec::new();
     for family in [4, 6] {
-        let plain: [(&str, fn(&mut Play<'_, '_>)); 4] = [
+        let plain: [(&str, fn(&mut Play<'_, '_>)); 5] = [
             ("nobody", nobody),
             ("strangers", strangers),
             ("reuse", reuse),
             ("persistence", persistence),
+            ("sloppy", sloppy),
         ];
         for (part, scenario) in plain {
             all.push((format!("{part} {family}"), family, Box::new(scenario)));
@@ -468,6 +469,34 @@ fn reuse(play: &mut Play<'_, '_>) {
         play.from_client("syn after the end", Kind::Tcp(SYN));
     }
     play.set("conn_reuse_mode", 1);
+}
+
+/// Connections that began elsewhere.
+fn sloppy(play: &mut Play<'_, '_>) {
+    let at = play.virtual_end();
+    play.adm(&format!("-A -t {at} -s rr"));
+    for number in [11, 12] {
+        let real = std::net::SocketAddr::new(server(play.family, number), play.ports.real);
+        play.adm(&format!("-a -t {at} -r {real} -m"));
+    }
+    play.set("sloppy_tcp", 1);
+    for (name, flags) in [
+        ("ack", ACK),
+        ("data", PUSH | ACK),
+        ("fin", FIN | ACK),
+        ("reset", RST),
+        ("reset ack", RST | ACK),
+        ("syn ack", SYN | ACK),
+        ("nothing", 0),
+    ] {
+        play.ports.client += 1;
+        play.from_client(name, Kind::Tcp(flags));
+    }
+    play.look();
+    play.set("sloppy_tcp", 0);
+    play.ports.client += 1;
+    play.from_client("ack, not sloppy", Kind::Tcp(ACK));
+    play.look();
 }
 
 fn persistence(play: &mut Play<'_, '_>) {
