@@ -5,6 +5,7 @@ use e2e::packet::transport;
 use e2e::unusual::sum_header;
 
 const UDP: u8 = 17;
+const FRAGMENT: u8 = 44;
 const GUE_PORT: u16 = e2e::scene::TUNNEL_PORT;
 
 /// Returns what came out for a frame that was `sent`, in its canonical form.
@@ -25,7 +26,8 @@ pub(crate) fn canonical(sent: &[u8], frame: &[u8]) -> Vec<u8> {
         return frame;
     }
     let (at, protocol) = (transport(&frame), frame[if is_v4 { 23 } else { 20 }]);
-    let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let came = frame.clone();
+    let word = |at: usize| u16::from_be_bytes([came[at], came[at + 1]]);
     if protocol == UDP && word(at + 2) == GUE_PORT {
         assert!((32_768..61_000).contains(&word(at)), "{frame:02x?}");
         if word(at + 6) != 0 {
@@ -34,6 +36,12 @@ pub(crate) fn canonical(sent: &[u8], frame: &[u8]) -> Vec<u8> {
             frame[at + 6..at + 8].fill(if right { 0xff } else { 0xee });
         }
         frame[at..at + 2].fill(0);
+    }
+    // The same in a fragment, of whose datagram this may be a part.
+    if !is_v4 && protocol == FRAGMENT && frame[at] == UDP && word(at + 10) == GUE_PORT {
+        let summed = word(at + 14) != 0;
+        frame[at + 8..at + 10].fill(0);
+        frame[at + 14..at + 16].fill(if summed { 0xff } else { 0 });
     }
     forget_datagram(&mut frame);
     if is_error(&frame) {
@@ -51,7 +59,6 @@ pub(crate) fn canonical(sent: &[u8], frame: &[u8]) -> Vec<u8> {
 
 /// Takes the number of a datagram out of the fragment header of an IPv6 packet, be it in a tunnel.
 fn forget_datagram(frame: &mut [u8]) {
-    const FRAGMENT: u8 = 44;
     const IPV6: u8 = 41;
     let inside = match (transport(frame), frame[20], frame[23]) {
         (34, _, IPV6) => 34,
