@@ -58,13 +58,14 @@ impl<'a, 'n> Play<'a, 'n> {
         // A small seed alone has few bits.
         let mut random =
             Random((seed << 16 | u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let family = if random.next_number() % 4 == 0 { 6 } else { 4 };
-        let protocol = if random.next_number() % 4 == 0 { Protocol::Udp } else { Protocol::Tcp };
+        let family = if random.next_number().is_multiple_of(4) { 6 } else { 4 };
+        let protocol =
+            if random.next_number().is_multiple_of(4) { Protocol::Udp } else { Protocol::Tcp };
         let port = 1000 + number;
         // Ours goes on where wrr was when everybody is overloaded; see docs/differences.md.
         let limits = [(); 6].map(|()| {
             let [limited, upper, lower] = [(); 3].map(|()| (random.next_number() >> 16) as u32);
-            let upper = if limited % 5 == 0 && of.0 != "wrr" { 1 + upper % 5 } else { 0 };
+            let upper = if limited.is_multiple_of(5) && of.0 != "wrr" { 1 + upper % 5 } else { 0 };
             (upper, lower % (upper + 1))
         });
         let service = Service {

@@ -113,12 +113,12 @@ impl<'a, 'n> Play<'a, 'n> {
         }
     }
 
-    pub(crate) fn from_client(&mut self, step: &str, kind: Kind) {
+    pub(crate) fn client_sends(&mut self, step: &str, kind: Kind) {
         let frame = self.request(kind).bytes();
         self.send(step, Side::Clients, &frame);
     }
 
-    pub(crate) fn from_server(&mut self, step: &str, kind: Kind) {
+    pub(crate) fn server_sends(&mut self, step: &str, kind: Kind) {
         let frame = self.reply(kind).bytes();
         self.send(step, Side::Servers, &frame);
     }

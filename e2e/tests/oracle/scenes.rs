@@ -9,6 +9,9 @@ use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 use crate::play::Play;
 
 type Scenario = Box<dyn Fn(&mut Play<'_, '_>)>;
+/// A scenario of any way, and one of none.
+type OfWay = fn(&mut Play<'_, '_>, Way);
+type OfNone = fn(&mut Play<'_, '_>);
 
 const PUSH: u8 = 8;
 
@@ -73,7 +76,7 @@ fn ways() -> Vec<Way> {
 /// Returns all scenarios, each with its name and the family of its packets.
 pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
     let mut all = plain();
-    let each: [(&str, fn(&mut Play<'_, '_>, Way)); 10] = [
+    let each: [(&str, OfWay); 10] = [
         ("tcp", tcp),
         ("reset", reset),
         ("udp", udp),
@@ -114,7 +117,7 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
 fn plain() -> Vec<(String, u8, Scenario)> {
     let mut all: Vec<(String, u8, Scenario)> = Vec::new();
     for family in [4, 6] {
-        let plain: [(&str, fn(&mut Play<'_, '_>)); 5] = [
+        let plain: [(&str, OfNone); 5] = [
             ("nobody", nobody),
             ("strangers", strangers),
             ("reuse", reuse),
@@ -130,46 +133,46 @@ fn plain() -> Vec<(String, u8, Scenario)> {
 
 fn tcp(play: &mut Play<'_, '_>, way: Way) {
     way.serve(play, "-t");
-    play.from_client("syn", Kind::Tcp(SYN));
+    play.client_sends("syn", Kind::Tcp(SYN));
     play.look();
     if way.is_nat() {
-        play.from_server("syn ack", Kind::Tcp(SYN | ACK));
+        play.server_sends("syn ack", Kind::Tcp(SYN | ACK));
     }
-    play.from_client("ack", Kind::Tcp(ACK));
+    play.client_sends("ack", Kind::Tcp(ACK));
     play.look();
-    play.from_client("data", Kind::Tcp(PUSH | ACK));
+    play.client_sends("data", Kind::Tcp(PUSH | ACK));
     if way.is_nat() {
-        play.from_server("answer", Kind::Tcp(PUSH | ACK));
+        play.server_sends("answer", Kind::Tcp(PUSH | ACK));
     }
-    play.from_client("fin", Kind::Tcp(FIN | ACK));
+    play.client_sends("fin", Kind::Tcp(FIN | ACK));
     play.look();
     if way.is_nat() {
-        play.from_server("fin of the server", Kind::Tcp(FIN | ACK));
+        play.server_sends("fin of the server", Kind::Tcp(FIN | ACK));
         play.look();
     }
-    play.from_client("last ack", Kind::Tcp(ACK));
+    play.client_sends("last ack", Kind::Tcp(ACK));
     play.look();
 }
 
 fn reset(play: &mut Play<'_, '_>, way: Way) {
     way.serve(play, "-t");
-    play.from_client("syn", Kind::Tcp(SYN));
+    play.client_sends("syn", Kind::Tcp(SYN));
     if way.is_nat() {
-        play.from_server("refused", Kind::Tcp(RST | ACK));
+        play.server_sends("refused", Kind::Tcp(RST | ACK));
         play.look();
     }
     play.ports.client += 1;
-    play.from_client("second syn", Kind::Tcp(SYN));
-    play.from_client("reset", Kind::Tcp(RST));
+    play.client_sends("second syn", Kind::Tcp(SYN));
+    play.client_sends("reset", Kind::Tcp(RST));
     play.look();
-    play.from_client("syn again", Kind::Tcp(SYN));
+    play.client_sends("syn again", Kind::Tcp(SYN));
 }
 
 fn udp(play: &mut Play<'_, '_>, way: Way) {
     way.serve(play, "-u");
-    play.from_client("request", Kind::Udp);
+    play.client_sends("request", Kind::Udp);
     if way.is_nat() {
-        play.from_server("reply", Kind::Udp);
+        play.server_sends("reply", Kind::Udp);
     }
     play.look();
     let mut odd = play.request(Kind::Udp);
@@ -253,7 +256,7 @@ fn quote(packet: &Packet, bytes: usize) -> Vec<u8> {
 fn errors_of_clients(play: &mut Play<'_, '_>, way: Way) {
     for (protocol, kind) in [("-t", Kind::Tcp(SYN)), ("-u", Kind::Udp)] {
         way.serve(play, protocol);
-        play.from_client("opens", kind);
+        play.client_sends("opens", kind);
         let kind = if kind == Kind::Udp { kind } else { Kind::Tcp(ACK) };
         let reply = Packet { source: play.virtual_end(), ttl: 57, ..play.reply(kind) };
         for (kind, rest) in kinds(play.family) {
@@ -370,20 +373,20 @@ fn more_headers(play: &mut Play<'_, '_>, way: Way) {
 
 fn removal(play: &mut Play<'_, '_>, way: Way) {
     way.serve(play, "-u");
-    play.from_client("request", Kind::Udp);
+    play.client_sends("request", Kind::Udp);
     let at = play.virtual_end();
     let port = if way.is_nat() { play.ports.real } else { play.ports.service };
     let real = std::net::SocketAddr::new(server(way.families[1], 11), port);
     play.adm(&format!("-d -u {at} -r {real}"));
-    play.from_client("removed", Kind::Udp);
+    play.client_sends("removed", Kind::Udp);
     if way.is_nat() {
-        play.from_server("removed, back", Kind::Udp);
+        play.server_sends("removed, back", Kind::Udp);
     }
     play.look();
     way.add(play, "-u", 12, "");
-    play.from_client("another is there", Kind::Udp);
+    play.client_sends("another is there", Kind::Udp);
     way.add(play, "-u", 11, "");
-    play.from_client("returned", Kind::Udp);
+    play.client_sends("returned", Kind::Udp);
     play.look();
 }
 
@@ -392,18 +395,18 @@ fn nobody(play: &mut Play<'_, '_>) {
     for (protocol, kind) in [("-t", Kind::Tcp(SYN)), ("-u", Kind::Udp)] {
         let at = play.virtual_end();
         play.adm(&format!("-A {protocol} {at} -s wlc"));
-        play.from_client("no server", kind);
+        play.client_sends("no server", kind);
         let real = std::net::SocketAddr::new(server(play.family, 11), play.ports.service);
         play.adm(&format!("-a {protocol} {at} -r {real} -g -w 0"));
-        play.from_client("weight 0", kind);
+        play.client_sends("weight 0", kind);
         let frame = marked(&play.request(kind).bytes(), 0xb8, true);
         play.send("type of service", Side::Clients, &frame);
         let packet = Packet { payload: vec![7; 1200], ..play.request(kind) };
         play.send("long", Side::Clients, &packet.bytes());
         play.adm(&format!("-e {protocol} {at} -r {real} -g -w 1"));
-        play.from_client("weight 1", kind);
+        play.client_sends("weight 1", kind);
         play.adm(&format!("-e {protocol} {at} -r {real} -g -w 0"));
-        play.from_client("quiesced", if kind == Kind::Udp { kind } else { Kind::Tcp(ACK) });
+        play.client_sends("quiesced", if kind == Kind::Udp { kind } else { Kind::Tcp(ACK) });
         play.look();
     }
 }
@@ -424,9 +427,9 @@ fn strangers(play: &mut Play<'_, '_>) {
         ("syn fin", SYN | FIN),
     ] {
         play.ports.client += 1;
-        play.from_client(name, Kind::Tcp(flags));
+        play.client_sends(name, Kind::Tcp(flags));
     }
-    play.from_client("udp", Kind::Udp);
+    play.client_sends("udp", Kind::Udp);
     let mut packet = play.request(Kind::Tcp(SYN));
     packet.target.set_port(9);
     play.send("another port", Side::Clients, &packet.bytes());
@@ -460,15 +463,15 @@ fn reuse(play: &mut Play<'_, '_>) {
     for mode in [1, 0] {
         play.set("conn_reuse_mode", mode);
         play.ports.client += 1;
-        play.from_client("syn", Kind::Tcp(SYN));
-        play.from_client("ack", Kind::Tcp(ACK));
-        play.from_client("syn in the middle", Kind::Tcp(SYN));
-        play.from_client("reset", Kind::Tcp(RST));
+        play.client_sends("syn", Kind::Tcp(SYN));
+        play.client_sends("ack", Kind::Tcp(ACK));
+        play.client_sends("syn in the middle", Kind::Tcp(SYN));
+        play.client_sends("reset", Kind::Tcp(RST));
         // Until a timer frees it the kernel counts the old one too.
         if mode == 1 {
             play.look();
         }
-        play.from_client("syn after the end", Kind::Tcp(SYN));
+        play.client_sends("syn after the end", Kind::Tcp(SYN));
     }
     play.set("conn_reuse_mode", 1);
 }
@@ -492,12 +495,12 @@ fn sloppy(play: &mut Play<'_, '_>) {
         ("nothing", 0),
     ] {
         play.ports.client += 1;
-        play.from_client(name, Kind::Tcp(flags));
+        play.client_sends(name, Kind::Tcp(flags));
     }
     play.look();
     play.set("sloppy_tcp", 0);
     play.ports.client += 1;
-    play.from_client("ack, not sloppy", Kind::Tcp(ACK));
+    play.client_sends("ack, not sloppy", Kind::Tcp(ACK));
     play.look();
 }
 
@@ -511,8 +514,8 @@ fn persistence(play: &mut Play<'_, '_>) {
     }
     for number in 0..3 {
         play.ports.client += 1;
-        play.from_client(&format!("client 7, {number}"), Kind::Tcp(SYN));
-        play.from_client(&format!("client 7, {number}, ack"), Kind::Tcp(ACK));
+        play.client_sends(&format!("client 7, {number}"), Kind::Tcp(SYN));
+        play.client_sends(&format!("client 7, {number}, ack"), Kind::Tcp(ACK));
     }
     let mut neighbour = play.request(Kind::Tcp(SYN));
     neighbour.source.set_ip(client(play.family, 8));
@@ -521,6 +524,6 @@ fn persistence(play: &mut Play<'_, '_>) {
     let real = std::net::SocketAddr::new(server(play.family, 12), play.ports.service);
     play.adm(&format!("-e -t {at} -r {real} -g -w 0"));
     play.ports.client += 1;
-    play.from_client("quiesced", Kind::Tcp(SYN));
+    play.client_sends("quiesced", Kind::Tcp(SYN));
     play.look();
 }
