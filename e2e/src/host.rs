@@ -13,7 +13,8 @@ use rlvs_datapath::abi::{
     Tunnel, Wides, Word,
 };
 use rlvs_datapath::frame::{Answer, Frame, Growth, OFFSETS, Query, Verdict};
-use rlvs_datapath::process::{go_on, process};
+use rlvs_datapath::process::process;
+use rlvs_datapath::stage::go_on;
 use rlvs_datapath::tables::Tables;
 use rlvs_datapath::tunnel::{self, Brief};
 

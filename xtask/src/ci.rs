@@ -51,7 +51,7 @@ fn check_dependencies() -> Result<()> {
         Some(tool) => tool,
         None => run::cache()?.join("tools/bin/cargo-deny"),
     };
-    ensure!(tool.is_file(), "cargo-deny is not there: scripts/cargo-deny installs it");
+    ensure!(tool.is_file(), "cargo-deny is not there: `scripts/cargo-tool cargo-deny` installs it");
     let workspace = run::workspace()?;
     for manifest in ["Cargo.toml", "crates/rlvs-ebpf/Cargo.toml"] {
         let mut deny = Command::new(&tool);

@@ -8,6 +8,7 @@ mod ci;
 mod ebpf;
 mod fuzz;
 mod leftovers;
+mod package;
 mod run;
 mod smoke;
 mod tally;
@@ -36,6 +37,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Look for frames and tables that the forwarding function does not stand
     Fuzz(fuzz::Arguments),
+    /// Make the Debian package, or with --static an archive for other systems
+    Package(package::Arguments),
     /// Run the lab on Debian 12's kernel, in an emulator
     Smoke(smoke::Arguments),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Package(arguments) => package::run(&arguments),
         Task::Smoke(arguments) => smoke::run(&arguments),
     };
     match done {

@@ -26,8 +26,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
          sudo -E env \"PATH=$PATH\" cargo xtask test"
     );
     let filter = &arguments.filter;
-    let script = run::workspace()?.join("scripts/test-tools");
-    run::stage("test tools", || run::run(&mut Command::new(script)))?;
+    let scripts = run::workspace()?.join("scripts");
+    run::stage("test tools", || {
+        run::run(&mut Command::new(scripts.join("test-tools")))?;
+        run::run(Command::new(scripts.join("cargo-tool")).arg("cargo-deb"))?;
+        run::run(&mut Command::new(scripts.join("debian-root")))
+    })?;
     run::stage("build", || {
         run::run(run::cargo()?.args(["build", "--workspace", "--all-targets"]))
     })?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use rlvs_conf::grammar::{Keyword, ROOT, document, inner};
+use rlvs_conf::grammar::{Keyword, ROOT, document, inner, manual};
 
 #[test]
 fn the_page_is_made_from_the_table() {
@@ -32,4 +32,16 @@ fn a_block_has_a_keyword_once_and_a_meaning_for_each() {
         }
     }
     check(ROOT, "the top level");
+}
+
+#[test]
+fn the_manual_page_has_every_keyword() {
+    fn check(rows: &'static [Keyword], page: &str) {
+        for row in rows {
+            let item = format!(".TP\n.B {}", row.name.replace('-', "\\-"));
+            assert!(page.contains(&item), "{}", row.name);
+            check(inner(row), page);
+        }
+    }
+    check(ROOT, &manual("0"));
 }

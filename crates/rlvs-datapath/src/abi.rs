@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = 8;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -687,7 +687,7 @@ pub struct Route {
 pub struct Totals {
     /// Connections, packets in, packets out, bytes in, bytes out of freed destinations.
     pub retired: [u64; 5],
-    /// Kept for zero points.
+    /// Makes it a cache line.
     pub reserved: [u64; 3],
 }
 

@@ -9,15 +9,14 @@ use crate::abi::{
 };
 use crate::connection::{Context, Found, Value};
 use crate::endpoint;
+use crate::forward::{account, does_not_fit, forward};
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop;
 use crate::ip::{End, Ip, Packet, Substitute};
 use crate::local;
-use crate::process::{
-    Stage, account, complain, complain_of_length, does_not_fit, forward, leave_too_big,
-};
 use crate::reason::Reason;
-use crate::refuse::Complaint;
+use crate::refuse::{Complaint, complain, complain_of_length, leave_too_big};
+use crate::stage::Stage;
 use crate::tables::{Tables, bump};
 use crate::wide::{Key, ports_of};
 

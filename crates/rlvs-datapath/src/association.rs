@@ -13,8 +13,10 @@ use rlvs_wire::{ipsec, sctp, u8_at, u16_at, u32_at, udp};
 use crate::connection::Context;
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
-use crate::process::{self, Stage};
+use crate::opening::start;
 use crate::reason::Reason;
+use crate::rest::carry;
+use crate::stage::Stage;
 use crate::tables::Tables;
 use states::{event, event_of};
 
@@ -35,7 +37,7 @@ pub fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) 
         },
     };
     let open = Stage::associate::<A>();
-    process::carry::<A, F, T, false>(context, frame, &packet, &known_as, open)
+    carry::<A, F, T, false>(context, frame, &packet, &known_as, open)
 }
 
 /// An SCTP packet that may open an association.
@@ -43,7 +45,7 @@ pub fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) 
 pub fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
     match parse::<A, F>(frame) {
         Ok(packet) if packet.protocol != sctp::PROTOCOL => Verdict::Pass(Reason::NoConnection),
-        Ok(packet) => process::start::<A, F, T, false>(context, frame, &packet, Stage::sctp::<A>()),
+        Ok(packet) => start::<A, F, T, false>(context, frame, &packet, Stage::sctp::<A>()),
         Err(reason) => Verdict::Pass(reason),
     }
 }

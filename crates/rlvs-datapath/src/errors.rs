@@ -15,11 +15,13 @@ use rlvs_wire::{
 
 use crate::abi::{Destination, Row, Service, method};
 use crate::connection::Context;
+use crate::forward::{does_not_fit, forward};
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, IP, Ip, L4_V4, L4_V6, Packet, Substitute, V4, V6, lower_v4};
-use crate::process::{Half, Stage, does_not_fit, forward};
+use crate::process::Half;
 use crate::reason::Reason;
+use crate::stage::Stage;
 use crate::tables::{Tables, bump};
 
 /// An ICMP message to or from anybody.

@@ -10,15 +10,18 @@
 
 use crate::abi::{FRAGMENT_BUCKETS, SLOTS6, Slot4};
 use crate::connection::Context;
+use crate::forward::{answer, deliver};
 use crate::frame::{Frame, Verdict};
 use crate::hash;
 use crate::ip::{Flow, Ip, Packet};
 use crate::layout::{Layout, Piece};
 use crate::local::Sender;
 use crate::moved::Moved;
-use crate::process::{Half, Stage, answer, deliver, leave_too_big};
+use crate::process::Half;
 use crate::reason::Reason;
+use crate::refuse::leave_too_big;
 use crate::schedule::{Opening, quiet};
+use crate::stage::Stage;
 use crate::state;
 use crate::tables::Tables;
 

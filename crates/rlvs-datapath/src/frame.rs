@@ -9,8 +9,8 @@ use rlvs_wire::{checksum, crc32c};
 
 use crate::abi::{Hop, Tunnel};
 use crate::ip::{Ip, Substitute};
-use crate::process::Stage;
 use crate::reason::Reason;
+use crate::stage::Stage;
 use crate::tunnel::Brief;
 
 /// What becomes of a packet. The body carries it out and nothing else.

@@ -68,6 +68,59 @@ const TOS_QUOTED: u8 = 0x1e;
 const QUOTED_UDP: usize = 8;
 const IP: usize = ethernet::LENGTH;
 
+/// Answers a packet with an ICMP error, in the name of whom it was sent to.
+#[inline(always)]
+pub(crate) fn complain<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    complaint: Complaint,
+    reason: Reason,
+) -> Verdict {
+    if !context.may_complain() {
+        return Verdict::Drop(Reason::IcmpLimited);
+    }
+    let verdict = refuse(frame, packet, complaint);
+    // One that fails is counted under its own reason.
+    if matches!(verdict, Verdict::Transmit { .. }) {
+        context.count(reason);
+    }
+    verdict
+}
+
+/// Tells the sender of a packet how long it may be, unless he lets routers cut it into fragments,
+/// which we do not.
+#[inline(always)]
+pub(crate) fn complain_of_length<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    mtu: u32,
+) -> Verdict {
+    if may_be_cut::<A, F>(frame) {
+        return Verdict::Drop(Reason::TooBig);
+    }
+    complain(context, frame, packet, Complaint::TooBig { mtu }, Reason::TooBig)
+}
+
+/// Leaves a packet that is too long to the stack, which answers it in the director's name, as it comes
+/// to the same conclusion.
+#[inline(always)]
+pub(crate) fn leave_too_big<A: Ip, F: Frame>(frame: &mut F) -> Verdict {
+    if may_be_cut::<A, F>(frame) {
+        Verdict::Drop(Reason::TooBig)
+    } else {
+        Verdict::Pass(Reason::TooBig)
+    }
+}
+
+/// Returns whether routers may cut a packet into fragments.
+#[inline(always)]
+fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
+    let whole = |head: &mut [u8; 34]| u16_at(head, IP + ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT != 0;
+    A::FAMILY == 4 && !frame.head::<34>().is_some_and(whole)
+}
+
 /// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP header and the whole TCP or UDP header without options.
 #[inline(always)]
 pub fn refuse<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, complaint: Complaint) -> Verdict {

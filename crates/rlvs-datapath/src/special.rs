@@ -14,9 +14,10 @@ use crate::abi::{
 use crate::connection::{Context, Key, Value};
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
-use crate::process::{Stage, refuse_start};
+use crate::opening::refuse_start;
 use crate::reason::Reason;
 use crate::schedule::{DONE, NEXT, OPENED, SEARCHING, THERE, quiet};
+use crate::stage::Stage;
 use crate::state::{self, Seen, State};
 use crate::tables::{Tables, bump};
 use crate::template::{ABSENT, CONTROLS, ID};
@@ -71,7 +72,7 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
 
 /// Makes the entries of a new connection, by what the stages before have left.
 #[inline(always)]
-pub fn join<A: Ip, T: Tables>(context: &Context<'_, T>) -> Verdict {
+pub fn join<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, _: &mut F) -> Verdict {
     let Some(scratch) = context.tables.scratch(context.tables.cpu()) else {
         return Verdict::Drop(Reason::Inconsistent);
     };

@@ -2,7 +2,7 @@
 //! is, and one for each stage that it may hand on to.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch, core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics, macro_metavar_expr_concat)]
 #![allow(internal_features, reason = "compare-and-swap has no stable spelling on this target")]
 
 mod frame;
@@ -16,7 +16,10 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use rlvs_datapath::frame::{Frame, Verdict};
 use rlvs_datapath::ip::{V4, V6};
-use rlvs_datapath::{local, process, schedulers};
+use rlvs_datapath::process::{process, settle};
+use rlvs_datapath::{
+    apart, association, errors, fragment, local, mss, opening, relay, rest, schedulers, special,
+};
 
 use crate::frame::{TcFrame, XdpFrame};
 use crate::maps::{Maps, STAGES_TC, STAGES_XDP};
@@ -65,7 +68,7 @@ fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -
 /// Defines the programs of one step for both bodies, inlined into the frames that the macros of aya put
 /// around them: see "BPF rules learned here" on the stack.
 macro_rules! programs {
-    ($($xdp:ident, $tc:ident: $decide:expr;)*) => {$(
+    ($xdp:ident, $tc:ident: $decide:expr) => {
         #[xdp(frags)]
         #[inline(always)]
         pub fn $xdp(ctx: XdpContext) -> u32 {
@@ -77,41 +80,46 @@ macro_rules! programs {
         pub fn $tc(ctx: TcContext) -> i32 {
             on_tc(&ctx, $decide)
         }
-    )*};
+    };
 }
 
-programs! {
-    rlvs_xdp, rlvs_tc: process::process;
-    rlvs_xdp_open4, rlvs_tc_open4: process::open::<V4, _, _>;
-    rlvs_xdp_open6, rlvs_tc_open6: process::open::<V6, _, _>;
-    rlvs_xdp_rest4, rlvs_tc_rest4: process::rest::<V4, _, _>;
-    rlvs_xdp_rest6, rlvs_tc_rest6: process::rest::<V6, _, _>;
-    rlvs_xdp_icmp4, rlvs_tc_icmp4: process::icmp::<V4, _, _>;
-    rlvs_xdp_icmp6, rlvs_tc_icmp6: process::icmp::<V6, _, _>;
-    rlvs_xdp_odd4, rlvs_tc_odd4: process::odd::<V4, _, _>;
-    rlvs_xdp_odd6, rlvs_tc_odd6: process::odd::<V6, _, _>;
-    rlvs_xdp_sctp4, rlvs_tc_sctp4: process::sctp::<V4, _, _>;
-    rlvs_xdp_sctp6, rlvs_tc_sctp6: process::sctp::<V6, _, _>;
-    rlvs_xdp_begin4, rlvs_tc_begin4: process::odd_open::<V4, _, _>;
-    rlvs_xdp_begin6, rlvs_tc_begin6: process::odd_open::<V6, _, _>;
-    rlvs_xdp_peers4, rlvs_tc_peers4: process::peers::<V4, _, _>;
-    rlvs_xdp_peers6, rlvs_tc_peers6: process::peers::<V6, _, _>;
-    rlvs_xdp_associate4, rlvs_tc_associate4: process::associate::<V4, _, _>;
-    rlvs_xdp_special4, rlvs_tc_special4: process::special::<V4, _, _>;
-    rlvs_xdp_special6, rlvs_tc_special6: process::special::<V6, _, _>;
-    rlvs_xdp_join4, rlvs_tc_join4: process::join::<V4, _, _>;
-    rlvs_xdp_join6, rlvs_tc_join6: process::join::<V6, _, _>;
-    rlvs_xdp_apart4, rlvs_tc_apart4: process::apart::<V4, _, _>;
-    rlvs_xdp_apart6, rlvs_tc_apart6: process::apart::<V6, _, _>;
-    rlvs_xdp_back4, rlvs_tc_back4: process::back::<V4, _, _>;
-    rlvs_xdp_back6, rlvs_tc_back6: process::back::<V6, _, _>;
-    rlvs_xdp_associate6, rlvs_tc_associate6: process::associate::<V6, _, _>;
-    rlvs_xdp_clamp4, rlvs_tc_clamp4: process::clamp::<V4, _, _>;
-    rlvs_xdp_clamp6, rlvs_tc_clamp6: process::clamp::<V6, _, _>;
-    rlvs_xdp_relay4, rlvs_tc_relay4: process::relay::<V4, _, _>;
-    rlvs_xdp_relay6, rlvs_tc_relay6: process::relay::<V6, _, _>;
-    rlvs_xdp_search, rlvs_tc_search: |_, maps| schedulers::search(maps);
+/// Defines the programs of all stages.
+macro_rules! stage_programs {
+    (
+        once {$(
+            $(#[$about_one:meta])*
+            $one:ident $one_name:ident = $one_module:ident::$one_work:ident, $one_group:ident;
+        )*}
+        each {$(
+            $(#[$about:meta])*
+            $stage:ident: $four:ident $name4:ident, $six:ident $name6:ident
+                = $module:ident::$work:ident, $group:ident;
+        )*}
+    ) => {
+        $(programs! {
+            ${concat(rlvs_xdp_, $one_name)}, ${concat(rlvs_tc_, $one_name)}:
+            |_, maps| $one_module::$one_work(maps)
+        })*
+        $(
+            programs! {
+                ${concat(rlvs_xdp_, $name4)}, ${concat(rlvs_tc_, $name4)}:
+                |frame, maps| settle(frame, maps, |context, frame, _| {
+                    $module::$work::<V4, _, _>(context, frame)
+                })
+            }
+            programs! {
+                ${concat(rlvs_xdp_, $name6)}, ${concat(rlvs_tc_, $name6)}:
+                |frame, maps| settle(frame, maps, |context, frame, _| {
+                    $module::$work::<V6, _, _>(context, frame)
+                })
+            }
+        )*
+    };
 }
+
+programs! { rlvs_xdp, rlvs_tc: process }
+
+rlvs_datapath::stages!(stage_programs);
 
 /// Hangs where frames leave, if there are real servers on this host.
 #[classifier]

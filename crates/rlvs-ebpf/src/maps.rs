@@ -14,11 +14,10 @@ use rlvs_datapath::abi::{
     Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6,
     Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, IDS, INTERFACE_BUCKETS,
     Interfaces, LOCK_KINDS, LOCKS, Limit, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
-    PRESENCE_WORDS, REASONS, RING_ELEMENTS, RING_LINES, ROUTES, RingLine, Route, Row, Schedule,
-    Scratch, Service, Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT, Wides,
-    Word,
+    PRESENCE_WORDS, REASONS, RING_LINES, ROUTES, RingLine, Route, Row, Schedule, Scratch, Service,
+    Settings, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT, Wides, Word,
 };
-use rlvs_datapath::process::Stage;
+use rlvs_datapath::stage::Stage;
 use rlvs_datapath::tables::{SPINS, Step, Tables};
 
 /// BPF_F_MMAPABLE: commands read and write through memory.
@@ -95,7 +94,7 @@ static BASES: Array<Base, { ESTIMATES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "sweep")]
 pub static SWEEP: Array<Sweep, 1> = Array::new();
 
-/// The programs of the stages, by [`Stage`](rlvs_datapath::process::Stage).
+/// The programs of the stages, by [`Stage`](rlvs_datapath::stage::Stage).
 #[btf_map(name = "stages_xdp")]
 pub static STAGES_XDP: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
 #[btf_map(name = "stages_tc")]

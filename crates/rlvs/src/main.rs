@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
 use rlvs::{check, face, keepalived, lab, man, mark, proc, set};
 
@@ -34,6 +34,8 @@ enum Command {
     Proc(proc::Arguments),
     /// Prints a manual page
     Man(man::Arguments),
+    /// Prints what completes command lines in a shell
+    Completions(man::CompletionArguments),
     /// Reads a keepalived.conf, and tells what is wrong with it or what it means
     Check(check::Arguments),
     /// Gives packets firewall marks, for services of `ipvsadm -f`
@@ -69,7 +71,8 @@ fn main() -> ExitCode {
         Command::Status => face::status(),
         Command::Set(arguments) => set::run(&arguments),
         Command::Proc(arguments) => proc::run(&arguments),
-        Command::Man(arguments) => man::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments, Arguments::command()),
+        Command::Completions(arguments) => man::run_completions(&arguments, Arguments::command()),
         Command::Check(arguments) => check::run(&arguments),
         Command::Mark(arguments) => mark::run(&arguments),
         Command::Uninstall => face::uninstall(),

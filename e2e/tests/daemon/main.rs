@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod site;
+mod state;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,16 +1,18 @@
 //! The one table of keywords: what stands where, what it takes, what it means.
 //!
-//! The parser, the suggestions and `docs/keepalived.md` are made from it.
+//! The parser, the suggestions, `docs/keepalived.md` and keepalived.conf(5) are made from it.
 
 mod check;
 mod document;
 mod global;
+mod manual;
 mod root;
 mod route;
 mod service;
 mod vrrp;
 
 pub use document::document;
+pub use manual::manual;
 pub use root::ROOT;
 
 /// What a word must be.

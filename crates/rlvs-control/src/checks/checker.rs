@@ -84,6 +84,11 @@ impl Checker {
         if good { self.succeeded(timing) } else { self.failed(timing) }
     }
 
+    /// Returns how many rounds in a row have spoken for a change.
+    pub(super) fn rounds(&self) -> u32 {
+        if self.up { self.bad_rounds } else { self.good_rounds }
+    }
+
     fn succeeded(&mut self, timing: &Timing) -> Step {
         self.failed = 0;
         self.bad_rounds = 0;

@@ -7,6 +7,7 @@
 //! destination that takes connections, but for servers whose own weight is 0.
 
 mod checker;
+mod history;
 mod pool;
 mod quorum;
 mod reload;
@@ -21,6 +22,8 @@ use std::time::Instant;
 use crate::model::{Destination, DestinationId};
 use checker::Checker;
 pub use checker::{FIRST_ROUND_MAX, Outcome, Timing};
+use history::{CheckHistory, History};
+pub use history::{CheckReport, Last, ServerReport, ServiceReport};
 pub use quorum::Quorum;
 
 /// A check. No other ever has its number.
@@ -169,6 +172,7 @@ struct ServiceState<R> {
     servers: Vec<ServerState<R>>,
     held: bool,
     suspended: bool,
+    history: History,
 }
 
 #[derive(Clone, Debug)]
@@ -178,6 +182,7 @@ struct ServerState<R> {
     checks: Vec<CheckState<R>>,
     /// Weight that a check asks for.
     asked: Option<u32>,
+    history: History,
 }
 
 #[derive(Clone, Debug)]
@@ -187,6 +192,7 @@ struct CheckState<R> {
     checker: Checker,
     running: Option<AttemptId>,
     timer: Option<Instant>,
+    history: CheckHistory,
 }
 
 impl<R: Clone + PartialEq> Health<R> {
@@ -235,6 +241,7 @@ impl<R: Clone + PartialEq> Health<R> {
                 continue;
             }
             check.running = Some(attempt);
+            check.history.begins(now);
             let deadline = now + check.check.timing.deadline;
             check.timer = Some(deadline);
             self.timers.insert((deadline, id));
@@ -294,14 +301,15 @@ impl<R: Clone + PartialEq> Health<R> {
             Outcome::Bad(_) => check.checker.finished(&timing, false),
             Outcome::Unknown(_) => checker::Step { pause: timing.delay_loop, changed: false },
         };
+        check.history.ended(&outcome, step.changed, now);
         self.set_timer(id, Some(now + step.pause));
         if step.changed || outcome != Outcome::Good {
-            self.conclude(id, outcome, step.changed);
+            self.conclude(id, outcome, step.changed, now);
         }
     }
 
     /// Draws a server's conclusion from an attempt that changed something or is worth telling.
-    fn conclude(&mut self, id: CheckId, outcome: Outcome, changed: bool) {
+    fn conclude(&mut self, id: CheckId, outcome: Outcome, changed: bool, now: Instant) {
         let Some(&Place { service, .. }) = self.places.get(&id) else { return };
         let Some((server, at)) = self.server(id) else { return };
         let mut told = Vec::new();
@@ -325,14 +333,20 @@ impl<R: Clone + PartialEq> Health<R> {
         };
         let others = server.checks.iter().enumerate().all(|(i, c)| i == at || c.checker.up);
         if changed && others {
-            told.push(if server.is_up() { What::Up } else { What::Down(why) });
+            if server.is_up() {
+                server.history.rises(now);
+                told.push(What::Up);
+            } else {
+                server.history.falls(Some(why.clone()), now);
+                told.push(What::Down(why));
+            }
         }
         let weight = server.asked.filter(|_| server.asked != asked);
         told.extend(weight.map(What::Weight));
         let of = Some(server.destination.id);
         told.into_iter().for_each(|what| self.tell(service, of, what));
         if changed || weight.is_some() {
-            self.judge(service);
+            self.judge(service, now);
             self.outputs.push_back(Output::Pool(self.services[service].name.clone()));
         }
     }
@@ -361,12 +375,17 @@ impl<R: Clone + PartialEq> Health<R> {
     }
 
     /// Holds a service's sum of good weights against its quorum.
-    fn judge(&mut self, at: usize) {
+    fn judge(&mut self, at: usize, now: Instant) {
         let service = &mut self.services[at];
         let (sum, total) = (service.good_weight(), service.configured_weight());
         let held = service.quorum.holds(service.held, sum, total);
         if std::mem::replace(&mut service.held, held) == held {
             return;
+        }
+        if held {
+            service.history.rises(now);
+        } else {
+            service.history.falls(None, now);
         }
         let what = if held {
             What::QuorumGained { sum, needed: service.quorum.gained_at(total) }

@@ -10,7 +10,7 @@ impl<R> ServerState<R> {
     }
 
     /// Returns its weight while it is good.
-    fn weight(&self) -> u32 {
+    pub(super) fn weight(&self) -> u32 {
         self.asked.unwrap_or(self.destination.weight)
     }
 

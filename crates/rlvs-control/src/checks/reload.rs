@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::checker::{Checker, FIRST_ROUND_MAX};
+use super::history::{CheckHistory, History};
 use super::{
     Check, CheckId, CheckState, Health, Output, Place, Server, ServerState, Service, ServiceState,
 };
@@ -27,7 +28,7 @@ impl<R: Clone + PartialEq> Health<R> {
         }
         self.find_places();
         for at in 0..self.services.len() {
-            self.judge(at);
+            self.judge(at, now);
             self.outputs.push_back(Output::Pool(self.services[at].name.clone()));
         }
     }
@@ -54,6 +55,8 @@ impl<R: Clone + PartialEq> Health<R> {
         let Service { name, quorum, sorry, servers } = service;
         let held = before.as_ref().is_none_or(|before| before.held);
         let suspended = before.as_ref().is_some_and(|before| before.suspended);
+        let history = before.as_ref().map(|before| before.history.clone());
+        let history = history.unwrap_or_else(|| History::new(now));
         let mut old: BTreeMap<DestinationId, ServerState<R>> = before
             .into_iter()
             .flat_map(|before| before.servers)
@@ -67,7 +70,7 @@ impl<R: Clone + PartialEq> Health<R> {
             })
             .collect();
         self.forget(old.into_values().flat_map(|server| server.checks));
-        ServiceState { name, quorum, sorry, servers, held, suspended }
+        ServiceState { name, quorum, sorry, servers, held, suspended, history }
     }
 
     fn server_state(
@@ -82,6 +85,8 @@ impl<R: Clone + PartialEq> Health<R> {
         let asked = before.as_ref().and_then(|old| old.asked).filter(|_| same);
         let known = before.is_some();
         let was_up = before.as_ref().is_none_or(|old| old.checks.iter().all(|c| c.checker.up));
+        let history = before.as_ref().map(|old| old.history.clone());
+        let history = history.unwrap_or_else(|| History::new(now));
         let mut old = before.map(|old| old.checks).unwrap_or_default();
         let checks = checks
             .into_iter()
@@ -96,7 +101,7 @@ impl<R: Clone + PartialEq> Health<R> {
             })
             .collect();
         self.forget(old);
-        ServerState { destination, inhibit, checks, asked }
+        ServerState { destination, inhibit, checks, asked, history }
     }
 
     fn check_state(
@@ -113,7 +118,8 @@ impl<R: Clone + PartialEq> Health<R> {
         let spread = part(timing.delay_loop, self.seed, u64::from(id.0) * 2 + 1);
         let timer = (!suspended).then_some(now + first);
         self.timers.extend(timer.map(|at| (at, id)));
-        CheckState { id, check, checker: Checker::new(up, spread), running: None, timer }
+        let (checker, history) = (Checker::new(up, spread), CheckHistory::new(now));
+        CheckState { id, check, checker, running: None, timer, history }
     }
 
     fn forget(&mut self, checks: impl IntoIterator<Item = CheckState<R>>) {

@@ -41,6 +41,26 @@ pub enum Rejection {
     Resignation,
 }
 
+impl Rejection {
+    /// Returns its name in the daemon's state and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Length => "length",
+            Self::Version => "version",
+            Self::Type => "type",
+            Self::Checksum => "checksum",
+            Self::Hops => "hops",
+            Self::Destination => "destination",
+            Self::Own => "own",
+            Self::Stranger => "stranger",
+            Self::AuthenticationType => "authentication_type",
+            Self::Password => "password",
+            Self::Interval => "interval",
+            Self::Resignation => "resignation",
+        }
+    }
+}
+
 impl fmt::Display for Rejection {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         to.pad(match self {

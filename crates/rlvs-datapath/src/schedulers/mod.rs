@@ -3,7 +3,7 @@
 //! What a scheduler knows beforehand the control plane lays out as a *ring*: the order of picks, a
 //! hash table, or the list of destinations that may be chosen, newest first as the kernel's. Where one
 //! element answers, `Context::pick` does; where many must be looked at, the stage
-//! [`Search`](crate::process::Stage::Search) does, which has a stack of its own. They talk through an
+//! [`Search`](crate::stage::Stage::Search) does, which has a stack of its own. They talk through an
 //! [`Errand`](crate::abi::Errand).
 //!
 //! `p2c` is our own: of two destinations, drawn by weight, the one with less load for its weight. It
@@ -80,7 +80,7 @@ impl Ring {
 const LIMITED: u64 = 1 << 63;
 
 /// Returns whether a scheduler looks at many destinations, its own thresholds aside: whether its
-/// services need the stage [`Search`](crate::process::Stage::Search).
+/// services need the stage [`Search`](crate::stage::Stage::Search).
 #[inline(always)]
 pub const fn searches(scheduler: u32, flags: u32) -> bool {
     match scheduler {

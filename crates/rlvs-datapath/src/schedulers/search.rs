@@ -9,8 +9,8 @@ use crate::abi::{scheduler, scheduler_flag};
 use crate::connection::Context;
 use crate::frame::Verdict;
 use crate::hash;
-use crate::process::Stage;
 use crate::reason::Reason;
+use crate::stage::Stage;
 use crate::tables::{Step, Tables, Time, of_destination};
 
 /// What is searched for.

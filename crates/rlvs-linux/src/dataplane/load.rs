@@ -90,7 +90,7 @@ pub(super) fn load(unfinished: &Unfinished, sizes: Sizes, bodies: &[Body]) -> Re
     }
     // The settings come first: from the first packet on the programs rely on them.
     Maps::open_unchecked(folder)?.settings.update(0, &settings(cpus, sizes)?)?;
-    let refused = stages::load(&mut bpf, bodies, &[Group::Ordinary], &[RLVS_OUT, RLVS_ARM])?;
+    let refused = stages::load(&mut bpf, bodies, Group::ALWAYS, &[RLVS_OUT, RLVS_ARM])?;
     tell(&refused);
     for &body in bodies {
         pin(&mut bpf, folder, body)?;

@@ -10,7 +10,8 @@ use std::thread;
 use aya::Ebpf;
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::{Program, ProgramError};
-use rlvs_datapath::process::Stage;
+pub use rlvs_datapath::stage::Group;
+use rlvs_datapath::stage::Stage;
 
 use super::error::Error;
 use super::load::{load_error, program_error};
@@ -49,63 +50,6 @@ impl Body {
             Self::Xdp => "stages_xdp",
             Self::Tc => "stages_tc",
         }
-    }
-}
-
-/// Stages that are needed together. Without its stage a packet is left to the stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
-    /// By every table.
-    Ordinary,
-    /// By services of SCTP, and of the key exchange of IPsec.
-    Associations,
-    /// By services with this host among their direct destinations.
-    Peers,
-    /// Where the largest segment that ends announce is limited.
-    Clamps,
-    /// By destinations at the end of a tunnel.
-    Tunnels,
-    /// By services whose scheduler looks at many destinations, or with thresholds.
-    Search,
-    /// By persistent services, those without a port or an address, and those of single packets.
-    Special,
-}
-
-impl Group {
-    /// All groups.
-    pub const ALL: [Self; 7] = [
-        Self::Ordinary,
-        Self::Associations,
-        Self::Peers,
-        Self::Clamps,
-        Self::Tunnels,
-        Self::Search,
-        Self::Special,
-    ];
-
-    const fn of(stage: Stage) -> Self {
-        match stage {
-            Stage::Sctp4 | Stage::Sctp6 | Stage::Associate4 | Stage::Associate6 => {
-                Self::Associations
-            }
-            Stage::Peers4 | Stage::Peers6 => Self::Peers,
-            Stage::Clamp4 | Stage::Clamp6 => Self::Clamps,
-            Stage::Relay4 | Stage::Relay6 => Self::Tunnels,
-            Stage::Search => Self::Search,
-            Stage::Special4
-            | Stage::Special6
-            | Stage::Join4
-            | Stage::Join6
-            | Stage::Apart4
-            | Stage::Apart6
-            | Stage::Back4
-            | Stage::Back6 => Self::Special,
-            _ => Self::Ordinary,
-        }
-    }
-
-    fn stages(self) -> impl Iterator<Item = Stage> {
-        Stage::ALL.into_iter().filter(move |&stage| Self::of(stage) == self)
     }
 }
 
@@ -172,7 +116,7 @@ pub(super) fn ensure(
 
 /// Returns the groups that a body of a folder of pins has, and that which all need.
 pub(super) fn groups(folder: &Folder) -> Result<Vec<Group>, Error> {
-    let mut groups = vec![Group::Ordinary];
+    let mut groups = Group::ALWAYS.to_vec();
     for group in Group::ALL {
         for (body, stage) in
             Body::ALL.into_iter().flat_map(|body| group.stages().map(move |stage| (body, stage)))
@@ -204,7 +148,7 @@ fn load_stages(bpf: &mut Ebpf, stages: &[(Body, Stage)]) -> Result<Vec<String>, 
         let is_optional = names
             .iter()
             .zip(stages)
-            .any(|(other, (_, stage))| *other == name && stage.is_optional());
+            .any(|(other, (_, stage))| *other == name && stage.group().is_optional());
         match error {
             Error::Load { .. } if is_optional => missing.push(name),
             error => return Err(error),
@@ -272,7 +216,8 @@ fn load_one(name: &str, program: &mut Program) -> Result<(), Error> {
 /// # Errors
 /// As [`load`].
 pub fn connect_all(bpf: &mut Ebpf, body: Body) -> Result<(), Error> {
-    connect(bpf, &Stage::ALL.map(|stage| (body, stage)))
+    let stages: Vec<_> = Stage::ALL.iter().map(|&stage| (body, stage)).collect();
+    connect(bpf, &stages)
 }
 
 /// Tells the first programs of bodies, by their maps, where the loaded programs of stages are. They
@@ -282,7 +227,7 @@ fn connect(bpf: &mut Ebpf, stages: &[(Body, Stage)]) -> Result<(), Error> {
         let failed = |error: &dyn std::error::Error| load_error(body.stages(), error);
         let name = body.stage(stage);
         let fd = match bpf.program(&name).ok_or_else(|| missing(&name))?.fd() {
-            Err(ProgramError::NotLoaded) if stage.is_optional() => continue,
+            Err(ProgramError::NotLoaded) if stage.group().is_optional() => continue,
             fd => fd.map_err(|error| failed(&error))?,
         };
         let fd = fd.try_clone().map_err(|error| failed(&error))?;

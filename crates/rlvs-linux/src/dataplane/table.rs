@@ -10,6 +10,10 @@
 
 mod batch;
 mod counters;
+mod ends;
+mod retire;
+mod ring;
+mod shown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -19,39 +23,31 @@ use nix::fcntl::Flock;
 use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
-    Connection, Destination as Wanted, DestinationEntry, DestinationId, ForwardingMethod,
-    Persistence, Protocol, Service as WantedService, ServiceEntry, ServiceId, Timeouts,
+    Connection, Destination as Wanted, DestinationId, Protocol, Service as WantedService,
+    ServiceEntry, ServiceId, Timeouts,
 };
-use rlvs_control::ring::{self, Kind, Member, State, Stored};
-use rlvs_control::scheduler::{self, Candidate};
+use rlvs_control::ring::State;
 use rlvs_control::table::{Error, Table};
-use rlvs_datapath::abi::{
-    Counts, Destination, IDS, RING_LINE, Schedule, Service, destination_flag, endpoint_kind,
-    method, service_flag, settings_flag,
-};
-use rlvs_datapath::schedulers::{Ring, is_overloaded_after, searches};
+use rlvs_datapath::abi::{Destination, IDS, Schedule, Service, destination_flag, service_flag};
 
 use super::connections;
-use super::endpoints::{self, Endpoint};
+use super::endpoints::Endpoint;
 use super::load;
 use super::local;
 use super::maps::Maps;
 use super::neighbours::Ways;
 use super::pins::{self, Folder};
 use super::records::{
-    self, address, associates, family, is_available, method_number, method_of, octets,
-    scheduler_name, scheduler_number, service_id, set_deltas,
+    self, address, associates, family, is_available, octets, scheduler_number, service_id,
+    set_deltas,
 };
 use super::stages::Group;
 pub use batch::Work;
 pub use counters::Total;
+use ends::reply_endpoint;
 
 /// The size that `ipvsadm -L` shows: the kernel's default, for which scripts may look.
 const SHOWN_SIZE: u32 = 4096;
-/// How long a destination without connections is remembered, as the kernel's trash.
-const REMEMBERED_S: u32 = 120;
-/// Reply endpoint ids begin here: services have those below.
-const REPLY_IDS: u32 = IDS;
 
 /// The table of the calling thread's network namespace.
 #[derive(Debug)]
@@ -244,361 +240,6 @@ impl BpfTable {
         ids
     }
 
-    /// Returns the destinations of a service as its scheduler sees them.
-    fn candidates(&self, service: u32) -> Vec<Candidate> {
-        let candidate = |id| {
-            let record = self.destination_record(id);
-            Candidate {
-                id,
-                weight: record.weight,
-                last_weight: record.last_weight,
-                limited: record.upper != 0,
-                address: address(record.family, record.address),
-                port: u16::from_be_bytes(record.port),
-            }
-        };
-        self.list(service).into_iter().map(candidate).collect()
-    }
-
-    fn members(&self, service: u32) -> Vec<Member> {
-        scheduler::members(&self.candidates(service))
-    }
-
-    /// Returns where a service's scheduler stands; `None` if it does not stand anywhere.
-    fn state(&self, id: u32, members: &[Member]) -> Option<State> {
-        let kind = scheduler::kind(self.service_record(id).scheduler)?;
-        let schedule = self.maps.schedules.read(id)?;
-        let stored = Stored {
-            base: schedule.base.get(),
-            last: schedule.last.get() as u32,
-            level: schedule.level.get() as u32,
-        };
-        Some(ring::resume(kind, members, stored, schedule.position.get()))
-    }
-
-    /// Lays out what a service's scheduler goes by and puts it in force.
-    fn publish(
-        &mut self,
-        id: u32,
-        state: impl FnOnce(&[Member], Kind) -> State,
-    ) -> Result<(), super::Error> {
-        self.published += 1;
-        let list = self.candidates(id);
-        let record = self.service_record(id);
-        let kind = scheduler::kind(record.scheduler);
-        let state = kind.map(|kind| state(&scheduler::members(&list), kind));
-        let position = self.maps.schedules.read(id).map_or(0, |schedule| schedule.position.get());
-        let layout = scheduler::lay_out(record.scheduler, &list, state, position);
-        let limited = list.iter().any(|one| one.limited);
-        if limited || searches(record.scheduler, record.scheduler_flags) && record.scheduler != 0 {
-            load::ensure_group(Group::Search)?;
-        }
-        let length = layout.elements.len() as u32;
-        let line = self.allocate(length.div_ceil(RING_LINE))?;
-        let mut elements = layout.elements;
-        elements.resize(length.next_multiple_of(RING_LINE) as usize, 0);
-        for (index, element) in (line * RING_LINE..).zip(elements) {
-            self.maps.rings.write(index, element);
-        }
-        self.store(id, |record| &record.base, layout.stored.base);
-        self.store(id, |record| &record.last, layout.stored.last.into());
-        self.store(id, |record| &record.level, layout.stored.level.into());
-        let ring = Ring::new(record.scheduler, record.scheduler_flags, line, length);
-        self.store(id, |record| &record.ring, ring.0);
-        Ok(())
-    }
-
-    fn store(&self, id: u32, field: fn(&Schedule) -> &rlvs_datapath::abi::Word, value: u64) {
-        if let Some(word) = self.maps.schedules.word(id, field) {
-            word.store(value, Ordering::SeqCst);
-        }
-    }
-
-    /// Makes the thresholds of a destination hold for the connections that it has.
-    fn settle_overload(&self, id: u32, before: &Destination) {
-        let Some(word) = self.maps.overloads.word(id / 64, |word| word) else { return };
-        let bit = 1 << (id % 64);
-        let connections = self.maps.counts.read(id).map_or(0, |counts| counts.connections.get());
-        let after = self.destination_record(id);
-        let marked = word.load(Ordering::SeqCst) & bit != 0;
-        if is_overloaded_after(connections, marked, before, &after) {
-            word.fetch_or(bit, Ordering::SeqCst);
-        } else {
-            word.fetch_and(!bit, Ordering::SeqCst);
-        }
-    }
-
-    /// Makes lblc and lblcr forget what they have chosen for a service, or only where that is one
-    /// destination.
-    fn forget_favourites(&self, service: u32, only: Option<u32>) {
-        use rlvs_datapath::abi::scheduler::{LBLC, LBLCR};
-        if ![LBLC, LBLCR].contains(&self.service_record(service).scheduler) {
-            return;
-        }
-        for index in 0..self.maps.favourites.len() {
-            let Some(entry) = self.maps.favourites.read(index) else { break };
-            let named = |id: u32| entry.members.iter().any(|member| member.get() == id.into());
-            if (entry.used.get() >> 32) as u32 == service
-                && only.is_none_or(named)
-                && let Some(key) = self.maps.favourites.word(index, |entry| &entry.key)
-            {
-                key.store(0, Ordering::SeqCst);
-            }
-        }
-    }
-
-    /// Makes a service known to the programs.
-    fn enter_service(&self, id: u32, record: &Service) -> Result<(), Error> {
-        endpoints::insert(&self.maps, &service_endpoint(record), id)
-    }
-
-    /// Has packets that no endpoint names looked at more closely, for a service that may have some: of
-    /// any port, of a mark, of FTP's data, of single packets.
-    fn announce_apart(&self, record: &Service) -> Result<(), super::Error> {
-        const FTP: u16 = 21;
-        let port = u16::from_be_bytes(record.port);
-        let is_apart = port == 0 || port == FTP && record.protocol == Protocol::Tcp.number();
-        if !is_apart && record.flags & service_flag::ONE_PACKET == 0 {
-            return Ok(());
-        }
-        let mut settings = self.maps.settings();
-        settings.flags |= settings_flag::WIDE;
-        self.maps.settings.update(0, &settings)?;
-        load::ensure_group(Group::Special)
-    }
-
-    /// Marks a service by where its destinations are, and its neighbours if one is this host: they may
-    /// be directors too.
-    fn mark_places(&self, service: u32) -> Result<(), super::Error> {
-        let list: Vec<_> =
-            self.list(service).into_iter().map(|id| (id, self.destination_record(id))).collect();
-        let is = |record: &Destination, flag| record.flags & flag != 0;
-        let direct = |record: &Destination| record.method == method::DIRECT;
-        let peered = list.iter().any(|(_, to)| direct(to) && is(to, destination_flag::LOCAL));
-        let serves_own = list
-            .iter()
-            .all(|(_, to)| to.method == method::MASQUERADE || is(to, destination_flag::LOCAL));
-        if peered {
-            load::ensure_group(Group::Peers)?;
-        }
-        for (id, before) in list {
-            let mut record = before;
-            record.flags &= !destination_flag::PEER;
-            if peered && direct(&record) && is(&record, destination_flag::ADJACENT) {
-                record.flags |= destination_flag::PEER;
-            }
-            if record != before {
-                self.maps.destinations.update(id, &record)?;
-            }
-        }
-        let mut owner = self.service_record(service);
-        owner.flags &= !(service_flag::PEERED | service_flag::LOCAL_CLIENTS);
-        owner.flags |= if peered { service_flag::PEERED } else { 0 };
-        owner.flags |= if serves_own { service_flag::LOCAL_CLIENTS } else { 0 };
-        self.maps.services.update(service, &owner)
-    }
-
-    /// Takes a destination out of service but remembers it. It must be out of the list already, or
-    /// its whole list gone.
-    fn retire(&self, id: u32) -> Result<(), super::Error> {
-        let mut record = self.destination_record(id);
-        if !is_available(&record) {
-            return Ok(());
-        }
-        record.flags &= !destination_flag::AVAILABLE;
-        record.next = 0;
-        record.retired_at = seconds();
-        // It is out of the list, and leads its connections where it led.
-        self.maps.destinations.write(id, record);
-        Ok(())
-    }
-
-    /// Takes a service and all its destinations out of service but remembers them.
-    fn retire_service(&self, id: u32) -> Result<(), super::Error> {
-        let list = self.list(id);
-        let mut record = self.service_record(id);
-        self.forget_favourites(id, None);
-        record.flags &= !service_flag::LIVE;
-        record.head = 0;
-        self.maps.services.update(id, &record)?;
-        self.store(id, |record| &record.ring, 0);
-        list.into_iter().try_for_each(|destination| self.retire(destination))
-    }
-
-    /// Forgets retired destinations without connections, those of the last two minutes only if
-    /// `all`, and retired services without destinations.
-    fn forget(&mut self, all: bool) -> Result<(), super::Error> {
-        if std::mem::replace(&mut self.forgotten, true) && !all {
-            return Ok(());
-        }
-        let now = seconds();
-        let idle = |id: u32| {
-            let record = self.destination_record(id);
-            let age = now.saturating_sub(record.retired_at);
-            let in_use = |counts: Counts| counts.connections.get() | counts.persistent.get() != 0;
-            let in_use = self.maps.counts.read(id).is_some_and(in_use);
-            !is_available(&record) && !in_use && (all || age > REMEMBERED_S)
-        };
-        let gone: Vec<_> = self
-            .destinations
-            .iter()
-            .filter(|&(_, &id)| idle(id))
-            .map(|(&key, &id)| (key, id))
-            .collect();
-        for (key, id) in gone {
-            self.destinations.remove(&key);
-            self.free_destination(id);
-        }
-        let empty: Vec<(ServiceId, u32)> = self
-            .services
-            .iter()
-            .map(|(&key, &id)| (key, id))
-            .filter(|&(_, id)| {
-                self.service_record(id).flags & service_flag::LIVE == 0
-                    && self.destinations.range(service_range(id)).next().is_none()
-            })
-            .collect();
-        for (key, id) in empty {
-            self.services.remove(&key);
-            self.free_service(id);
-        }
-        Ok(())
-    }
-
-    fn free_destination(&mut self, id: u32) {
-        let record = self.destination_record(id);
-        let service = self.service_record(record.service);
-        let mut totals = self.maps.totals.read(record.service).unwrap_or_default();
-        for (total, more) in totals.retired.iter_mut().zip(self.rows(id)) {
-            *total += more;
-        }
-        self.maps.totals.write(record.service, totals);
-        if record.reply != 0 {
-            let endpoint = reply_endpoint(&service, &record);
-            if let Some((_, users)) = self.replies.get_mut(&endpoint) {
-                *users -= 1;
-                if *users == 0 {
-                    self.replies.remove(&endpoint);
-                    self.reply_ids.remove(&record.reply);
-                    endpoints::remove(&self.maps, &endpoint);
-                }
-            }
-        }
-        if service.flags & service_flag::ONE_PACKET != 0 {
-            endpoints::remove(&self.maps, &once_endpoint(&service, &record));
-        }
-        self.forget_favourites(record.service, Some(id));
-        self.maps.destinations.write(id, Destination::default());
-        self.settle_overload(id, &record);
-        self.clear_counters(id);
-        self.free_destination_from = self.free_destination_from.min(id);
-    }
-
-    fn free_service(&mut self, id: u32) {
-        let record = self.service_record(id);
-        endpoints::remove(&self.maps, &service_endpoint(&record));
-        // No packet leads to it any more.
-        self.retire_counters(id);
-        self.maps.services.write(id, Service::default());
-        self.maps.schedules.write(id, Schedule::default());
-        self.free_service_from = self.free_service_from.min(id);
-    }
-
-    /// Returns the reply endpoint id of a NAT destination, making the endpoint known if need be.
-    fn reply_id(&mut self, service: &Service, record: &Destination) -> Result<u32, Error> {
-        let endpoint = reply_endpoint(service, record);
-        if let Some((id, users)) = self.replies.get_mut(&endpoint) {
-            *users += 1;
-            return Ok(*id);
-        }
-        let after = self.reply_ids.last().map_or(REPLY_IDS + 1, |id| id + 1);
-        let id = match after {
-            _ if after < 2 * REPLY_IDS => after,
-            _ => (REPLY_IDS + 1..).find(|id| !self.reply_ids.contains(id)).unwrap_or(REPLY_IDS),
-        };
-        endpoints::insert(&self.maps, &endpoint, id)?;
-        self.replies.insert(endpoint, (id, 1));
-        self.reply_ids.insert(id);
-        Ok(id)
-    }
-
-    /// Fills in how packets get to a destination: NAT needs an endpoint for replies, a tunnel its
-    /// headers, which are there before any packet is led to them.
-    fn set_method(
-        &mut self,
-        id: u32,
-        owner: &Service,
-        record: &mut Destination,
-        to: &Wanted,
-    ) -> Result<(), Error> {
-        record.method = method_number(to.method);
-        (record.tunnel, record.overhead) = (0, 0);
-        match to.method {
-            ForwardingMethod::Masquerade if owner.flags & service_flag::ONE_PACKET != 0 => {
-                endpoints::insert(&self.maps, &once_endpoint(owner, record), id)?;
-            }
-            // Without a port the wide table has it.
-            ForwardingMethod::Masquerade if record.reply == 0 && to.id.port != 0 => {
-                record.reply = self.reply_id(owner, record)?;
-            }
-            ForwardingMethod::Tunnel(tunnel) => {
-                load::ensure_group(Group::Tunnels)?;
-                let (source, target) = (self.ways.source(to.id.address), to.id.address);
-                let headers = records::tunnel(tunnel, owner.family, source, target);
-                self.maps.tunnels.update(id, &headers)?;
-                (record.tunnel, record.overhead) = (id, headers.overhead);
-            }
-            ForwardingMethod::Masquerade | ForwardingMethod::DirectRoute => {}
-        }
-        Ok(())
-    }
-
-    fn entry(&self, id: u32) -> ServiceEntry {
-        let record = self.service_record(id);
-        let list = self.list(id);
-        ServiceEntry {
-            service: WantedService {
-                id: service_id(&record),
-                scheduler: scheduler_name(record.scheduler).to_owned(),
-                scheduler_flags: record.scheduler_flags as u8,
-                one_packet: record.flags & service_flag::ONE_PACKET != 0,
-                persistence: self.persistence(&record),
-                persistence_engine: None,
-            },
-            traffic: self.service_traffic(id),
-            destinations: list.into_iter().map(|id| self.destination_entry(id)).collect(),
-        }
-    }
-
-    fn persistence(&self, record: &Service) -> Option<Persistence> {
-        let timeout_s = load::seconds(record.persistence);
-        let netmask = records::netmask(record);
-        (record.persistence != 0).then_some(Persistence { timeout_s, netmask })
-    }
-
-    fn destination_entry(&self, id: u32) -> DestinationEntry {
-        let record = self.destination_record(id);
-        let tunnel = self.maps.tunnels.read(record.tunnel).unwrap_or_default();
-        let counts = self.maps.counts.read(id).unwrap_or_default();
-        let connections = counts.connections.get();
-        DestinationEntry {
-            destination: Wanted {
-                id: DestinationId {
-                    address: address(record.family, record.address),
-                    port: u16::from_be_bytes(record.port),
-                },
-                method: method_of(record.method, &tunnel),
-                weight: record.weight,
-                upper_threshold: record.upper,
-                lower_threshold: record.lower,
-            },
-            active: connections as u32,
-            inactive: (connections >> 32) as u32,
-            persistent: counts.persistent.get() as u32,
-            traffic: self.destination_traffic(id),
-        }
-    }
-
     /// Returns the maps, for status.
     pub fn maps(&self) -> &Maps {
         &self.maps
@@ -608,36 +249,6 @@ impl BpfTable {
 /// Returns the seconds since boot.
 fn seconds() -> u32 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.tv_sec() as u32)
-}
-
-fn service_endpoint(record: &Service) -> Endpoint {
-    if record.mark != 0 {
-        let mark = match record.family {
-            4 => std::net::Ipv4Addr::from_bits(record.mark).into(),
-            _ => std::net::Ipv6Addr::from_bits(record.mark.into()).into(),
-        };
-        return Endpoint { kind: endpoint_kind::MARK, protocol: 0, address: mark, port: 0 };
-    }
-    Endpoint {
-        kind: endpoint_kind::SERVICE,
-        protocol: record.protocol,
-        address: address(record.family, record.address),
-        port: u16::from_be_bytes(record.port),
-    }
-}
-
-/// The endpoint by which a datagram is known that answers one which left no entry.
-fn once_endpoint(service: &Service, record: &Destination) -> Endpoint {
-    Endpoint { kind: endpoint_kind::ONE_PACKET, ..reply_endpoint(service, record) }
-}
-
-fn reply_endpoint(service: &Service, record: &Destination) -> Endpoint {
-    Endpoint {
-        kind: endpoint_kind::REPLY,
-        protocol: service.protocol,
-        address: address(service.family, record.address),
-        port: u16::from_be_bytes(record.port),
-    }
 }
 
 /// The keys of all destinations of a service.

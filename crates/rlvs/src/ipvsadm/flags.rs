@@ -55,6 +55,24 @@ const fn method(short: char, long: &'static str, method: Method, help: &'static 
 
 const DAEMON: Value = Value::Required("master|backup");
 
+/// Returns the command line for completions.
+pub(crate) fn shown() -> clap::Command {
+    let plain = clap::Command::new("ipvsadm").disable_help_flag(true).disable_version_flag(true);
+    FLAGS.iter().enumerate().fold(plain, |command, (at, flag)| {
+        // A word that two letters stand for is there twice.
+        if FLAGS[..at].iter().any(|other| other.long == flag.long) {
+            return command.mut_arg(flag.long, |arg| arg.short_aliases(flag.short));
+        }
+        let arg = clap::Arg::new(flag.long).long(flag.long).help(flag.help);
+        let arg = flag.short.map_or(arg.clone(), |letter| arg.short(letter));
+        command.arg(match flag.value {
+            Value::None => arg.action(clap::ArgAction::SetTrue),
+            Value::Required(value) => arg.value_name(value),
+            Value::Optional(value) => arg.value_name(value).num_args(0..=1),
+        })
+    })
+}
+
 /// Every word that the command line knows.
 pub(crate) const FLAGS: [Flag; 62] = [
     command(Some('A'), "add-service", Command::AddService, "add a virtual service"),

@@ -48,6 +48,47 @@ pub fn page() -> String {
     text
 }
 
+/// Returns the page ipvsadm-save(8).
+#[must_use]
+pub fn save_page() -> String {
+    short_page(
+        "ipvsadm-save",
+        "print the virtual\\-server table as commands",
+        "[-n] [--full]",
+        "Prints what ipvsadm -S prints: the commands that make the table, for ipvsadm-restore. With -n \
+         addresses and ports stay numbers; with --full thresholds are written too.",
+    )
+}
+
+/// Returns the page ipvsadm-restore(8).
+#[must_use]
+pub fn restore_page() -> String {
+    short_page(
+        "ipvsadm-restore",
+        "carry out what ipvsadm\\-save printed",
+        "[--atomic]",
+        "Reads commands from standard input and carries them out, as ipvsadm -R does. With --atomic \
+         nothing is carried out unless every line can be.",
+    )
+}
+
+fn short_page(name: &str, what: &str, words: &str, about: &str) -> String {
+    let title = name.to_uppercase();
+    let mut text = format!(
+        ".TH {title} 8 \"\" \"rlvs {}\" \"Linux Virtual Server\"\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    section(&mut text, "NAME");
+    text.push_str(&format!("{} \\- {what}\n", escaped(name)));
+    section(&mut text, "SYNOPSIS");
+    text.push_str(&format!(".B {}\n{}\n", escaped(name), escaped(words)));
+    section(&mut text, "DESCRIPTION");
+    text.push_str(&format!("{}\n", escaped(about)));
+    section(&mut text, "SEE ALSO");
+    text.push_str("ipvsadm(8)\n");
+    text
+}
+
 const DESCRIPTION: [&str; 3] = [
     "A virtual service is an address, a port and a protocol, or a firewall mark. Its connections are \
      spread over its real servers by a scheduler, and sent on to them by direct routing, through a \

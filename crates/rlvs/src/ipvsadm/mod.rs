@@ -32,6 +32,12 @@ use parse::{Columns, Listing, Request, What};
 pub use scripts::{run_restore, run_save};
 use snapshot::{Snapshot, Snapshots};
 
+/// Returns the command line for completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    flags::shown()
+}
+
 /// Whose table a command is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
@@ -49,6 +55,14 @@ impl Backend {
             "rlvs" => Some(Self::Rlvs),
             "kernel" => Some(Self::Kernel),
             _ => None,
+        }
+    }
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rlvs => "rlvs",
+            Self::Kernel => "kernel",
         }
     }
 }

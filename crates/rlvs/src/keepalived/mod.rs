@@ -1,7 +1,7 @@
 //! The face of `keepalived`: its command line, its test of a configuration, and the daemon.
 
 pub mod checks;
-mod daemon;
+pub mod daemon;
 pub mod host;
 mod options;
 
@@ -41,6 +41,12 @@ pub fn run(args: &[OsString], stdout: &mut dyn Write) -> u8 {
     };
     // Nobody is there to be told that nobody listens.
     outcome.unwrap_or(FATAL)
+}
+
+/// Returns the options for completions and the manual page.
+#[must_use]
+pub fn command() -> clap::Command {
+    options::command()
 }
 
 /// Writes what was found to a file, or to standard output if none is named.

@@ -283,6 +283,23 @@ fn long_option(name: &str) -> Result<&'static Row, String> {
     }
 }
 
+/// Returns the same for completions and the manual page.
+pub(super) fn command() -> clap::Command {
+    let plain = clap::Command::new("keepalived").disable_help_flag(true).disable_version_flag(true);
+    let plain = plain.about(
+        "Virtual addresses by VRRP, and virtual servers with health checks, as keepalived.conf says",
+    );
+    OPTIONS.iter().fold(plain, |command, Row(letter, name, takes, about)| {
+        let arg = clap::Arg::new(*name).long(*name).help(*about);
+        let arg = if *letter == NO { arg } else { arg.short(*letter) };
+        command.arg(match takes {
+            Nothing => arg.action(clap::ArgAction::SetTrue),
+            Word => arg.value_name("WORD").value_hint(clap::ValueHint::AnyPath),
+            Maybe => arg.value_name("WORD").num_args(0..=1).require_equals(true),
+        })
+    })
+}
+
 /// Returns the list of options.
 pub(super) fn help() -> String {
     let mut text = String::from("keepalived [OPTIONS]\n\n");

@@ -29,6 +29,24 @@ pub enum Kind {
     Refused,
 }
 
+impl Kind {
+    /// Returns its name in the daemon's state and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ServerUp => "server_up",
+            Self::ServerDown => "server_down",
+            Self::Weight => "weight",
+            Self::QuorumUp => "quorum_up",
+            Self::QuorumDown => "quorum_down",
+            Self::Failed => "check_failed",
+            Self::NotAsked => "not_asked",
+            Self::Unsupported => "unsupported",
+            Self::Foreign => "table_changed",
+            Self::Refused => "table_refused",
+        }
+    }
+}
+
 /// Something that an operator may want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {

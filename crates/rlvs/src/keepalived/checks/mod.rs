@@ -10,6 +10,7 @@ mod event;
 mod keeper;
 mod probe;
 pub mod reply;
+mod report;
 pub mod request;
 pub mod runner;
 mod tell;

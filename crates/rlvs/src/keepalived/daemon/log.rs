@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::super::options::Running;
+use super::state;
 
 /// Lines that wait for a slow reader; those beyond are counted.
 const WAITING_MAX: usize = 4096;
@@ -49,6 +50,7 @@ impl Level {
 pub(in crate::keepalived) struct Log {
     lines: SyncSender<Option<(Level, String)>>,
     lost: Arc<AtomicU64>,
+    lost_ever: Arc<AtomicU64>,
     detail: bool,
 }
 
@@ -60,7 +62,7 @@ impl Log {
         let writer = Writer { sink, lost: lost.clone() };
         let thread = std::thread::Builder::new().name("log".to_owned());
         let thread = thread.spawn(move || writer.run(&waiting))?;
-        Ok((Self { lines, lost, detail }, thread))
+        Ok((Self { lines, lost, lost_ever: Arc::default(), detail }, thread))
     }
 
     /// Writes a line, unless too many wait.
@@ -70,7 +72,13 @@ impl Log {
         }
         if self.lines.try_send(Some((level, line.to_string()))).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
+            self.lost_ever.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Returns what became of lines so far.
+    pub(super) fn state(&self) -> state::Log {
+        state::Log { lost: self.lost_ever.load(Ordering::Relaxed) }
     }
 
     /// Ends the thread behind what was said before.

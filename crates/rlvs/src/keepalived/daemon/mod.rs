@@ -5,6 +5,7 @@
 //! its own, so that nothing waits for whoever reads it.
 
 mod capability;
+mod chronicle;
 mod configuration;
 mod dump;
 mod log;
@@ -17,6 +18,8 @@ mod run;
 mod scripts;
 mod services;
 mod signals;
+pub mod state;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -26,6 +29,7 @@ use rlvs_linux::vrrp::Told;
 
 use super::checks::Event as ServiceEvent;
 use super::options::Running;
+pub(super) use chronicle::unix_ms_of;
 use configuration::Found;
 use log::{Level, Log};
 use pid::PidFile;
@@ -56,7 +60,12 @@ enum Happening {
     ServicesLost(String),
     /// A tracked script has ended; with what is new about it.
     Script { name: String, good: bool, news: Option<String> },
+    /// Somebody wants to know how the daemon is.
+    Asked(Asker),
 }
+
+/// Who wants to know how the daemon is.
+type Asker = tokio::sync::oneshot::Sender<Box<state::State>>;
 
 /// Why the daemon does not run: a status, and lines that say why.
 type Refusal = (u8, String);

@@ -10,6 +10,7 @@ use rlvs_linux::vrrp::{Told, Vrrp};
 
 use super::super::checks::{Event as ServiceEvent, Kind, Open};
 use super::super::options::Running;
+use super::chronicle::Chronicle;
 use super::configuration::{self, Found};
 use super::log::{Level, Log};
 use super::manager::Manager;
@@ -18,7 +19,8 @@ use super::routers::{self, Routers};
 use super::scripts::Scripts;
 use super::services::Services;
 use super::signals::{self, Wish};
-use super::{Happening, Refusal, STATUS_CONFIGURATION, STATUS_FATAL, STATUS_SOFTWARE, dump};
+use super::watch::Watch;
+use super::{Asker, Happening, Refusal, STATUS_CONFIGURATION, STATUS_FATAL, STATUS_SOFTWARE, dump};
 use crate::face;
 use crate::ipvsadm::Backend;
 
@@ -39,6 +41,8 @@ pub(super) struct Daemon {
     scripts: Scripts,
     notifier: Notifier,
     manager: Manager,
+    chronicle: Chronicle,
+    watch: Option<Watch>,
 }
 
 impl Daemon {
@@ -71,11 +75,14 @@ impl Daemon {
             scripts: Scripts::default(),
             notifier: Notifier::new(&found.desired, log),
             manager: Manager::find(),
+            chronicle: Chronicle::new(&options.file),
+            watch: None,
             desired: found.desired,
         };
         daemon.route(config)?;
         daemon.follow();
         daemon.serve_desired()?;
+        daemon.watch();
         daemon.manager.ready(&daemon.summary());
         Ok((daemon, happenings))
     }
@@ -135,6 +142,7 @@ impl Daemon {
                 return Some(STATUS_SOFTWARE);
             }
             Happening::Script { name, good, news } => self.script(&name, good, news),
+            Happening::Asked(to) => self.answer(to),
         }
         None
     }
@@ -154,6 +162,7 @@ impl Daemon {
                 }
             }
         }
+        self.watch = None;
         if let Some(services) = self.services.take() {
             services.stop(self.options.keep_services);
             while let Ok(happening) = happenings.try_recv() {
@@ -169,8 +178,12 @@ impl Daemon {
     fn reload(&mut self) {
         self.manager.reloading();
         match self.try_reload() {
-            Ok(()) => self.log.say(Level::Info, format!("reloaded: {}", self.summary())),
+            Ok(()) => {
+                self.chronicle.reloaded(Ok(&self.config));
+                self.log.say(Level::Info, format!("reloaded: {}", self.summary()));
+            }
             Err(why) => {
+                self.chronicle.reloaded(Err(&why));
                 self.log.say(Level::Error, format!("not reloaded, all goes on as before: {why}"));
             }
         }
@@ -272,7 +285,31 @@ impl Daemon {
         }
     }
 
+    /// Lets others ask how the daemon is.
+    fn watch(&mut self) {
+        match Watch::start(self.sender.clone()) {
+            Ok(watch) => self.watch = Some(watch),
+            Err(error) => {
+                let line = format!("nobody can ask how this daemon is: {error}");
+                self.log.say(Level::Warning, line);
+            }
+        }
+    }
+
+    /// Tells how the daemon is.
+    fn answer(&self, to: Asker) {
+        let mut state = Box::new(self.chronicle.state(&self.config, &self.status()));
+        state.backend = self.backend.name().to_owned();
+        state.log = self.log.state();
+        match &self.services {
+            Some(services) => services.answer(state, to),
+            // Whoever asked may have gone.
+            None => drop(to.send(state)),
+        }
+    }
+
     fn service(&mut self, event: &ServiceEvent) {
+        self.chronicle.service(event);
         let level = match event.kind {
             Kind::ServerUp | Kind::Weight | Kind::QuorumUp => Level::Notice,
             Kind::Failed => Level::Info,
@@ -284,6 +321,7 @@ impl Daemon {
     }
 
     fn told(&mut self, told: Told) {
+        self.chronicle.told(&told);
         match told {
             Told::State { who, state, priority } => self.notifier.state(&who, state, priority),
             Told::Log { about, event } => {
@@ -317,7 +355,8 @@ impl Daemon {
         format!("; it {does} {}", addresses.join(", "))
     }
 
-    fn script(&self, name: &str, good: bool, news: Option<String>) {
+    fn script(&mut self, name: &str, good: bool, news: Option<String>) {
+        self.chronicle.script(name, good, news.as_deref());
         if let Some(news) = news {
             let level = if good { Level::Info } else { Level::Warning };
             self.log.say(level, format!("script {name}: {news}"));

@@ -14,13 +14,15 @@ use rlvs_conf::desired::{Desired, Target, VirtualServer};
 use rlvs_control::model::{DestinationId, ServiceEntry, ServiceId};
 
 use super::super::checks::{Checks, Open};
-use super::Happening;
+use super::state::State;
+use super::{Asker, Happening};
 
 /// What the thread is asked for.
 #[derive(Debug)]
 enum Order {
     Reload(Box<Desired>),
     Stop { keep: bool },
+    Answer(Box<State>, Asker),
 }
 
 /// The virtual servers, running.
@@ -65,6 +67,11 @@ impl Services {
     /// Moves to another configuration.
     pub(super) fn reload(&self, desired: &Desired) {
         self.order(Order::Reload(Box::new(desired.clone())));
+    }
+
+    /// Completes the daemon's state with the virtual servers', and hands it to who asked.
+    pub(super) fn answer(&self, state: Box<State>, to: Asker) {
+        self.order(Order::Answer(state, to));
     }
 
     /// Ends, and removes the services unless they are to be kept. Returns when that is done.
@@ -162,6 +169,12 @@ impl Runner {
         loop {
             match self.orders.try_recv() {
                 Ok(Order::Reload(desired)) => self.checks.reload(&desired),
+                Ok(Order::Answer(mut state, to)) => {
+                    state.services = self.checks.report();
+                    state.refused = self.checks.refused().map(str::to_owned).collect();
+                    // Whoever asked may have gone.
+                    to.send(state).ok();
+                }
                 Ok(Order::Stop { keep }) => return Err(keep),
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(true),

@@ -1,0 +1,198 @@
+//! The stages: what goes on where [`process`](crate::process::process) stops. [`stages!`](crate::stages)
+//! is their one table, from which all that is said of them follows, the BPF programs too.
+
+use crate::frame::{Frame, Verdict};
+use crate::ip::{Ip, V4, V6};
+use crate::process::settle;
+use crate::tables::Tables;
+use crate::{apart, association, errors, fragment, mss, opening, relay, rest, schedulers, special};
+
+/// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
+/// IP version. A line has the stage, the end of the names of its programs, the function that carries
+/// it out and the group that it belongs to.
+///
+/// Numbers follow from the order: another order is another layout of the maps.
+#[macro_export]
+macro_rules! stages {
+    ($define:ident) => {
+        $define! {
+            once {
+                /// The destination of a new connection is to be searched for among many.
+                Search search = schedulers::search, Search;
+            }
+            each {
+                /// A request that may open a connection.
+                open: Open4 open4, Open6 open6 = opening::first, Ordinary;
+                /// Anything else that belongs to a service: states that change, connections that
+                /// expire, ways to be asked for, replies that nothing is known of.
+                rest: Rest4 rest4, Rest6 rest6 = rest::any, Ordinary;
+                /// ICMP.
+                icmp: Icmp4 icmp4, Icmp6 icmp6 = errors::related, Ordinary;
+                /// A packet with options, extension headers, or a fragment.
+                odd: Odd4 odd4, Odd6 odd6 = fragment::odd, Unusual;
+                /// Such a packet that may open a connection.
+                odd_open: OddOpen4 begin4, OddOpen6 begin6 = fragment::odd_open, Unusual;
+                /// SCTP, AH and ESP.
+                sctp: Sctp4 sctp4, Sctp6 sctp6 = association::any, Associations;
+                /// An SCTP packet that may open an association.
+                associate: Associate4 associate4, Associate6 associate6
+                    = association::first, Associations;
+                /// The ways to directors that may have sent a request are to be asked for.
+                peers: Peers4 peers4, Peers6 peers6 = opening::peers, Peers;
+                /// The largest segment that a packet announces is to be lowered.
+                clamp: Clamp4 clamp4, Clamp6 clamp6 = mss::clamp, Clamps;
+                /// An ICMP error may be about a tunnel's packet.
+                relay: Relay4 relay4, Relay6 relay6 = relay::relay, Tunnels;
+                /// A new connection of a service that needs more than an entry.
+                special: Special4 special4, Special6 special6 = special::choose, Special;
+                /// Its destination is chosen, and the entries are to be made.
+                join: Join4 join4, Join6 join6 = special::join, Special;
+                /// A packet that no endpoint names.
+                apart: Apart4 apart4, Apart6 apart6 = apart::any, Special;
+                /// One that is no request of a connection.
+                back: Back4 back4, Back6 back6 = apart::back, Special;
+            }
+        }
+    };
+}
+
+macro_rules! define {
+    (
+        once {$(
+            $(#[$about_one:meta])*
+            $one:ident $one_name:ident = $one_module:ident::$one_work:ident, $one_group:ident;
+        )*}
+        each {$(
+            $(#[$about:meta])*
+            $stage:ident: $four:ident $name4:ident, $six:ident $name6:ident
+                = $module:ident::$work:ident, $group:ident;
+        )*}
+    ) => {
+        /// What goes on where [`process`](crate::process::process) stops.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Stage {
+            $($(#[$about_one])* $one,)*
+            $(
+                $(#[$about])*
+                ///
+                /// Over IPv4.
+                $four,
+                $(#[$about])*
+                ///
+                /// Over IPv6.
+                $six,
+            )*
+        }
+
+        impl Stage {
+            /// Every stage, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$one,)* $(Self::$four, Self::$six,)*];
+
+            /// Returns the end of the names of the programs that carry it out.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$one => stringify!($one_name),)*
+                    $(
+                        Self::$four => stringify!($name4),
+                        Self::$six => stringify!($name6),
+                    )*
+                }
+            }
+
+            /// Returns the group that it belongs to.
+            pub const fn group(self) -> Group {
+                match self {
+                    $(Self::$one => Group::$one_group,)*
+                    $(Self::$four | Self::$six => Group::$group,)*
+                }
+            }
+
+            /// Returns the stage of a number; of an unknown one the search, which finds nothing to do.
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Self {
+                match number {
+                    $(
+                        n if n == Self::$four as u32 => Self::$four,
+                        n if n == Self::$six as u32 => Self::$six,
+                    )*
+                    _ => Self::Search,
+                }
+            }
+
+            $(
+                $(#[$about])*
+                #[inline(always)]
+                pub const fn $stage<A: Ip>() -> Self {
+                    if A::FAMILY == 4 { Self::$four } else { Self::$six }
+                }
+            )*
+        }
+
+        /// Carries out a stage, for bodies that call it like any function.
+        pub fn go_on<F: Frame, T: Tables>(stage: Stage, frame: &mut F, tables: &T) -> Verdict {
+            match stage {
+                $(Stage::$one => $one_module::$one_work(tables),)*
+                $(
+                    Stage::$four => settle(frame, tables, |context, frame, _| {
+                        $module::$work::<V4, F, T>(context, frame)
+                    }),
+                    Stage::$six => settle(frame, tables, |context, frame, _| {
+                        $module::$work::<V6, F, T>(context, frame)
+                    }),
+                )*
+            }
+        }
+    };
+}
+
+stages!(define);
+
+/// Stages that are needed together. Without its stage a packet is left to the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// By every table.
+    Ordinary,
+    /// By packets with options, extension headers and fragments.
+    Unusual,
+    /// By services of SCTP, and of the key exchange of IPsec.
+    Associations,
+    /// By services with this host among their direct destinations.
+    Peers,
+    /// Where the largest segment that ends announce is limited.
+    Clamps,
+    /// By destinations at the end of a tunnel.
+    Tunnels,
+    /// By services whose scheduler looks at many destinations, or with thresholds.
+    Search,
+    /// By persistent services, those without a port or an address, and those of single packets.
+    Special,
+}
+
+impl Group {
+    /// All groups.
+    pub const ALL: [Self; 8] = [
+        Self::Ordinary,
+        Self::Unusual,
+        Self::Associations,
+        Self::Peers,
+        Self::Clamps,
+        Self::Tunnels,
+        Self::Search,
+        Self::Special,
+    ];
+
+    /// Those that are loaded with a body.
+    pub const ALWAYS: &[Self] = &[Self::Ordinary, Self::Unusual];
+
+    /// Returns whether packets are balanced without it, but for those that it is for: what has unusual
+    /// headers, SCTP and IPsec, errors about tunnels.
+    pub const fn is_optional(self) -> bool {
+        matches!(self, Self::Unusual | Self::Associations | Self::Tunnels)
+    }
+
+    /// Returns its stages.
+    pub fn stages(self) -> impl Iterator<Item = Stage> {
+        Stage::ALL.iter().copied().filter(move |stage| stage.group() == self)
+    }
+}
