@@ -171,8 +171,8 @@ impl<'a, 'n> Play<'a, 'n> {
         let out = self.crossing.step(Side::Clients, &packet.bytes());
         let to = match &out[..] {
             [(Side::Servers, frame)] if frame[..5] == server_mac(0)[..5] => frame[5].to_string(),
-            [(Side::Clients, _)] => "refused".to_owned(),
-            [] => "lost".to_owned(),
+            // The kernel says so not to everybody when it has refused many at once.
+            [(Side::Clients, _)] | [] => "nobody".to_owned(),
             other => format!("{other:02x?}"),
         };
         let space = if what.is_empty() { "" } else { " " };
