@@ -20,7 +20,7 @@ use crate::guest;
 
 /// Seeds of a run, as `5` or `100-200`.
 const SEEDS: &str = "RLVS_SEEDS";
-const SEEDS_DEFAULT: &str = "1-10";
+const SEEDS_DEFAULT: &str = "1-16";
 /// What happens to one service.
 const EVENTS: usize = 40;
 /// Numbers of the servers.
