@@ -151,6 +151,8 @@ pub struct Input<'a> {
     pub interface: u32,
     /// TC only: the kernel will cut it into segments.
     pub segmented: bool,
+    /// TC only: the mark that a program before ours has given.
+    pub mark: u32,
     /// XDP only: there is no room before the frame.
     pub cramped: bool,
     /// TC only: the hardware has summed the packet, and the kernel checks afterwards that what it
@@ -162,7 +164,7 @@ impl<'a> Input<'a> {
     /// A plain frame.
     #[must_use]
     pub fn new(frame: &'a [u8], interface: u32) -> Self {
-        Self { frame, interface, segmented: false, cramped: false, summed: false }
+        Self { frame, interface, segmented: false, mark: 0, cramped: false, summed: false }
     }
 }
 
@@ -531,7 +533,7 @@ fn is_association(frame: &[u8]) -> bool {
 /// The kernel does not run programs on such a frame, or what it knows of the sum has become wrong.
 pub fn run_tc(program: &SchedClassifier, input: &Input<'_>) -> io::Result<Ran> {
     let mut out = vec![0; input.frame.len() + 512];
-    let context = tc_context(input.interface, input.segmented);
+    let context = tc_context(input.interface, input.mark, input.segmented);
     let (code, length) = if input.summed {
         run_summed(program, input.frame, &mut out, &context)?
     } else {
@@ -648,8 +650,9 @@ fn xdp_context(interface: u32, data: u32, data_end: u32) -> Vec<u8> {
 }
 
 /// Lays out `struct __sk_buff`.
-fn tc_context(interface: u32, segmented: bool) -> Vec<u8> {
+fn tc_context(interface: u32, mark: u32, segmented: bool) -> Vec<u8> {
     let mut context = vec![0; 192];
+    context[8..12].copy_from_slice(&mark.to_ne_bytes());
     context[40..44].copy_from_slice(&interface.to_ne_bytes());
     let size = if segmented { SEGMENT } else { 0 };
     context[176..180].copy_from_slice(&size.to_ne_bytes());

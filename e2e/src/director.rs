@@ -38,11 +38,10 @@ impl Director {
     /// Adds a destination.
     pub fn add(&mut self, tables: &mut HostTables, id: u32, server: &Server) {
         let state = self.state(tables);
-        let old = tables.destinations[id as usize];
         let candidate = Candidate {
             id,
             weight: server.weight,
-            last_weight: if server.weight != 0 { server.weight } else { old.last_weight },
+            last_weight: server.weight,
             limited: server.upper != 0,
             address: server.address,
             port: server.port,

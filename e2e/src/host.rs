@@ -106,6 +106,8 @@ pub struct HostFrame<'a, const RESOLVES: bool> {
     pub interface: u32,
     /// Whether the kernel will cut it into segments.
     pub segmented: bool,
+    /// The mark that the packet has.
+    pub mark: u32,
     /// Bytes that may be put before the first.
     pub headroom: usize,
     /// The routing table.
@@ -116,7 +118,7 @@ impl<'a, const RESOLVES: bool> HostFrame<'a, RESOLVES> {
     /// Makes a frame with plenty of room before it.
     #[must_use]
     pub fn new(bytes: &[u8], interface: u32, routes: &'a Routes) -> Self {
-        Self { bytes: bytes.to_vec(), interface, segmented: false, headroom: 256, routes }
+        Self { bytes: bytes.to_vec(), interface, segmented: false, mark: 0, headroom: 256, routes }
     }
 }
 
@@ -125,6 +127,9 @@ impl<const R: bool> Frame for HostFrame<'_, R> {
 
     fn interface(&self) -> u32 {
         self.interface
+    }
+    fn mark(&self) -> u32 {
+        self.mark
     }
     fn length(&self) -> usize {
         self.bytes.len()

@@ -7,12 +7,14 @@
 //! the namespace whose routing table the programs ask, [`scene`] what most tests begin with,
 //! [`director`] edits a service as the control plane does, [`unusual`] adds options and cuts frames
 //! into fragments, [`world`] runs a frame through all bodies, holds them against each other and tells
-//! what changed, [`fuzz`], [`fuzz_vrrp`] and [`restore`] are one run of a fuzzer each.
+//! what changed. [`crossing`] is a director on real wires, ours or the kernel's IPVS, [`fuzz`], [`fuzz_vrrp`] and [`restore`] are one run of a fuzzer each.
 
 #[expect(unsafe_code, reason = "the standard library opens no raw socket")]
 pub mod association;
 #[expect(unsafe_code, reason = "maps are memory shared with the kernel")]
 pub mod bpf;
+#[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]
+pub mod crossing;
 pub mod director;
 #[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]
 pub mod fuzz;
@@ -30,4 +32,6 @@ pub mod scene;
 pub mod snapshot;
 pub mod table;
 pub mod unusual;
+#[expect(unsafe_code, reason = "the standard library opens no packet socket")]
+pub mod wire;
 pub mod world;

@@ -116,23 +116,50 @@ impl Drop for Named {
 /// # Panics
 /// The namespace cannot be set up, or the test panics.
 pub fn run(test: &str, work: impl FnOnce(&Network) + Send) {
-    let name = format!("rlvs-e2e-{}-{test}", std::process::id());
-    let namespace = match Namespace::create(&name) {
-        Ok(namespace) => Named(namespace),
+    let Some(namespace) = named(test) else { return };
+    let inner = || {
+        let cpu = sched_getcpu().expect("the number of this CPU");
+        stay_on(cpu as u32);
+        work(&set_up(&namespace.0, &namespace.0, cpu as u32));
+    };
+    namespace.0.run(inner).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Runs a test as [`run`] does, with the other ends of both interfaces in a namespace of their own,
+/// where nobody hears or says anything of itself.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_between(test: &str, work: impl FnOnce(&Network, &Namespace) + Send) {
+    let (Some(namespace), Some(outside)) = (named(test), named(&format!("{test}-out"))) else {
+        return;
+    };
+    let mute = || {
+        for which in ["all", "default"] {
+            sysctl::write(&format!("net/ipv6/conf/{which}/disable_ipv6"), "1").unwrap();
+        }
+    };
+    outside.0.run(mute).unwrap_or_else(|error| panic!("{error}"));
+    let inner = || {
+        let cpu = sched_getcpu().expect("the number of this CPU");
+        stay_on(cpu as u32);
+        work(&set_up(&namespace.0, &outside.0, cpu as u32), &outside.0);
+    };
+    namespace.0.run(inner).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Makes a namespace; `None`, and says so, where that is not allowed and tests may be skipped.
+fn named(test: &str) -> Option<Named> {
+    match Namespace::create(&format!("rlvs-e2e-{}-{test}", std::process::id())) {
+        Ok(namespace) => Some(Named(namespace)),
         Err(error @ netns::Error::Capability { .. }) => {
             let forced = std::env::var_os("RLVS_NO_SKIP").is_some_and(|value| value == "1");
             assert!(!forced, "{error}");
             println!("skipped: {error}");
-            return;
+            None
         }
         Err(error) => panic!("{error}"),
-    };
-    let inner = || {
-        let cpu = sched_getcpu().expect("the number of this CPU");
-        stay_on(cpu as u32);
-        work(&set_up(&namespace.0, cpu as u32));
-    };
-    namespace.0.run(inner).unwrap_or_else(|error| panic!("{error}"));
+    }
 }
 
 /// Keeps the calling thread on one CPU.
@@ -156,16 +183,17 @@ pub fn possible_cpus() -> u32 {
     last.expect("a range of CPUs") + 1
 }
 
-fn set_up(namespace: &Namespace, cpu: u32) -> Network {
+fn set_up(namespace: &Namespace, outside: &Namespace, cpu: u32) -> Network {
     let mut rtnetlink = Rtnetlink::open().expect("routing netlink");
+    let mut others = Rtnetlink::open_in(outside).expect("routing netlink");
     let mut port = |name: &str, peer: &str, last: u8| {
         let mac = [2, 0, 0, 0, 0, last];
-        rtnetlink.add_veth(name, peer, namespace).unwrap();
+        rtnetlink.add_veth(name, peer, outside).unwrap();
         let index = rtnetlink.link(name).unwrap().index;
         rtnetlink.set_mac(index, Mac(mac)).unwrap();
         rtnetlink.set_up(index, true).unwrap();
-        let peer = rtnetlink.link(peer).unwrap().index;
-        rtnetlink.set_up(peer, true).unwrap();
+        let peer = others.link(peer).unwrap().index;
+        others.set_up(peer, true).unwrap();
         Port { index, mac }
     };
     let (inside, outside) = (port("in0", "in0p", 1), port("out0", "out0p", 2));

@@ -59,6 +59,7 @@ impl<const R: bool> Pair<R> {
         let body = self.body;
         let mut frame = HostFrame::<R>::new(input.frame, input.interface, &network.routes);
         frame.segmented = input.segmented;
+        frame.mark = if R { input.mark } else { 0 };
         if input.cramped {
             frame.headroom = 0;
         }

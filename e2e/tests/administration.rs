@@ -365,10 +365,12 @@ fn settings_are_known_by_the_kernels_names() {
     }
     stage.rlvs(&["set", "run_estimation", "0"]).ok();
     assert_eq!(stage.rlvs(&["set", "run_estimation"]).ok(), "run_estimation = 0\n");
-    stage.rlvs(&["set", "drop_entry", "0"]).ok();
-    let said = stage.rlvs(&["set", "drop_entry", "1"]);
-    assert_eq!(said.status, Some(1));
-    assert!(said.errors.contains("not carried out yet"), "{said:?}");
+    stage.rlvs(&["set", "secure_tcp", "0"]).ok();
+    for (name, why) in [("secure_tcp", "not carried out yet"), ("drop_entry", "without meaning")] {
+        let said = stage.rlvs(&["set", name, "1"]);
+        assert_eq!(said.status, Some(1));
+        assert!(said.errors.contains(why), "{said:?}");
+    }
 }
 
 #[test]

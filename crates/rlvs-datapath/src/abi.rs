@@ -129,6 +129,10 @@ pub mod settings_flag {
     pub const EXPIRE_QUIESCENT: u32 = 1 << 18;
     /// The connections of a source are limited somewhere: the sweep counts them.
     pub const NUMBERED: u32 = 1 << 19;
+    /// TCP connections are opened in the middle too, as with `sloppy_tcp`.
+    pub const SLOPPY_TCP: u32 = 1 << 20;
+    /// SCTP associations are, as with `sloppy_sctp`.
+    pub const SLOPPY_SCTP: u32 = 1 << 21;
 }
 
 /// What an endpoint is looked up for.

@@ -17,7 +17,6 @@ use crate::local;
 use crate::reason::Reason;
 use crate::refuse::{Complaint, complain, complain_of_length, leave_too_big};
 use crate::stage::Stage;
-use crate::state;
 use crate::tables::{Tables, bump};
 use crate::wide::{Key, ports_of, protocol_of};
 
@@ -61,7 +60,7 @@ pub fn back<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F)
     if id != 0 {
         return answer(context, frame, &packet, id, None);
     }
-    if state::starts::<true>(packet.protocol, packet.flags) {
+    if context.may_start::<A, true>(&packet) {
         return context.leave(&packet, 0, Stage::apart::<A>());
     }
     Verdict::Pass(Reason::NoService)
@@ -159,9 +158,6 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     let Ok((destination, row)) = context.destination(id) else {
         return Verdict::Drop(Reason::Inconsistent);
     };
-    if destination.flags & destination_flag::AVAILABLE == 0 {
-        return Verdict::Drop(Reason::Removed);
-    }
     if packet.ttl <= 1 {
         return Verdict::Pass(Reason::Expired);
     }
@@ -224,10 +220,10 @@ impl<T: Tables> Context<'_, T> {
         key.id(self.tables).unwrap_or(0)
     }
 
-    /// Returns the service that a packet goes to which no endpoint names, or 0: by its mark, by the
-    /// relation of FTP's data to its control connections, by its address alone.
+    /// Returns the service that a packet goes to which no endpoint names, or 0: by its mark, which a
+    /// rule of ours has given or else is as `given`, by the relation of FTP's data to its control connections, by its address alone.
     #[inline(always)]
-    pub(crate) fn service_apart<A: Ip>(&self, packet: &Packet<A>) -> u32 {
+    pub(crate) fn service_apart<A: Ip>(&self, packet: &Packet<A>, given: u32) -> u32 {
         const FTP: u16 = 21;
         const FTP_DATA: u16 = 20;
         const UNPRIVILEGED: u16 = 1024;
@@ -236,7 +232,10 @@ impl<T: Tables> Context<'_, T> {
             let key = endpoint::Key::new(self.settings, kind, address, port, protocol);
             key.id(self.tables).unwrap_or(0)
         };
-        let mark = self.mark(packet);
+        let mark = match self.mark(packet) {
+            0 => given,
+            mark => mark,
+        };
         if mark != 0 {
             let found = id(endpoint_kind::MARK, A::from_words(0, mark.into()), 0, 0);
             if found != 0 && self.is_live(found) {

@@ -44,7 +44,7 @@ pub fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) 
 #[inline(always)]
 pub fn first<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
     match parse::<A, F>(frame) {
-        Ok(packet) if packet.flags != event::INIT => Verdict::Pass(Reason::NoConnection),
+        Ok(packet) if packet.protocol != sctp::PROTOCOL => Verdict::Pass(Reason::NoConnection),
         Ok(packet) => start::<A, F, T, false>(context, frame, &packet, Stage::sctp::<A>()),
         Err(reason) => Verdict::Pass(reason),
     }

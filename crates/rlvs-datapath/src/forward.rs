@@ -103,7 +103,7 @@ pub(crate) fn account<A: Ip, F: Frame>(
     hop::send(frame, way)
 }
 
-/// A packet from a NAT destination on a connection; `track` notes it once the way is known.
+/// A packet from a NAT destination on a connection, be it one that was removed; `track` notes it once the way is known.
 #[inline(always)]
 pub(crate) fn answer<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
@@ -119,9 +119,6 @@ pub(crate) fn answer<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     let Some(service) = context.tables.service(destination.service) else {
         return Verdict::Drop(Reason::Inconsistent);
     };
-    if destination.flags & destination_flag::AVAILABLE == 0 {
-        return Verdict::Drop(Reason::Removed);
-    }
     let way = match context.way_to_client(frame, packet.target) {
         Ok(way) => Some(way),
         Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL => None,

@@ -129,6 +129,11 @@ pub trait Frame {
 
     /// Returns the interface it came in by.
     fn interface(&self) -> u32;
+    /// Returns the mark that another program has given it, or 0.
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        0
+    }
     /// Returns its length in bytes from the Ethernet header on.
     fn length(&self) -> usize;
     /// Returns whether it is at least that long.

@@ -165,9 +165,6 @@ fn depart_as<A: Ip, F: Frame, T: Tables>(
     let found: Found<'_, A::Slot> = context.find_live(&key)?;
     let (destination, row) = context.destination(found.value.destination()).ok()?;
     let service = context.tables.service(destination.service)?;
-    if destination.flags & destination_flag::AVAILABLE == 0 {
-        return Some(Verdict::Drop(Reason::Removed));
-    }
     context.track_reply::<_, true>(&packet, &found);
     name_service::<A, F>(frame, packet.protocol, destination, service)?;
     bump(&row.out_packets, 1);

@@ -1,4 +1,5 @@
-//! Firewall marks, which rules of ours give: packets meet us before netfilter does.
+//! Firewall marks, which rules of ours give: packets meet us before netfilter does. By TC a mark that a
+//! program before ours has given counts too, where no rule fits.
 //!
 //! The rules are a bounded list, the first that fits decides. It is looked through for a packet that may
 //! open a connection and that no endpoint names; without rules its length is 0.

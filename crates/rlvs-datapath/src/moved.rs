@@ -40,6 +40,10 @@ impl<F: Frame> Frame for Moved<'_, F> {
         self.frame.interface()
     }
     #[inline(always)]
+    fn mark(&self) -> u32 {
+        self.frame.mark()
+    }
+    #[inline(always)]
     fn length(&self) -> usize {
         self.frame.length()
     }

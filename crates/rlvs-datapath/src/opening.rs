@@ -11,7 +11,6 @@ use crate::reason::Reason;
 use crate::refuse::{Complaint, complain};
 use crate::schedule::{Opening, quiet};
 use crate::stage::Stage;
-use crate::state;
 use crate::tables::Tables;
 
 /// A TCP or UDP request that may open a connection.
@@ -35,7 +34,7 @@ pub fn start<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         return Verdict::Pass(Reason::NoService);
     };
     // The connection that it belonged to was discarded.
-    if !state::starts::<PORTS>(packet.protocol, packet.flags) {
+    if !context.may_start::<A, PORTS>(packet) {
         return Verdict::Pass(Reason::NoConnection);
     }
     match context.sender(frame, service) {

@@ -206,6 +206,14 @@ impl<'a, T: Tables> Context<'a, T> {
         }
     }
 
+    /// Returns whether a packet that belongs to no connection may start one.
+    #[inline(always)]
+    pub(crate) fn may_start<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>) -> bool {
+        let Packet { protocol, flags, .. } = *packet;
+        state::starts::<PORTS>(protocol, flags)
+            || state::goes_on::<PORTS>(self.settings.flags, protocol, flags)
+    }
+
     /// Returns whether a packet may live on, its destination is there, and the way is known and wide
     /// enough.
     #[inline(always)]

@@ -62,7 +62,9 @@ impl<T: Tables> Context<'_, T> {
 }
 
 const TTL: u8 = 64;
-const TOS: u8 = 0xc0; // internetwork control, as the kernel's icmp_send()
+// Internetwork control, and of the quoted packet what is no precedence, as the kernel's icmp_send().
+const TOS: u8 = 0xc0;
+const TOS_QUOTED: u8 = 0x1e;
 const QUOTED_UDP: usize = 8;
 const IP: usize = ethernet::LENGTH;
 
@@ -170,7 +172,8 @@ pub(crate) fn complete_v4<const N: usize>(head: &mut [u8; N], header: u64) {
     let quoted = IP + ipv4::LENGTH + icmp::LENGTH;
     let client: [u8; 4] = rlvs_wire::bytes_at(head, quoted + ipv4::SOURCE);
     let service: [u8; 4] = rlvs_wire::bytes_at(head, quoted + ipv4::DESTINATION);
-    put_at(head, IP, [0x45, TOS]);
+    let [tos]: [u8; 1] = rlvs_wire::bytes_at(head, quoted + 1);
+    put_at(head, IP, [0x45, TOS | tos & TOS_QUOTED]);
     put_at(head, IP + ipv4::TOTAL_LENGTH, ((N - IP) as u16).to_be_bytes());
     put_at(head, IP + 4, [0; 4]);
     put_at(head, IP + ipv4::TTL, [TTL, icmp::PROTOCOL, 0, 0]);

@@ -57,7 +57,7 @@ pub fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         }
         Some(found) => request::<A, F, T, PORTS>(context, frame, packet, &found),
         None if is_reply => context.unnamed::<A, PORTS>(Reason::NoConnection),
-        None if state::starts::<PORTS>(packet.protocol, packet.flags) && !context.is_full(&key) => {
+        None if context.may_start::<A, PORTS>(packet) && !context.is_full(&key) => {
             Verdict::Next(open)
         }
         // It has not met the guard before it came here.

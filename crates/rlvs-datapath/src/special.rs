@@ -40,7 +40,7 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
         return refuse(context, frame, scratch, &packet, refused & !OPENED);
     }
     let service = match context.tables.read(&scratch.service) as u32 {
-        0 => context.service_apart(&packet),
+        0 => context.service_apart(&packet, frame.mark()),
         service => service,
     };
     let service = context.tables.forget(service.into()) as u32;

@@ -260,6 +260,22 @@ pub fn starts<const PORTS: bool>(protocol: u8, flags: u8) -> bool {
     }
 }
 
+/// Returns whether a packet may start a connection that began elsewhere, where that is allowed by the
+/// bits [`SLOPPY_TCP`](settings_flag::SLOPPY_TCP) and [`SLOPPY_SCTP`](settings_flag::SLOPPY_SCTP) of
+/// `settings`. `PORTS` as for [`next`].
+#[inline(always)]
+pub fn goes_on<const PORTS: bool>(settings: u32, protocol: u8, flags: u8) -> bool {
+    if PORTS {
+        settings & settings_flag::SLOPPY_TCP != 0
+            && protocol == tcp::PROTOCOL
+            && flags & tcp::RST == 0
+    } else {
+        settings & settings_flag::SLOPPY_SCTP != 0
+            && protocol == sctp::PROTOCOL
+            && flags != event::ABORT
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

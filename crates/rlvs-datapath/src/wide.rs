@@ -171,10 +171,12 @@ impl<'a, T: Tables> Context<'a, T> {
         value: &mut Value,
     ) -> Option<&'a WideSlot> {
         let Places { first, second } = key.places(self.settings);
-        let (first, second) = (self.tables.wide(first)?, self.tables.wide(second)?);
-        let near = self.match_in::<SOUGHT>(key, first);
-        let far = self.match_in::<SOUGHT>(key, second);
-        let (bucket, index) = if near != 0 { (first, near) } else { (second, far) };
+        let mut bucket = self.tables.wide(first)?;
+        let mut index = self.match_in::<SOUGHT>(key, bucket);
+        if index == 0 {
+            bucket = self.tables.wide(second)?;
+            index = self.match_in::<SOUGHT>(key, bucket);
+        }
         if index == 0 {
             return None;
         }

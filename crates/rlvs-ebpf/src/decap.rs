@@ -396,10 +396,12 @@ fn take_out(skb: &Skb, outer: &Outer, tunnel: &Tunnel) -> Result<Kind, Refusal> 
     {
         return Err(Refusal::RemoteChecksum);
     }
-    let (decap, kind) = if tunnel.inner_v6 {
-        (BPF_F_ADJ_ROOM_DECAP_L3_IPV6, ethernet::IPV6)
-    } else {
-        (BPF_F_ADJ_ROOM_DECAP_L3_IPV4, ethernet::IPV4)
+    let kind = if tunnel.inner_v6 { ethernet::IPV6 } else { ethernet::IPV4 };
+    // Kernels before 6.3 take no such flag, and need none where the version stays.
+    let decap = match (outer.is_v6, tunnel.inner_v6) {
+        (true, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
+        (false, true) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+        _ => 0,
     };
     let by = START as i32 - tunnel.inner as i32;
     // SAFETY: valid context; no pointer into the packet is held.

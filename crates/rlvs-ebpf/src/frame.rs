@@ -191,6 +191,11 @@ impl Frame for TcFrame {
         unsafe { (*self.skb).ifindex }
     }
     #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: as in `bounds`.
+        unsafe { (*self.skb).mark }
+    }
+    #[inline(always)]
     fn length(&self) -> usize {
         // SAFETY: as in `bounds`.
         unsafe { (*self.skb).len as usize }

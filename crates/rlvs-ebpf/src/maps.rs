@@ -14,9 +14,9 @@ use rlvs_datapath::abi::{
     Counts, Destination, ENDPOINT4_BUCKETS, ENDPOINT6_BUCKETS, ESTIMATES, Endpoints4, Endpoints6,
     Errand, Estimate, FAVOURITES, FRAGMENT_BUCKETS, Favourites, Fragments, IDS, INTERFACE_BUCKETS,
     Interfaces, LOCK_KINDS, LOCKS, Limit, Line, MarkRules, OCCUPANCY_WORDS, OVERLOAD_WORDS,
-    PRESENCE_WORDS, Pool, REASONS, RING_LINES, ROUTES, RingLine, Route, Row, SOURCE_BUCKETS, Schedule,
-    Scratch, Service, Settings, Sources, SweepCursor, TIMER_BYTES, Totals, Tunnel, WIDE_DEFAULT,
-    Wides, Word,
+    PRESENCE_WORDS, Pool, REASONS, RING_LINES, ROUTES, RingLine, Route, Row, SOURCE_BUCKETS,
+    Schedule, Scratch, Service, Settings, Sources, SweepCursor, TIMER_BYTES, Totals, Tunnel,
+    WIDE_DEFAULT, Wides, Word,
 };
 use rlvs_datapath::connection::{Key, Value};
 use rlvs_datapath::ip::{V4, V6};

@@ -30,6 +30,9 @@ enum File {
     /// Totals and rates
     #[value(name = "ip_vs_stats")]
     Stats,
+    /// The same, for each CPU too
+    #[value(name = "ip_vs_stats_percpu")]
+    StatsByCpu,
     /// Helpers for protocols, of which there are none
     #[value(name = "ip_vs_app")]
     Helpers,
@@ -71,6 +74,13 @@ fn text(file: File) -> Result<String> {
             connections(&list, matches!(file, File::Origins))
         }
         File::Stats => stats(&table.map_or_else(Total::default, |table| table.total())),
+        File::StatsByCpu => {
+            let (total, by_cpu) = table.map_or_else(
+                || (Total::default(), vec![Traffic::default()]),
+                |table| (table.total(), table.counted_by_cpu()),
+            );
+            stats_by_cpu(&by_cpu, &total)
+        }
         File::Helpers => "prot port    usecnt name\n".to_owned(),
     })
 }
@@ -82,8 +92,9 @@ fn ticks_per_second() -> Result<u64> {
     Ok(1_000_000_000 / load::tick_ns()?)
 }
 
+/// Writes services and destinations as `ip_vs`, whose times are in ticks.
 // As ip_vs_info_seq_show().
-fn services(entries: &[ServiceEntry], size: u32, ticks_per_second: u64) -> String {
+pub fn services(entries: &[ServiceEntry], size: u32, ticks_per_second: u64) -> String {
     let version = Version::default();
     let mut text = format!(
         "IP Virtual Server version {version} (size={size})\n\
@@ -147,8 +158,9 @@ fn plain(address: IpAddr) -> String {
     }
 }
 
+/// Writes connections as `ip_vs_conn`, or `ip_vs_conn_sync`, which tells their origin.
 // As ip_vs_conn_seq_show() and ip_vs_conn_sync_seq_show().
-fn connections(list: &[Connection], with_origin: bool) -> String {
+pub fn connections(list: &[Connection], with_origin: bool) -> String {
     let rest = if with_origin { "Origin Expires" } else { "Expires PEName PEData" };
     let mut text = format!("Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       {rest}\n");
     for line in list {
@@ -162,14 +174,14 @@ fn connections(list: &[Connection], with_origin: bool) -> String {
     text
 }
 
+fn row(traffic: &Traffic) -> String {
+    let Traffic { connections, in_packets, out_packets, in_bytes, out_bytes } = traffic;
+    format!("{connections:8X} {in_packets:8X} {out_packets:8X} {in_bytes:16X} {out_bytes:16X}\n")
+}
+
+/// Writes totals and rates as `ip_vs_stats`.
 // As ip_vs_stats_show(): all numbers are hexadecimal.
-fn stats(total: &Total) -> String {
-    let row = |traffic: &Traffic| {
-        let Traffic { connections, in_packets, out_packets, in_bytes, out_bytes } = traffic;
-        format!(
-            "{connections:8X} {in_packets:8X} {out_packets:8X} {in_bytes:16X} {out_bytes:16X}\n"
-        )
-    };
+pub fn stats(total: &Total) -> String {
     format!(
         "   Total Incoming Outgoing         Incoming         Outgoing\n\
          \x20  Conns  Packets  Packets            Bytes            Bytes\n\
@@ -179,6 +191,23 @@ fn stats(total: &Total) -> String {
         row(&total.counted),
         row(&total.rates)
     )
+}
+
+/// Writes what each CPU has counted, totals and rates as `ip_vs_stats_percpu`.
+// As ip_vs_stats_percpu_show().
+pub fn stats_by_cpu(by_cpu: &[Traffic], total: &Total) -> String {
+    let mut text = "       Total Incoming Outgoing         Incoming         Outgoing\n\
+                    CPU    Conns  Packets  Packets            Bytes            Bytes\n"
+        .to_owned();
+    for (cpu, counted) in by_cpu.iter().enumerate() {
+        text.push_str(&format!("{cpu:3X} {}", row(counted)));
+    }
+    text.push_str(&format!(
+        "  ~ {}\n     Conns/s   Pkts/s   Pkts/s          Bytes/s          Bytes/s\n    {}",
+        row(&total.counted),
+        row(&total.rates)
+    ));
+    text
 }
 
 #[cfg(test)]

@@ -3,6 +3,4 @@
 
 mod frames;
 mod sockets;
-#[expect(unsafe_code, reason = "a packet socket is bound to an interface by a system call")]
-mod wire;
 mod wrap;

@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use e2e::lab::{Random, connect, tcp_server, udp_client, udp_server, wait_until};
 use e2e::packet::{Kind as Transport, Packet};
+use e2e::wire;
 use rlvs_linux::decap::{Decapsulator, Encapsulation, Kind};
 use rlvs_linux::netns::{self, Namespace};
 use rlvs_linux::route::{Mac, Prefix, Rtnetlink};
 use rlvs_linux::{ethtool, sysctl};
 use rlvs_wire::tcp::SYN;
 
-use crate::wire;
 use crate::wrap::{ETHERNET, GUE_PORT, Wrap, kinds, transport};
 
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];

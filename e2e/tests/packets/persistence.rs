@@ -283,8 +283,35 @@ fn a_mark_joins_two_ports() {
                 let no_service = rlvs_datapath::reason::Reason::NoService;
                 assert_eq!(outcome.verdict, rlvs_datapath::frame::Verdict::Pass(no_service));
             }
+            if persistent {
+                let kind = Kind::Udp;
+                let mut packet = request(network, family, kind);
+                packet.source.set_port(1001);
+                given_by_others(&mut world, &packet.bytes());
+            }
         }
     });
+}
+
+/// By TC a mark counts that somebody else has given, and where none of our rules gives one. XDP meets
+/// packets before anybody can.
+fn given_by_others(world: &mut World<'_>, frame: &[u8]) {
+    let mut with = |mark, ours| {
+        world.edit(|tables| {
+            tables.marks.rules[0].protocol = if ours { 17 } else { 6 };
+            tables.marks.rules[0].mark = if ours { 78 } else { 77 };
+        });
+        let input = Input { mark, ..Input::new(frame, world.network.inside.index) };
+        let xdp = world.step_xdp(&input).verdict;
+        let no_service = rlvs_datapath::reason::Reason::NoService;
+        assert_eq!(xdp, rlvs_datapath::frame::Verdict::Pass(no_service));
+        world.step_tc(&input)
+    };
+    for (mark, ours) in [(0, false), (76, false), (77, true)] {
+        let outcome = with(mark, ours);
+        assert_eq!(outcome.bytes, frame, "{mark} {ours}");
+    }
+    assert_eq!(server(&with(77, false)), 11);
 }
 
 /// Each datagram is scheduled anew and leaves no entry; what NAT servers answer is put right.

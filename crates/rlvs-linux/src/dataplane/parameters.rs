@@ -44,7 +44,12 @@ const fn meaningless(name: &'static str, max: u32, default: u32, about: &'static
 /// Every setting, by name.
 pub const ALL: [Parameter; 24] = [
     not_yet("am_droprate", u32::MAX, 10, "how often drop_packet 3 drops: one of so many"),
-    not_yet("amemthresh", u32::MAX, 1024, "free pages below which memory is short"),
+    meaningless(
+        "amemthresh",
+        u32::MAX,
+        1024,
+        "tables have the size that they were made with, and never run short of memory",
+    ),
     not_yet("backup_only", 1, 0, "1: balance nothing while a backup daemon runs"),
     not_yet("cache_bypass", 1, 0, "1: without a real server, on to the original destination"),
     Parameter {
@@ -61,8 +66,13 @@ pub const ALL: [Parameter; 24] = [
         0,
         "the kernel's connection tracking does not see what is balanced",
     ),
-    not_yet("drop_entry", 3, 0, "end half-open connections early when memory is short"),
-    not_yet("drop_packet", 3, 0, "drop some new connections when memory is short"),
+    meaningless(
+        "drop_entry",
+        3,
+        0,
+        "memory never runs short; where the table is full, connections that are there go on",
+    ),
+    not_yet("drop_packet", 3, 0, "3: drop one new connection of am_droprate"),
     Parameter {
         name: "expire_nodest_conn",
         max: 1,
@@ -104,8 +114,27 @@ pub const ALL: [Parameter; 24] = [
     },
     not_yet("schedule_icmp", 1, 0, "1: balance ICMP errors of no known connection"),
     not_yet("secure_tcp", 3, 0, "stricter states against floods of SYNs"),
-    not_yet("sloppy_sctp", 1, 0, "1: open SCTP connections in the middle"),
-    not_yet("sloppy_tcp", 1, 0, "1: open TCP connections in the middle"),
+    Parameter {
+        name: "sloppy_sctp",
+        max: 1,
+        default: 0,
+        about: "1: any packet but ABORT opens an SCTP association, not INIT alone",
+        state: State::Carried {
+            get: |settings| u32::from(settings.flags & settings_flag::SLOPPY_SCTP != 0),
+            set: |settings, value| put(settings, settings_flag::SLOPPY_SCTP, value != 0),
+        },
+    },
+    Parameter {
+        name: "sloppy_tcp",
+        max: 1,
+        default: 0,
+        about: "1: any segment but RST opens a TCP connection, not SYN alone, so that those of \
+                another director go on here",
+        state: State::Carried {
+            get: |settings| u32::from(settings.flags & settings_flag::SLOPPY_TCP != 0),
+            set: |settings, value| put(settings, settings_flag::SLOPPY_TCP, value != 0),
+        },
+    },
     meaningless(
         "snat_reroute",
         1,
@@ -223,6 +252,10 @@ mod tests {
             ("expire_nodest_conn", 1, 1),
             ("run_estimation", 0, 0),
             ("run_estimation", 1, 1),
+            ("sloppy_sctp", 1, 1),
+            ("sloppy_sctp", 0, 0),
+            ("sloppy_tcp", 1, 1),
+            ("sloppy_tcp", 0, 0),
             ("tcp_mss", 1400, 1400),
         ] {
             let parameter = Parameter::named(name).expect("a setting");

@@ -450,6 +450,10 @@ impl Table for BpfTable {
         };
         let drained = remembered.is_some() && old.aside & aside::DRAINED != 0;
         aside::set_weight(&mut record, &old, to.weight, drained);
+        if !drained {
+            // One that returns begins anew, as __ip_vs_update_dest().
+            record.last_weight = to.weight;
+        }
         set_deltas(&mut record, &owner);
         self.set_method(id, &owner, &mut record, to)?;
         let same_way =

@@ -125,6 +125,19 @@ impl BpfTable {
         Ok(())
     }
 
+    /// Returns what each CPU has counted for the destinations that there are, since they were made.
+    pub fn counted_by_cpu(&self) -> Vec<Traffic> {
+        let rows = |cpu| {
+            let mut sum = [0; COUNTERS];
+            for &id in self.destinations.values() {
+                let row = self.maps.rows.read(id * self.cpus + cpu).unwrap_or_default();
+                add(&mut sum, counters(&row));
+            }
+            traffic(sum)
+        };
+        (0..self.cpus).map(rows).collect()
+    }
+
     /// Returns what all services have counted, also those that are gone.
     pub fn total(&self) -> Total {
         Total {

@@ -12,7 +12,10 @@ const TIME_MAX: Duration = Duration::from_millis(20);
 
 /// Opens a packet socket of the calling thread's namespace on an interface. It sends and receives
 /// as a datagram socket that is connected does.
-pub(crate) fn open(interface: u32) -> io::Result<UdpSocket> {
+///
+/// # Errors
+/// No such interface, or no right to see what is on it.
+pub fn open(interface: u32) -> io::Result<UdpSocket> {
     let kind = SockType::Raw;
     let fd = socket(AddressFamily::Packet, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     let address = libc::sockaddr_ll {

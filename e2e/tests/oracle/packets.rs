@@ -1,0 +1,108 @@
+//! Every packet that comes out, byte for byte.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use e2e::crossing::{self, Balancer};
+use regex::Regex;
+
+use crate::play::Play;
+use crate::{guest, scenes};
+
+const GOLDEN: &str = "tests/oracle/golden/packets.txt";
+const RECORD: &str = "RLVS_RECORD";
+
+/// Where ours differs on purpose: scenario and step, and why; docs/differences.md says it to users.
+const DIFFERENT: [(&str, &str); 12] = [
+    ("fragments > pieces, the last first", "what comes before its datagram's first is the stack's"),
+    ("^(ipip|gue|gre).* fragments > pieces$", "fragments enter the tunnel one by one"),
+    (
+        "^(ipip|gue|gre).* too long > .* true",
+        "the packet is quoted with the time to live that it had",
+    ),
+    ("^(ipip|gue|gre).*6 too long > .* false", "the same, where nothing says that it may be cut"),
+    ("^ipip6in4 too long > .* false", "the same"),
+    ("^(ipip|gue|gre).*4(in6)? too long > .* false", "nothing is cut for a tunnel"),
+    (r"^(gue|gre)\+c. errors of clients > ", "without an outer checksum"),
+    (r"^(gue|gre)\+c. udp > w", "the outer checksum comes from the inner one"),
+    ("^nat4 udp > .*without checksum", "a datagram without checksum stays so"),
+    ("^strangers . > from port 20", "no port of a client is special"),
+    ("6in6 errors of servers > -", "the kernel sends none of them on"),
+    (
+        r"4in4 errors of servers > .*\[3, 4\]",
+        "the kernel's size is that of what it knew of the way",
+    ),
+];
+/// Plays all scenarios.
+fn play(balancer: Balancer) -> String {
+    let text = std::sync::Mutex::new(String::new());
+    crossing::run("crossing", balancer, |mut crossing| {
+        let mut all = String::new();
+        for (number, (name, family, scenario)) in (0..).zip(scenes::all()) {
+            let mut play = Play::new(&mut crossing, number, family);
+            scenario(&mut play);
+            all += &format!("# {name}\n{}", play.end());
+        }
+        *text.lock().unwrap() = all;
+    });
+    text.into_inner().unwrap()
+}
+
+/// What came of each step, by scenario and step; commands and listings belong to the step before.
+fn steps(text: &str) -> BTreeMap<(String, String), String> {
+    let mut steps: BTreeMap<(String, String), String> = BTreeMap::new();
+    let (mut scenario, mut step) = (String::new(), String::new());
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("# ") {
+            (scenario, step) = (name.to_owned(), "begin".to_owned());
+        } else if let Some(name) = line.strip_prefix("> ") {
+            name.clone_into(&mut step);
+        }
+        let of = steps.entry((scenario.clone(), step.clone())).or_default();
+        *of += &format!("{line}\n");
+    }
+    steps
+}
+
+#[test]
+fn ours_does_what_the_kernels_has_done() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(GOLDEN);
+    let recorded = std::fs::read_to_string(&path).unwrap();
+    let (theirs, ours) = (steps(&recorded), steps(&play(Balancer::Ours)));
+    let keys = |steps: &BTreeMap<_, _>| steps.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&theirs), keys(&ours), "other steps are recorded");
+    let mut wrong = String::new();
+    let listed: Vec<Regex> = DIFFERENT.iter().map(|(at, _)| Regex::new(at).unwrap()).collect();
+    let mut used = [false; DIFFERENT.len()];
+    for (((scenario, step), theirs), ours) in theirs.iter().zip(ours.values()) {
+        if theirs == ours {
+            continue;
+        }
+        let at = format!("{scenario} > {step}");
+        match listed.iter().position(|listed| listed.is_match(&at)) {
+            Some(index) => used[index] = true,
+            None => wrong += &format!("{at}\n the kernel's:\n{theirs} ours:\n{ours}\n"),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    for ((at, why), used) in DIFFERENT.iter().zip(used) {
+        assert!(used, "{at}: different no longer ({why})");
+    }
+}
+
+#[test]
+fn the_kernels_does_what_is_recorded() {
+    if guest::is_guest() {
+        return guest::report(&play(Balancer::Kernel));
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(GOLDEN);
+    let now = guest::run("packets::the_kernels_does_what_is_recorded");
+    if std::env::var_os(RECORD).is_some_and(|value| value == "1") {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &now).unwrap();
+    }
+    let (recorded, now) = (steps(&std::fs::read_to_string(&path).unwrap()), steps(&now));
+    let changed = now.iter().find(|(at, came)| recorded.get(at) != Some(came));
+    assert_eq!(changed, None, "was {:?}", changed.and_then(|(at, _)| recorded.get(at)));
+    assert_eq!(recorded.len(), now.len());
+}
