@@ -17,3 +17,4 @@ pub mod set;
 pub mod snat;
 pub mod status;
 pub mod top;
+pub mod trace;

@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
 use rlvs::{
     acl, check, doctor, drain, face, keepalived, lab, man, mark, metrics, proc, set, snat, status,
-    top,
+    top, trace,
 };
 
 const KEEPALIVED: &str = "keepalived";
@@ -35,6 +35,8 @@ enum Command {
     Top,
     /// Looks for what is wrong here, and says what to do about it
     Doctor(doctor::Arguments),
+    /// Tells what would become of a packet, and why; nothing is sent, nothing changes
+    Trace(trace::Arguments),
     /// Lets a real server run empty: no new connections, and waits until those it has have ended
     Drain(drain::DrainArguments),
     /// Gives a drained real server its weight back
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Top => top::run(),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
         Command::Drain(arguments) => drain::drain(&arguments),
         Command::Undrain(arguments) => drain::undrain(&arguments),
         Command::Set(arguments) => set::run(&arguments),

@@ -161,7 +161,7 @@ fn pin(bpf: &mut Ebpf, folder: &Folder, body: Body) -> Result<(), Error> {
     .map_err(|error| load_error(body.program(), &error))
 }
 
-fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
+pub(super) fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
     match std::env::var_os(OBJECT_FOLDER) {
         None => Ok(OBJECT.into()),
         Some(folder) => {

@@ -1,7 +1,7 @@
 //! The rules that give packets their firewall marks.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use rlvs_datapath::abi::{MARK_RULES, MarkRule, MarkRules, settings_flag};
 use rlvs_datapath::ip::Ip;
@@ -79,6 +79,23 @@ impl fmt::Display for Rule {
             (first, last) => write!(to, " port {first}-{last}"),
         }
     }
+}
+
+/// Returns the mark that the rules give to packets of a protocol to an address and port, if any does.
+pub(super) fn mark_of(maps: &Maps, target: SocketAddr, protocol: u8) -> Option<u32> {
+    let rules = maps.marks.read(0)?;
+    let (family, (high, low)) = match target.ip() {
+        IpAddr::V4(address) => (4, v4(address).words()),
+        IpAddr::V6(address) => (6, v6(address).words()),
+    };
+    let fits = |rule: &&MarkRule| {
+        let [first, last] = rule.ports;
+        rule.family == family
+            && [high & rule.mask[0], low & rule.mask[1]] == rule.network
+            && (rule.protocol == 0 || rule.protocol == protocol)
+            && (first..=last).contains(&target.port())
+    };
+    rules.rules.iter().take(rules.length as usize).find(fits).map(|rule| rule.mark)
 }
 
 /// Lists the rules, in the order in which they are tried.

@@ -207,11 +207,19 @@ pub(super) struct Memory<T> {
 impl<T: Element> Memory<T> {
     /// Maps the `elements` elements of an array map.
     pub(super) fn map(map: BorrowedFd<'_>, elements: usize) -> io::Result<Self> {
+        Self::protected(map, elements, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// Maps the `elements` elements of an array map to look at: writing is a fault.
+    pub(super) fn look(map: BorrowedFd<'_>, elements: usize) -> io::Result<Self> {
+        Self::protected(map, elements, libc::PROT_READ)
+    }
+
+    fn protected(map: BorrowedFd<'_>, elements: usize, protection: i32) -> io::Result<Self> {
         const PAGE: usize = 4096;
         // The kernel rounds elements up to 8 bytes; ours are that long to begin with.
         const { assert!(size_of::<T>().is_multiple_of(8)) };
         let bytes = (elements * size_of::<T>()).next_multiple_of(PAGE);
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe {
             libc::mmap(
