@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 
-use aya::maps::Map;
+use aya::maps::{Map, MapData};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -183,6 +183,22 @@ pub fn map_ids() -> Vec<u32> {
         attribute = [attribute[1], 0, 0, 0];
     }
     ids
+}
+
+/// Copies what is in a pinned array map.
+///
+/// # Panics
+/// It is none, or may not be mapped.
+#[must_use]
+pub fn map_bytes(pin: &Path) -> Vec<u8> {
+    let at = pin.display();
+    let map = MapData::from_pin(pin).unwrap_or_else(|error| panic!("{at}: {error}"));
+    let info = map.info().unwrap_or_else(|error| panic!("{at}: {error}"));
+    let element = (info.value_size() as usize).next_multiple_of(8);
+    let bytes = info.max_entries() as usize * element;
+    let memory =
+        Memory::new(map.fd().as_fd(), bytes).unwrap_or_else(|error| panic!("{at}: {error}"));
+    memory.bytes().to_vec()
 }
 
 /// What a program did.

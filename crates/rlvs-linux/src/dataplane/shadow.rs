@@ -207,7 +207,7 @@ impl Shadow {
         };
         shadow(&bpf)?;
         // What this kernel does not take is not in the live object either.
-        stages::load(&mut bpf, &[Body::Tc], &groups, &[])?;
+        stages::load_for_packets(&mut bpf, &groups, is_v4)?;
         Ok(Self { bpf, settings })
     }
 
@@ -340,12 +340,7 @@ fn copy(folder: &Folder, bpf: &Ebpf, name: &str) -> Result<(), Error> {
     let from = Memory::<u64>::look(map.fd().as_fd(), words)
         .map_err(Error::io(format!("mapping {}", pins::shown(folder, name))))?;
     let to = typed::<u64>(bpf, name, words as u32)?;
-    for at in 0..words {
-        // The shadow's are 0 to begin with.
-        if let Some(word) = from.read(at).filter(|word| *word != 0) {
-            to.write(at, word);
-        }
-    }
+    from.copy_into_zeros(&to);
     Ok(())
 }
 

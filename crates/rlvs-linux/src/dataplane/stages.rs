@@ -86,6 +86,23 @@ pub fn load(
     load_stages(bpf, &stages)
 }
 
+/// Gives the kernel the first TC program with the stages that packets of one family without unusual
+/// headers may need of these groups, and connects them.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_for_packets(bpf: &mut Ebpf, groups: &[Group], is_v4: bool) -> Result<(), Error> {
+    let other = if is_v4 { '6' } else { '4' };
+    let groups = groups.iter().filter(|group| !matches!(group, Group::Unusual | Group::Tunnels));
+    let stages: Vec<_> = groups
+        .flat_map(|group| group.stages())
+        .filter(|stage| !stage.name().ends_with(other))
+        .map(|stage| (Body::Tc, stage))
+        .collect();
+    load_program(bpf, Body::Tc.program())?;
+    load_stages(bpf, &stages).map(|_| ())
+}
+
 /// Gives the kernel the stages of a group for a body whose program it has. Returns those that it did
 /// not take.
 ///

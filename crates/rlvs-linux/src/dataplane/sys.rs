@@ -255,6 +255,22 @@ impl<T: Element> Memory<T> {
         self.at(index).map(|at| unsafe { at.read_volatile() })
     }
 
+    /// Copies each word that is not 0 to a memory that nobody else has and that is 0.
+    pub(super) fn copy_into_zeros(&self, to: &Self) {
+        const { assert!(align_of::<T>() >= align_of::<u64>()) };
+        let words = self.elements.min(to.elements) * size_of::<T>() / 8;
+        let (from, to) = (self.start.as_ptr().cast::<u64>(), to.start.as_ptr().cast::<u64>());
+        for at in 0..words {
+            // SAFETY: inside both mappings and aligned; as in `read`.
+            unsafe {
+                let word = from.add(at).read_volatile();
+                if word != 0 {
+                    to.add(at).write_volatile(word);
+                }
+            }
+        }
+    }
+
     /// Writes an element that nobody else reads yet or writes at all.
     pub(super) fn write(&self, index: usize, value: T) {
         if let Some(at) = self.at(index) {

@@ -23,6 +23,8 @@ pub struct Scene {
     pub becomes: Option<Becomes>,
     /// Name of the interface to the server, if there is a way.
     pub way: Option<String>,
+    /// Whether the host has no route to the server.
+    pub no_way: bool,
 }
 
 /// What becomes of a packet in the end.
@@ -66,10 +68,14 @@ impl Verdict {
 impl Scene {
     /// Returns what becomes of the packet.
     pub fn verdict(&self) -> Verdict {
-        let is_local = self.answer.reasons.contains(&Reason::Local) && self.answer.chosen.is_some();
+        let is_local = self.answer.reasons.contains(&Reason::Local)
+            && self.answer.chosen.is_some()
+            && !self.no_way;
         let is_error = self.becomes.as_ref().is_some_and(|becomes| becomes.icmp.is_some());
         match self.answer.outcome {
             _ if is_local => Verdict::Local,
+            // The stack has no way for it either.
+            _ if self.no_way => Verdict::Dropped,
             Outcome::Sent if is_error => Verdict::Answered,
             Outcome::Sent => Verdict::Forwarded,
             Outcome::Passed => Verdict::Passed,
@@ -106,7 +112,11 @@ impl Scene {
         if opens || reasons.contains(&Reason::NoDestination) {
             why.extend(of_servers(servers));
         }
-        why.extend(reasons.iter().map(|reason| format!("{}: {}", reason.name(), meaning(*reason))));
+        if self.no_way {
+            why.push("there is no route to the server".to_owned());
+        }
+        let counted = reasons.iter().filter(|reason| !self.no_way || **reason != Reason::Local);
+        why.extend(counted.map(|reason| format!("{}: {}", reason.name(), meaning(*reason))));
         why
     }
 

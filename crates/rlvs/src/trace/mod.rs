@@ -129,12 +129,19 @@ fn look(asked: Asked, interface: Option<&str>) -> Result<Scene> {
         link.map_or_else(|| format!("interface {index}"), |link| link.name.clone())
     };
     let chosen = answer.chosen.as_ref();
-    let method = chosen.and_then(|chosen| Some(answer.servers.get(chosen.server)?.method));
+    let server = chosen.and_then(|chosen| answer.servers.get(chosen.server));
+    let method = server.map(|server| server.method);
+    // The data plane leaves to the stack what is for this host, and what the host knows no way for.
+    let no_way = match server {
+        Some(server) => net.way(server.id.address)?.is_none(),
+        None => false,
+    };
     Ok(Scene {
         asked,
         interface: entry.name.clone(),
         way: chosen.and_then(|chosen| chosen.interface).map(name),
         becomes: Becomes::read(&answer.frame, method),
+        no_way,
         answer,
     })
 }
