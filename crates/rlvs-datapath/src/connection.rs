@@ -20,6 +20,8 @@ use crate::tables::{TIME_BITS, TIME_MASK, Tables, Time};
 /// Value of a slot that is being cleared.
 pub const DYING: u64 = 1 << 62;
 
+/// In a value that is to be inserted.
+const IF_NEW: u64 = DYING;
 const LIVE: u64 = 1 << 63;
 const STATE_SHIFT: u32 = TIME_BITS;
 const STATE_MASK: u64 = 31;
@@ -63,6 +65,11 @@ impl Value {
         };
         let rest = half.0 & !(OWNER_MASK << OWNER_SHIFT);
         Self(rest | REPLY | (u64::from(owner) >> 16 & OWNER_MASK) << OWNER_SHIFT)
+    }
+    /// Returns the value for an insertion that looks first whether the half is there.
+    #[inline(always)]
+    pub(crate) fn if_new(self) -> Self {
+        Self(self.0 | IF_NEW)
     }
     /// Returns the value of a connection that a template controls.
     #[inline(always)]
@@ -185,6 +192,8 @@ pub(crate) struct Spot(u64);
 
 impl Spot {
     const SOME: u64 = 1 << 32;
+    /// In place of a spot: the half is there already.
+    pub(crate) const TAKEN: u64 = 1 << 33;
 
     /// Packs it into one word, which is not 0.
     #[inline(always)]
@@ -511,7 +520,8 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Puts a half into a free slot and returns its spot, for [`take_back`](Self::take_back); 0 if there
-    /// is none. The caller holds the lock of the key and has not found it.
+    /// is none. The caller holds the lock of the key, and has not found it or asks for that too:
+    /// [`Value::if_new`].
     #[inline(always)]
     pub fn insert<A: Ip>(&self, key: &Key<A>, value: Value) -> u64 {
         A::put(self.tables, key, value)
@@ -552,10 +562,10 @@ impl<'a, T: Tables> Context<'a, T> {
         if self.tables.swap(word, 0, 1) { Some(Lock(word)) } else { None }
     }
 
-    /// Gives a lock back.
+    /// Gives a lock back. A store is enough: whoever takes the lock sees what was stored before.
     #[inline(always)]
     pub fn unlock(&self, lock: Lock<'_>) {
-        self.tables.swap(lock.0, 1, 0);
+        self.tables.write(lock.0, 0);
     }
 
     /// Notes the time of a packet that leaves the state as it is.
@@ -760,9 +770,14 @@ fn index_in<A: Ip, T: Tables, const EXACT: bool>(
 }
 
 /// Puts a half into a free slot: in its first place, so that one cache line serves its packets, unless
-/// that is all but full and the second has more room. Returns its spot, or 0.
+/// that is all but full and the second has more room. Returns its spot, 0 if there is no room, or
+/// [`Spot::TAKEN`] for a [new](Value::if_new) half that is there.
 #[inline(always)]
 pub fn put<A: Ip, T: Tables>(tables: &T, key: &Key<A>, value: Value) -> u64 {
+    if value.0 & IF_NEW != 0 && seek(tables, key) != 0 {
+        return Spot::TAKEN;
+    }
+    let value = Value(value.0 & !IF_NEW);
     let Places { first, second } = key.places;
     let (mut place, mut index) = (first, vacancy::<A, T>(tables, first));
     if index >= A::SLOTS as u64 * 3 / 4 {
@@ -785,7 +800,8 @@ pub fn put<A: Ip, T: Tables>(tables: &T, key: &Key<A>, value: Value) -> u64 {
         if tables.swap(slot.value(), 0, value.0 | mark) {
             let (high, low) = key.client.words();
             slot.set_address(tables, high, low);
-            tables.swap(slot.key(), 0, key.word());
+            // The sweep looks at the value, which was stored before the group's bit is read.
+            tables.write(slot.key(), key.word());
             occupy::<A, T>(tables, place);
             return Spot::pack(place, index, A::SLOTS);
         }

@@ -3,7 +3,7 @@
 use core::cell::Cell;
 
 use crate::abi::{Destination, RING_LINE, method, scheduler, service_flag, settings_flag};
-use crate::connection::{Context, Found, Key, Value};
+use crate::connection::{Context, Found, Key, Spot, Value};
 use crate::frame::{Answer, Frame, Query, Verdict};
 use crate::ip::{Flow, Ip, Packet};
 use crate::reason::Reason;
@@ -96,11 +96,7 @@ impl<'a, T: Tables> Context<'a, T> {
     fn open_locked<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, id: u32) -> u32 {
         let key = Key::new(self.settings, &packet.request(), id);
         let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
-        let result = if self.find_here(&key).is_some() {
-            THERE
-        } else {
-            self.schedule::<A, PORTS>(packet, &key)
-        };
+        let result = self.schedule::<A, PORTS>(packet, &key);
         self.unlock(lock);
         result
     }
@@ -134,6 +130,10 @@ impl<'a, T: Tables> Context<'a, T> {
             return NEXT | Reason::NoDestination as u32;
         }
         let paired = destination.method == method::MASQUERADE;
+        // One half alone is looked for where it is put.
+        if paired && self.find_here(key).is_some() {
+            return THERE;
+        }
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
         let state = state::first::<PORTS>(seen, packet.protocol, packet.flags);
         let value = Value::new(self.now, state, id, key.owner, paired);
@@ -141,7 +141,7 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Makes the entries of a connection as its value says, and counts it. The caller holds the lock
-    /// of the key and has not found it.
+    /// of the key, and has not found it if it has two halves.
     #[inline(always)]
     pub(crate) fn join<A: Ip>(
         &self,
@@ -162,8 +162,12 @@ impl<'a, T: Tables> Context<'a, T> {
             if result != OPENED {
                 return result;
             }
-        } else if self.insert(key, value) == 0 {
-            return Reason::Stateless as u32;
+        } else {
+            match self.insert(key, value.if_new()) {
+                0 => return Reason::Stateless as u32,
+                Spot::TAKEN => return THERE,
+                _ => {}
+            }
         }
         if let Some(counts) = self.tables.counts(id) {
             let before = self.tables.add(&counts.connections, value.state().one());
