@@ -20,8 +20,6 @@ use crate::tables::{TIME_BITS, TIME_MASK, Tables, Time};
 /// Value of a slot that is being cleared.
 pub const DYING: u64 = 1 << 62;
 
-/// In a value that is to be inserted.
-const IF_NEW: u64 = DYING;
 const LIVE: u64 = 1 << 63;
 const STATE_SHIFT: u32 = TIME_BITS;
 const STATE_MASK: u64 = 31;
@@ -65,11 +63,6 @@ impl Value {
         };
         let rest = half.0 & !(OWNER_MASK << OWNER_SHIFT);
         Self(rest | REPLY | (u64::from(owner) >> 16 & OWNER_MASK) << OWNER_SHIFT)
-    }
-    /// Returns the value for an insertion that looks first whether the half is there.
-    #[inline(always)]
-    pub(crate) fn if_new(self) -> Self {
-        Self(self.0 | IF_NEW)
     }
     /// Returns the value of a connection that a template controls.
     #[inline(always)]
@@ -192,8 +185,6 @@ pub(crate) struct Spot(u64);
 
 impl Spot {
     const SOME: u64 = 1 << 32;
-    /// In place of a spot: the half is there already.
-    pub(crate) const TAKEN: u64 = 1 << 33;
 
     /// Packs it into one word, which is not 0.
     #[inline(always)]
@@ -345,6 +336,19 @@ impl<'a, T: Tables> Context<'a, T> {
         let slots = A::connections(self.tables, sought.place(key.places))?;
         let slot = slots.get(sought.index() as usize & (A::SLOTS - 1))?;
         Some(Found { slot, value: sought.value(key.owner) })
+    }
+
+    /// Returns whether a half may be in one of its places, by the first words of keys alone: a third of the
+    /// instructions of a look-up, and no call.
+    #[inline(always)]
+    pub(crate) fn may_be_there<A: Ip>(&self, key: &Key<A>) -> bool {
+        let word = key.word();
+        let Some(slots) = A::connections(self.tables, key.places.first) else { return false };
+        let mut differ = 1;
+        for slot in slots {
+            differ &= self.tables.is_set(self.tables.read(slot.key()) ^ word);
+        }
+        differ == 0 || !none_elsewhere(self.tables)
     }
 
     /// Returns the slot at a spot.
@@ -520,8 +524,7 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Puts a half into a free slot and returns its spot, for [`take_back`](Self::take_back); 0 if there
-    /// is none. The caller holds the lock of the key, and has not found it or asks for that too:
-    /// [`Value::if_new`].
+    /// is none. The caller holds the lock of the key and has not found it.
     #[inline(always)]
     pub fn insert<A: Ip>(&self, key: &Key<A>, value: Value) -> u64 {
         A::put(self.tables, key, value)
@@ -770,14 +773,9 @@ fn index_in<A: Ip, T: Tables, const EXACT: bool>(
 }
 
 /// Puts a half into a free slot: in its first place, so that one cache line serves its packets, unless
-/// that is all but full and the second has more room. Returns its spot, 0 if there is no room, or
-/// [`Spot::TAKEN`] for a [new](Value::if_new) half that is there.
+/// that is all but full and the second has more room. Returns its spot, or 0.
 #[inline(always)]
 pub fn put<A: Ip, T: Tables>(tables: &T, key: &Key<A>, value: Value) -> u64 {
-    if value.0 & IF_NEW != 0 && seek(tables, key) != 0 {
-        return Spot::TAKEN;
-    }
-    let value = Value(value.0 & !IF_NEW);
     let Places { first, second } = key.places;
     let (mut place, mut index) = (first, vacancy::<A, T>(tables, first));
     if index >= A::SLOTS as u64 * 3 / 4 {
