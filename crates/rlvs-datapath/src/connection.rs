@@ -338,6 +338,19 @@ impl<'a, T: Tables> Context<'a, T> {
         Some(Found { slot, value: sought.value(key.owner) })
     }
 
+    /// Returns whether a half may be in one of its places, by the first words of keys alone: a third of the
+    /// instructions of a look-up, and no call.
+    #[inline(always)]
+    pub(crate) fn may_be_there<A: Ip>(&self, key: &Key<A>) -> bool {
+        let word = key.word();
+        let Some(slots) = A::connections(self.tables, key.places.first) else { return false };
+        let mut differ = 1;
+        for slot in slots {
+            differ &= self.tables.is_set(self.tables.read(slot.key()) ^ word);
+        }
+        differ == 0 || !none_elsewhere(self.tables)
+    }
+
     /// Returns the slot at a spot.
     #[inline(always)]
     fn slot<A: Ip>(&self, spot: u64) -> Option<&'a A::Slot> {
@@ -552,10 +565,10 @@ impl<'a, T: Tables> Context<'a, T> {
         if self.tables.swap(word, 0, 1) { Some(Lock(word)) } else { None }
     }
 
-    /// Gives a lock back.
+    /// Gives a lock back. A store is enough: whoever takes the lock sees what was stored before.
     #[inline(always)]
     pub fn unlock(&self, lock: Lock<'_>) {
-        self.tables.swap(lock.0, 1, 0);
+        self.tables.write(lock.0, 0);
     }
 
     /// Notes the time of a packet that leaves the state as it is.
@@ -785,7 +798,8 @@ pub fn put<A: Ip, T: Tables>(tables: &T, key: &Key<A>, value: Value) -> u64 {
         if tables.swap(slot.value(), 0, value.0 | mark) {
             let (high, low) = key.client.words();
             slot.set_address(tables, high, low);
-            tables.swap(slot.key(), 0, key.word());
+            // The sweep looks at the value, which was stored before the group's bit is read.
+            tables.write(slot.key(), key.word());
             occupy::<A, T>(tables, place);
             return Spot::pack(place, index, A::SLOTS);
         }

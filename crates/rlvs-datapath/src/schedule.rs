@@ -67,8 +67,13 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Returns whether the service takes connections here at all, and from this client.
     #[inline(always)]
     pub(crate) fn allow<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
-        // One calls after the other, not the other: the stack is small.
-        match self.admit(frame, packet, id) {
+        // One calls after the other, not the other: the stack is small. A call is dear.
+        let admitted = if A::FAMILY == 4 && F::USUAL {
+            self.admit_here(frame, packet, id)
+        } else {
+            self.admit(frame, packet, id)
+        };
+        match admitted {
             ASKING => self.guarded(packet, id),
             admitted => admitted,
         }
@@ -77,6 +82,11 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Returns whether the service takes connections here at all, or [`ASKING`] if not from everybody.
     #[inline(never)]
     fn admit<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
+        self.admit_here(frame, packet, id)
+    }
+
+    #[inline(always)]
+    fn admit_here<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>, id: u32) -> u32 {
         let Some(service) = self.tables.service(id) else {
             return Reason::Inconsistent as u32;
         };
@@ -96,7 +106,7 @@ impl<'a, T: Tables> Context<'a, T> {
     fn open_locked<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, id: u32) -> u32 {
         let key = Key::new(self.settings, &packet.request(), id);
         let Some(lock) = self.lock(&key, 0) else { return Reason::Busy as u32 };
-        let result = if self.find_here(&key).is_some() {
+        let result = if self.may_be_there(&key) && self.find_here(&key).is_some() {
             THERE
         } else {
             self.schedule::<A, PORTS>(packet, &key)
@@ -109,7 +119,12 @@ impl<'a, T: Tables> Context<'a, T> {
     /// another is searched for.
     #[inline(always)]
     fn schedule<A: Ip, const PORTS: bool>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
-        let id = self.tables.forget(self.choose(packet, key).into()) as u32;
+        let id = if A::FAMILY == 4 && PORTS {
+            self.choose_here(packet, key)
+        } else {
+            self.choose(packet, key)
+        };
+        let id = self.tables.forget(id.into()) as u32;
         match id {
             schedulers::NOBODY => return self.why_nobody(),
             schedulers::SEARCH => return SEARCHING,

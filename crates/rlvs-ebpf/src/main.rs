@@ -10,6 +10,9 @@ mod maps;
 mod once;
 mod sweep;
 
+use core::arch::asm;
+use core::ffi::c_void;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::generated::bpf_redirect;
@@ -18,16 +21,65 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use rlvs_datapath::frame::{Frame, Verdict};
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::process::{process, settle};
+use rlvs_datapath::stage::Stage;
 use rlvs_datapath::{
     apart, association, errors, fragment, full, guard, local, mss, opening, quoted, relay, rest,
     schedulers, special,
 };
 
 use crate::frame::{TcFrame, XdpFrame};
-use crate::maps::{Maps, STAGES_TC, STAGES_XDP};
+use crate::maps::{Maps, STAGES_TC, STAGES_XDP, Stages};
 
+/// Calls the program of a stage; comes back if there is none. A number that the verifier knows makes it a
+/// plain jump, any other an indirect one, which no processor that avoids Spectre foretells: the stage
+/// would not begin before the line of the table is there in which the connection is not.
+///
+/// # Safety
+///
+/// As of `ProgramArray::tail_call`; `map` is a map of stages.
 #[inline(always)]
-fn on_xdp(ctx: &XdpContext, decide: impl FnOnce(&mut XdpFrame, &Maps) -> Verdict) -> u32 {
+unsafe fn jump<const STAGE: u32>(ctx: *mut c_void, map: *const Stages) {
+    // SAFETY: the helper number 12 takes these three.
+    unsafe {
+        asm!(
+            "r3 = {stage}",
+            "call 12",
+            stage = const STAGE,
+            inout("r1") ctx => _,
+            inout("r2") map => _,
+            out("r0") _,
+            out("r3") _,
+            out("r4") _,
+            out("r5") _,
+        );
+    }
+}
+
+/// Hands a packet that is not steady on to the stage that it nearly always is for.
+///
+/// # Safety
+///
+/// As of [`jump`].
+#[inline(always)]
+unsafe fn jump_to(stage: Stage, ctx: *mut c_void, map: *const Stages) {
+    // SAFETY: as above.
+    unsafe {
+        match stage {
+            Stage::Open4 => jump::<{ Stage::Open4 as u32 }>(ctx, map),
+            Stage::Open6 => jump::<{ Stage::Open6 as u32 }>(ctx, map),
+            Stage::Rest4 => jump::<{ Stage::Rest4 as u32 }>(ctx, map),
+            Stage::Rest6 => jump::<{ Stage::Rest6 as u32 }>(ctx, map),
+            _ => {}
+        }
+    }
+}
+
+/// Carries out a verdict; `FIRST` says that no stage has come to it.
+#[inline(always)]
+fn on_xdp<const FIRST: bool>(
+    ctx: &XdpContext,
+    decide: impl FnOnce(&mut XdpFrame, &Maps) -> Verdict,
+) -> u32 {
     let mut frame = XdpFrame { ctx: ctx.ctx };
     match decide(&mut frame, &Maps) {
         Verdict::Pass(_) | Verdict::Resolve { .. } | Verdict::Arrive => xdp_action::XDP_PASS,
@@ -37,7 +89,12 @@ fn on_xdp(ctx: &XdpContext, decide: impl FnOnce(&mut XdpFrame, &Maps) -> Verdict
         Verdict::Transmit { interface } => unsafe { bpf_redirect(interface, 0) as u32 },
         Verdict::Next(stage) => {
             // SAFETY: nothing is left to be dropped.
-            unsafe { STAGES_XDP.tail_call(ctx, stage as u32) };
+            unsafe {
+                if FIRST {
+                    jump_to(stage, ctx.as_ptr(), &raw const STAGES_XDP);
+                }
+                STAGES_XDP.tail_call(ctx, stage as u32);
+            }
             // This kernel did not take the stage: the packet is the stack's.
             xdp_action::XDP_PASS
         }
@@ -47,8 +104,12 @@ fn on_xdp(ctx: &XdpContext, decide: impl FnOnce(&mut XdpFrame, &Maps) -> Verdict
 /// Makes a redirected frame come in by the interface.
 const INGRESS: u64 = 1;
 
+/// As [`on_xdp`].
 #[inline(always)]
-fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -> i32 {
+fn on_tc<const FIRST: bool>(
+    ctx: &TcContext,
+    decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict,
+) -> i32 {
     let mut frame = TcFrame { skb: ctx.as_ptr().cast() };
     match decide(&mut frame, &Maps) {
         // Whatever hangs there behind us sees it: TC_ACT_OK would end the chain.
@@ -61,7 +122,12 @@ fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -
         Verdict::Arrive => unsafe { bpf_redirect(local::LOOPBACK, INGRESS) as i32 },
         Verdict::Next(stage) => {
             // SAFETY: nothing is left to be dropped.
-            unsafe { STAGES_TC.tail_call(ctx, stage as u32) };
+            unsafe {
+                if FIRST {
+                    jump_to(stage, ctx.as_ptr(), &raw const STAGES_TC);
+                }
+                STAGES_TC.tail_call(ctx, stage as u32);
+            }
             TC_ACT_UNSPEC
         }
     }
@@ -70,17 +136,17 @@ fn on_tc(ctx: &TcContext, decide: impl FnOnce(&mut TcFrame, &Maps) -> Verdict) -
 /// Defines the programs of one step for both bodies, inlined into the frames that the macros of aya put
 /// around them: see "BPF rules learned here" on the stack.
 macro_rules! programs {
-    ($xdp:ident, $tc:ident: $decide:expr) => {
+    ($xdp:ident, $tc:ident: $first:literal, $decide:expr) => {
         #[xdp(frags)]
         #[inline(always)]
         pub fn $xdp(ctx: XdpContext) -> u32 {
-            on_xdp(&ctx, $decide)
+            on_xdp::<$first>(&ctx, $decide)
         }
 
         #[classifier]
         #[inline(always)]
         pub fn $tc(ctx: TcContext) -> i32 {
-            on_tc(&ctx, $decide)
+            on_tc::<$first>(&ctx, $decide)
         }
     };
 }
@@ -100,18 +166,18 @@ macro_rules! stage_programs {
     ) => {
         $(programs! {
             ${concat(rlvs_xdp_, $one_name)}, ${concat(rlvs_tc_, $one_name)}:
-            |_, maps| $one_module::$one_work(maps)
+            false, |_, maps| $one_module::$one_work(maps)
         })*
         $(
             programs! {
                 ${concat(rlvs_xdp_, $name4)}, ${concat(rlvs_tc_, $name4)}:
-                |frame, maps| settle(frame, maps, |context, frame, _| {
+                false, |frame, maps| settle(frame, maps, |context, frame, _| {
                     $module::$work::<V4, _, _>(context, frame)
                 })
             }
             programs! {
                 ${concat(rlvs_xdp_, $name6)}, ${concat(rlvs_tc_, $name6)}:
-                |frame, maps| settle(frame, maps, |context, frame, _| {
+                false, |frame, maps| settle(frame, maps, |context, frame, _| {
                     $module::$work::<V6, _, _>(context, frame)
                 })
             }
@@ -119,7 +185,7 @@ macro_rules! stage_programs {
     };
 }
 
-programs! { rlvs_xdp, rlvs_tc: process }
+programs! { rlvs_xdp, rlvs_tc: true, process }
 
 rlvs_datapath::stages!(stage_programs);
 
@@ -127,7 +193,7 @@ rlvs_datapath::stages!(stage_programs);
 #[classifier]
 #[inline(always)]
 pub fn rlvs_out(ctx: TcContext) -> i32 {
-    on_tc(&ctx, local::depart)
+    on_tc::<false>(&ctx, local::depart)
 }
 
 /// Arms the sweep; the loader runs it once. Arming again replaces the callback by this program's.

@@ -109,11 +109,14 @@ static BASES: Array<Base, { ESTIMATES as usize }, MAPPED> = Array::new();
 #[btf_map(name = "sweep")]
 pub static SWEEP: Array<Sweep, 1> = Array::new();
 
+/// A map of stages.
+pub type Stages = ProgramArray<{ Stage::ALL.len() }>;
+
 /// The programs of the stages, by [`Stage`](rlvs_datapath::stage::Stage).
 #[btf_map(name = "stages_xdp")]
-pub static STAGES_XDP: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
+pub static STAGES_XDP: Stages = ProgramArray::new();
 #[btf_map(name = "stages_tc")]
-pub static STAGES_TC: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
+pub static STAGES_TC: Stages = ProgramArray::new();
 
 /// A book of access.
 type Book = Array<Line, 1, { MAPPED | OF_ANY_LENGTH }>;

@@ -190,6 +190,12 @@ impl<T: Tables> Context<'_, T> {
     /// [`SEARCH`]. The answer to an errand is taken once.
     #[inline(never)]
     pub(crate) fn choose<A: Ip>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
+        self.choose_here(packet, key)
+    }
+
+    /// As [`choose`](Self::choose), in line.
+    #[inline(always)]
+    pub(crate) fn choose_here<A: Ip>(&self, packet: &Packet<A>, key: &Key<A>) -> u32 {
         let tables = self.tables;
         let Some(errand) = tables.errand(tables.cpu()) else { return NOBODY };
         let service = u64::from(key.owner);
