@@ -155,6 +155,51 @@ fn a_group_of_its_own_is_shared_with_the_real_one() {
     assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
 }
 
+/// Two instances of which one needs an interface that has nothing to do with the other.
+fn group_of_two(priority: u8) -> String {
+    let one = router(priority);
+    let two = one.replace("VI_1", "VI_2").replace("virtual_router_id 51", "virtual_router_id 52");
+    let two = two.replace("192.168.1.200", "192.168.1.201");
+    let two = two.replace("interface eth0", "interface eth0\n track_interface {\n other\n }");
+    assert!(two.contains("router_id 52") && two.contains(".201") && two.contains("other"));
+    let group = "vrrp_sync_group BOTH {\n group {\n VI_1\n VI_2\n }\n}\n";
+    format!("{one}{two}{group}")
+}
+
+#[test]
+fn a_group_moves_as_one_beside_the_real_one() {
+    let site = Site::new();
+    for host in [First, Second] {
+        ip(&site, host, "link add other type veth peer name end");
+        ip(&site, host, "link set other up");
+        ip(&site, host, "link set end up");
+    }
+    let holds = |host: Host| {
+        let said = ip(&site, host, "-o addr show dev eth0");
+        ["192.168.1.200/", "192.168.1.201/"].map(|address| said.contains(address))
+    };
+    let wait_held = |what: &str, first: bool| {
+        wait_until(what, &([first; 2], [!first; 2]), || (holds(First), holds(Second)));
+    };
+    let there = real(&site, Second, &group_of_two(100));
+    let mut daemon = Daemon::start(&site, First, &group_of_two(200));
+    wait_held("ours has both", true);
+    // One of ours fails: the other gives up too, and the real one takes both over.
+    ip(&site, First, "link set other down");
+    wait_held("the real one has both", false);
+    ip(&site, First, "link set other up");
+    wait_held("ours has both again", true);
+    // As before, but now it is one of the real one's that fails, where it is master.
+    ip(&site, First, "link set other down");
+    wait_held("the real one has both", false);
+    ip(&site, Second, "link set other down");
+    wait_until("nobody has any", &([false; 2], [false; 2]), || (holds(First), holds(Second)));
+    ip(&site, First, "link set other up");
+    wait_held("ours has both at last", true);
+    end(there);
+    assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
+}
+
 #[test]
 fn virtual_routers_wait_for_their_delay() {
     let site = Site::new();
