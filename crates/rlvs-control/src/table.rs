@@ -56,6 +56,19 @@ pub enum Error {
     System(String),
 }
 
+/// What becomes of the connections of a destination that is removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Removal {
+    /// Their packets are dropped until it is added again or they run out, as in IPVS; with
+    /// `expire_nodest_conn` the next packet goes to another.
+    #[default]
+    Silence,
+    /// They go on until they end, except with `expire_nodest_conn`; new ones do not come.
+    Keep,
+    /// They end as if their time had run out: a TCP client's next packet is answered with a reset.
+    Reset,
+}
+
 const CANNOT_DRAIN: &str = "this table has no place to remember what is set aside: only rlvs's own has; \
     `ipvsadm -e … -w 0` stops new connections";
 
@@ -75,6 +88,9 @@ pub trait Table {
     fn delete_destination(&mut self, service: ServiceId, id: DestinationId) -> Result<(), Error>;
     /// Removes every service.
     fn flush(&mut self) -> Result<(), Error>;
+    /// Says what becomes of the connections of what is removed from now on, until the table is closed.
+    /// A table that has no choice does as IPVS does.
+    fn set_removal(&mut self, _removal: Removal) {}
     /// Says that many edits follow: until [`Self::commit`] they need not be in force. Each is still
     /// refused at once or not at all, and whoever reads the table sees all of them.
     fn batch(&mut self) {}

@@ -495,7 +495,7 @@ pub struct Destination {
     pub aside: u8,
     /// The last weight above 0 that it had, which mh goes by; control plane only.
     pub last_weight: u32,
-    /// Second at which it was retired; control plane only.
+    /// Second at which it was retired; 0 is that it is in its service's list.
     pub retired_at: u32,
 }
 
@@ -570,7 +570,8 @@ pub mod aside {
 
 /// Bits of [`Destination::flags`].
 pub mod destination_flag {
-    /// In its service's list; without it, it is remembered for its connections.
+    /// In its service's list, or out of it and its connections go on; without it, it is remembered for
+    /// its connections, and they are silent.
     pub const AVAILABLE: u8 = 1;
     /// This host itself, when it was added.
     pub const LOCAL: u8 = 2;

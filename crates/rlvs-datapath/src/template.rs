@@ -108,6 +108,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let Some(destination) = self.tables.destination(id) else { return false };
         let expires = self.settings.flags & settings_flag::EXPIRE_QUIESCENT != 0;
         destination.flags & destination_flag::AVAILABLE != 0
+            && destination.retired_at == 0
             && !(expires && destination.weight == 0)
     }
 

@@ -9,7 +9,7 @@ use rlvs_control::memory::MemoryTable;
 use rlvs_control::model::{
     Connection, Destination, DestinationId, Drained, Service, ServiceEntry, ServiceId, Timeouts,
 };
-use rlvs_control::table::{Error, Table};
+use rlvs_control::table::{Error, Removal, Table};
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
 use rlvs_linux::dataplane::pins;
@@ -166,6 +166,10 @@ impl LazyTable {
 }
 
 impl Table for LazyTable {
+    fn set_removal(&mut self, removal: Removal) {
+        self.get().set_removal(removal);
+    }
+
     fn add_service(&mut self, service: &Service) -> Result<(), Error> {
         // What is refused anyway attaches nothing.
         if self.table.is_none() {

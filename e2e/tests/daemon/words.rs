@@ -2,9 +2,12 @@
 //! their own, delays, time-outs. The real keepalived is asked where it has an opinion.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
 use e2e::lab::{TIME_MAX, connect, inside, run, tcp_server, tool, wait_for, wait_until};
@@ -152,6 +155,51 @@ fn a_group_of_its_own_is_shared_with_the_real_one() {
     assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
 }
 
+/// Two instances of which one needs an interface that has nothing to do with the other.
+fn group_of_two(priority: u8) -> String {
+    let one = router(priority);
+    let two = one.replace("VI_1", "VI_2").replace("virtual_router_id 51", "virtual_router_id 52");
+    let two = two.replace("192.168.1.200", "192.168.1.201");
+    let two = two.replace("interface eth0", "interface eth0\n track_interface {\n other\n }");
+    assert!(two.contains("router_id 52") && two.contains(".201") && two.contains("other"));
+    let group = "vrrp_sync_group BOTH {\n group {\n VI_1\n VI_2\n }\n}\n";
+    format!("{one}{two}{group}")
+}
+
+#[test]
+fn a_group_moves_as_one_beside_the_real_one() {
+    let site = Site::new();
+    for host in [First, Second] {
+        ip(&site, host, "link add other type veth peer name end");
+        ip(&site, host, "link set other up");
+        ip(&site, host, "link set end up");
+    }
+    let holds = |host: Host| {
+        let said = ip(&site, host, "-o addr show dev eth0");
+        ["192.168.1.200/", "192.168.1.201/"].map(|address| said.contains(address))
+    };
+    let wait_held = |what: &str, first: bool| {
+        wait_until(what, &([first; 2], [!first; 2]), || (holds(First), holds(Second)));
+    };
+    let there = real(&site, Second, &group_of_two(100));
+    let mut daemon = Daemon::start(&site, First, &group_of_two(200));
+    wait_held("ours has both", true);
+    // One of ours fails: the other gives up too, and the real one takes both over.
+    ip(&site, First, "link set other down");
+    wait_held("the real one has both", false);
+    ip(&site, First, "link set other up");
+    wait_held("ours has both again", true);
+    // As before, but now it is one of the real one's that fails, where it is master.
+    ip(&site, First, "link set other down");
+    wait_held("the real one has both", false);
+    ip(&site, Second, "link set other down");
+    wait_until("nobody has any", &([false; 2], [false; 2]), || (holds(First), holds(Second)));
+    ip(&site, First, "link set other up");
+    wait_held("ours has both at last", true);
+    end(there);
+    assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
+}
+
 #[test]
 fn virtual_routers_wait_for_their_delay() {
     let site = Site::new();
@@ -235,6 +283,7 @@ fn connections_of_a_server_that_leaves() {
              protocol TCP\n {one}\n {two}\n}}\n"
         )
     };
+    let vip = SocketAddr::new(VIP, 80);
     let both = |weight: u32| {
         vec![("192.168.1.101:80".to_owned(), weight), ("192.168.1.102:80".to_owned(), 1)]
     };
@@ -251,28 +300,87 @@ fn connections_of_a_server_that_leaves() {
     fs::write(&good, "").unwrap();
     wait_until("the weight", &both(1), || site.table(First));
 
-    // Removed by a reload: silent, as with IPVS, until it is there again; nothing is lost.
-    let change = |one: &str, expected: &[(String, u32)]| {
-        fs::write(&daemon.file, text(one)).unwrap();
+    // Removed by a reload or a failed check it goes on, and with the server there again as well.
+    let change = |words: &str, one: &str, expected: &[(String, u32)]| {
+        fs::write(&daemon.file, format!("{words}{}", text(one))).unwrap();
         daemon.signal(Signal::SIGHUP);
         wait_until("the table", &expected.to_vec(), || site.table(First));
     };
-    change("", &both(1)[1..]);
+    change("", "", &both(1)[1..]);
+    let mut download = Download::start(stream);
+    download.goes_on();
+    for _ in 0..4 {
+        assert_eq!(site.host(Host::Client).run(|| connect(vip)).unwrap().unwrap().name, "two");
+    }
+    change("", &server(101, &check), &both(1));
+    download.goes_on();
+    fs::remove_file(&good).unwrap();
+    wait_until("the table", &both(1)[1..].to_vec(), || site.table(First));
+    download.goes_on();
+    fs::write(&good, "").unwrap();
+    wait_until("the table", &both(1), || site.table(First));
+    let mut stream = download.end();
+
+    // As IPVS, where that is asked for: nothing is lost when it is there again.
+    let silent = "global_defs {\n lvs_removed silent\n}\n";
+    change(silent, "", &both(1)[1..]);
     assert!(!comes_back(&mut stream, Duration::from_millis(300)));
-    change(&server(101, &check), &both(1));
+    change(silent, &server(101, &check), &both(1));
     stream.set_read_timeout(Some(TIME_MAX)).unwrap();
     stream.read_exact(&mut [0; 4]).unwrap();
     assert!(comes_back(&mut stream, TIME_MAX));
 
-    // The same after a failed check without that word.
-    fs::remove_file(&good).unwrap();
-    wait_until("the table", &both(1)[1..].to_vec(), || site.table(First));
-    assert!(!comes_back(&mut stream, Duration::from_millis(300)));
-    fs::write(&good, "").unwrap();
-    wait_until("the table", &both(1), || site.table(First));
-    stream.set_read_timeout(Some(TIME_MAX)).unwrap();
-    stream.read_exact(&mut [0; 4]).unwrap();
+    // Reset, where that is.
+    change(&silent.replace("silent", "reset"), "", &both(1)[1..]);
+    wait_until("a reset", &Some(ErrorKind::ConnectionReset), || {
+        let read = stream.write_all(b"word").and_then(|()| stream.read_exact(&mut [0; 4]));
+        read.err().map(|error| error.kind()).filter(|&kind| kind != ErrorKind::WouldBlock)
+    });
+
+    // The service itself leaves, then the daemon: what there is goes on.
+    let mut stream = connect_to(&site, "two");
+    let file = router(255);
+    fs::write(&daemon.file, file).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    wait_until("the table", &Vec::new(), || site.table(First));
+    assert!(comes_back(&mut stream, TIME_MAX));
     assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
+}
+
+/// Words that go through a connection and back all the time.
+struct Download {
+    thread: JoinHandle<TcpStream>,
+    words: Arc<AtomicU64>,
+    ends: Arc<AtomicBool>,
+}
+
+impl Download {
+    fn start(mut stream: TcpStream) -> Self {
+        let (words, ends) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (count, end) = (words.clone(), ends.clone());
+        let thread = spawn(move || {
+            while !end.load(Ordering::SeqCst) {
+                assert!(comes_back(&mut stream, TIME_MAX), "the download stands still");
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+            stream
+        });
+        Self { thread, words, ends }
+    }
+
+    /// Waits until many more words have come back.
+    fn goes_on(&mut self) {
+        let from = self.words.load(Ordering::SeqCst);
+        wait_for("the download", || {
+            let now = self.words.load(Ordering::SeqCst);
+            if now > from + 50 { Ok(()) } else { Err(format!("{} words", now - from)) }
+        });
+    }
+
+    fn end(self) -> TcpStream {
+        self.ends.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap()
+    }
 }
 
 #[test]

@@ -130,27 +130,39 @@ fn a_template_lives_as_long_as_its_connections() {
     });
 }
 
+/// How a server leaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    Quiesced,
+    Silent,
+    /// Its connections go on.
+    Kept,
+}
+
 /// Weight 0 keeps a client by default; it loses its server with `expire_quiescent_template`, and with
-/// the server itself.
+/// the server itself, though connections may go on.
 #[test]
 fn a_template_that_leads_nowhere_is_dead() {
     network::run("tpl-dead", |network| {
         let mut world = World::new(network, &scene(network, 4, method::DIRECT));
-        for (family, removed) in [(4, false), (6, true), (4, true)] {
+        use Leaving::{Kept, Quiesced, Silent};
+        for (family, leaving) in [(4, Quiesced), (6, Silent), (4, Silent), (4, Kept), (6, Kept)] {
             world.reset(&scene(network, family, method::DIRECT));
             persist(&mut world, family, 128);
             let syn = Kind::Tcp(SYN);
             assert_eq!(server(&send(&world, family, syn, 7, 1000)), 11);
             world.edit(|tables| tables.destinations[1].weight = 0);
             assert_eq!(server(&send(&world, family, syn, 7, 1001)), 11);
-            world.edit(|tables| {
-                if removed {
-                    tables.destinations[1].flags = 0;
-                } else {
-                    tables.settings.flags |= settings_flag::EXPIRE_QUIESCENT;
-                }
+            world.edit(|tables| match leaving {
+                Quiesced => tables.settings.flags |= settings_flag::EXPIRE_QUIESCENT,
+                Silent => tables.destinations[1].flags = 0,
+                Kept => tables.destinations[1].retired_at = 1,
             });
             assert_eq!(server(&send(&world, family, syn, 7, 1002)), 12);
+            if leaving == Kept {
+                let ack = Kind::Tcp(ACK);
+                assert_eq!(server(&send(&world, family, ack, 7, 1001)), 11);
+            }
             let of = |word| format!("{} {word} s1", client(family, 7));
             assert_eq!(seen(&world, &of("dead template")), "NONE d1 holds 2");
             assert_eq!(seen(&world, &of("template")), "NONE d2 holds 1");

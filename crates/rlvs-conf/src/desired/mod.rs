@@ -138,6 +138,8 @@ pub struct Global {
     pub flush: bool,
     /// How services are removed at stop.
     pub flush_on_stop: FlushOnStop,
+    /// What becomes of the connections of real servers that leave the table.
+    pub removed: Removed,
     /// Time-outs of connections to set; `None` leaves one as it is.
     pub timeouts: Timeouts,
     /// Tell of real servers' state at start too.
@@ -165,6 +167,7 @@ impl Default for Global {
             sync_daemon: None,
             flush: false,
             flush_on_stop: FlushOnStop::No,
+            removed: Removed::Keep,
             timeouts: Timeouts::default(),
             initial_notifies: false,
             kept: Vec::new(),
@@ -214,6 +217,17 @@ pub enum FlushOnStop {
     Services,
     /// All at once.
     All,
+}
+
+/// `lvs_removed`: what becomes of the connections of real servers that leave the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// They go on until they end.
+    Keep,
+    /// They end: the director answers a TCP client's next packet with a reset.
+    Reset,
+    /// Their packets are dropped until the server is back, as with IPVS.
+    Silent,
 }
 
 /// `lvs_timeouts`.

@@ -81,6 +81,7 @@ pub(super) const GLOBAL: &[Keyword] = &[
     done("lvs_sync_daemon", &[Arg::Interface, Arg::Maybe(&Arg::Name)], "off", "tell the other director of connections").options(SYNC),
     done("lvs_flush", NONE, "off", "remove foreign services at start"),
     done("lvs_flush_on_stop", &[Arg::Maybe(&Arg::OneOf(&["VS"]))], "off", "remove services at stop at once"),
+    done("lvs_removed", &[Arg::OneOf(&["keep", "reset", "silent"])], "keep", "connections of servers that leave the table: go on, are reset, or wait").ours(),
     done("lvs_timeouts", NONE, "unchanged", "time-outs of connections").options(TIMEOUTS),
     kept("nftables", &[Arg::Maybe(&Arg::Name)], "keepalived", "nftables table for no_accept"),
     kept("nftables_priority", HOOK, "-1", "priority of its chains"),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::desired::{
-    DynamicInterfaces, Fifo, FlushOnStop, Garp, Global, SyncDaemon, Timeouts, Version,
+    DynamicInterfaces, Fifo, FlushOnStop, Garp, Global, Removed, SyncDaemon, Timeouts, Version,
 };
 use crate::diagnostic::Diagnostic;
 use crate::lower::{Lower, common};
@@ -95,6 +95,12 @@ impl Lower<'_> {
             let all = flush.args.is_empty();
             global.flush_on_stop = if all { FlushOnStop::All } else { FlushOnStop::Services };
         }
+        let removed = node.word("lvs_removed").map(|word| match &*word.text {
+            "reset" => Removed::Reset,
+            "silent" => Removed::Silent,
+            _ => Removed::Keep,
+        });
+        set(&mut global.removed, removed);
         if let Some(timeouts) = node.child("lvs_timeouts") {
             if timeouts.children.is_empty() {
                 let found = Diagnostic::error(timeouts.span, "`lvs_timeouts` without a time-out");

@@ -6,7 +6,8 @@ mod vrrp;
 use std::time::Duration;
 
 use crate::desired::{
-    Desired, DynamicInterfaces, Fifo, FlushOnStop, Global, Script, Secret, Statement, User, Word,
+    Desired, DynamicInterfaces, Fifo, FlushOnStop, Global, Removed, Script, Secret, Statement,
+    User, Word,
 };
 use crate::grammar::seconds;
 use crate::shell;
@@ -202,6 +203,11 @@ impl Printer {
             FlushOnStop::No => {}
             FlushOnStop::Services => self.line("lvs_flush_on_stop VS"),
             FlushOnStop::All => self.line("lvs_flush_on_stop"),
+        }
+        match global.removed {
+            Removed::Keep => {}
+            Removed::Reset => self.line("lvs_removed reset"),
+            Removed::Silent => self.line("lvs_removed silent"),
         }
         let timeouts = global.timeouts;
         let all = [("tcp", timeouts.tcp), ("tcpfin", timeouts.tcp_fin), ("udp", timeouts.udp)];

@@ -26,9 +26,7 @@ use super::error::Error;
 use super::load;
 use super::maps::{self, Mapped};
 use super::pins::{self, Folder};
-use super::records::{
-    self, address, counters, is_available, method_of, scheduler_name, service_id,
-};
+use super::records::{self, address, counters, is_listed, method_of, scheduler_name, service_id};
 
 /// How often a record that changes while it is read is read again.
 const READS_MAX: usize = 8;
@@ -180,7 +178,7 @@ impl Look {
             let entry = self.destination(id, &record, counted);
             add(&mut used, service, &record, &entry);
             sum.iter_mut().zip(counted).for_each(|(sum, more)| *sum = sum.wrapping_add(more));
-            if is_available(&record) {
+            if is_listed(&record) {
                 seen.entry.destinations.push(entry);
                 seen.destination_rates.push(self.rates(id));
             }

@@ -201,7 +201,13 @@ pub(super) fn tunnel(
     if source.is_some() { record } else { abi::Tunnel { family: 0, ..record } }
 }
 
-pub(super) fn is_available(record: &Destination) -> bool {
+/// Returns whether a destination is in its service's list, and not only there for its connections.
+pub(super) fn is_listed(record: &Destination) -> bool {
+    serves(record) && record.retired_at == 0
+}
+
+/// Returns whether packets go to a destination.
+pub(super) fn serves(record: &Destination) -> bool {
     record.flags & destination_flag::AVAILABLE != 0
 }
 

@@ -29,7 +29,7 @@ use rlvs_control::model::{
     ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::State;
-use rlvs_control::table::{Error, Table};
+use rlvs_control::table::{Error, Removal, Table};
 use rlvs_datapath::abi::{Destination, IDS, Schedule, Service, destination_flag, service_flag};
 
 use super::access::Guards;
@@ -42,8 +42,7 @@ use super::neighbours::Ways;
 use super::pins::{self, Folder};
 use super::pool;
 use super::records::{
-    self, address, associates, family, is_available, octets, scheduler_number, service_id,
-    set_deltas,
+    self, address, associates, family, is_listed, octets, scheduler_number, service_id, set_deltas,
 };
 use super::stages::Group;
 pub use audit::{Fill, Miscount, Tally};
@@ -82,6 +81,8 @@ pub struct BpfTable {
     batched: bool,
     /// Whether what is old has been forgotten since the table was opened.
     forgotten: bool,
+    /// What becomes of the connections of what is removed.
+    removal: Removal,
     published: u64,
     ways: Ways,
     /// Who is guarded, once a service is added.
@@ -123,6 +124,7 @@ impl BpfTable {
             pending: None,
             batched: false,
             forgotten: false,
+            removal: Removal::default(),
             published: 0,
             ways: Ways::default(),
             guards: None,
@@ -230,7 +232,7 @@ impl BpfTable {
     /// Returns the id of a destination in a service's list.
     fn listed(&self, service: u32, id: DestinationId) -> Result<u32, Error> {
         let found = self.destinations.get(&(service, id)).copied().ok_or(Error::NoDestination)?;
-        if is_available(&self.destination_record(found)) {
+        if is_listed(&self.destination_record(found)) {
             Ok(found)
         } else {
             Err(Error::NoDestination)
@@ -519,6 +521,10 @@ impl Table for BpfTable {
         }
         self.settled();
         Ok(self.forget(false)?)
+    }
+
+    fn set_removal(&mut self, removal: Removal) {
+        self.removal = removal;
     }
 
     fn batch(&mut self) {

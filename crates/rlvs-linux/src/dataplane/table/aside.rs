@@ -6,7 +6,7 @@ use rlvs_datapath::abi::Destination;
 pub(super) use rlvs_datapath::abi::aside::DRAINED;
 use rlvs_datapath::abi::aside::QUIESCED;
 
-use super::super::records::{is_available, service_id};
+use super::super::records::{is_listed, service_id};
 use super::BpfTable;
 
 /// Gives a record the weight that is asked for, or remembers it where it is drained.
@@ -50,7 +50,7 @@ impl BpfTable {
         if record.aside & DRAINED == 0 {
             return Err(Error::Invalid("the destination is not drained".to_owned()));
         }
-        if !is_available(&record) {
+        if !is_listed(&record) {
             record.aside = 0;
             // It is in no list.
             self.maps.destinations.write(number, record);
@@ -72,7 +72,7 @@ impl BpfTable {
                 service: service_id(&self.service_record(service)),
                 id,
                 weight: returned(&record),
-                listed: is_available(&record),
+                listed: is_listed(&record),
                 active: counts.active,
                 inactive: counts.inactive,
                 persistent: counts.persistent,

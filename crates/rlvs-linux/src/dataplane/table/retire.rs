@@ -1,43 +1,64 @@
 //! What is out of service: remembered while it has connections and for a while after, then forgotten.
+//!
+//! Connections of what is removed go on where [`Removal::Keep`] was asked for: the destination stays
+//! available, only in no list.
 
 use rlvs_control::model::ServiceId;
-use rlvs_datapath::abi::{Counts, Destination, Schedule, Service, destination_flag, service_flag};
+use rlvs_control::table::Removal;
+use rlvs_datapath::abi::{
+    Counts, Destination, Schedule, Service, destination_flag, service_flag, settings_flag,
+};
 
 use super::ends::{once_endpoint, reply_endpoint, service_endpoint};
 use super::{BpfTable, aside, seconds, service_range};
-use crate::dataplane::Error;
-use crate::dataplane::endpoints;
-use crate::dataplane::records::is_available;
+use crate::dataplane::records::{is_listed, serves};
+use crate::dataplane::{Error, connections, endpoints};
 
 /// How long a destination without connections is remembered, as the kernel's trash.
 const REMEMBERED_S: u32 = 120;
 
 impl BpfTable {
     /// Takes a destination out of service but remembers it. It must be out of the list already, or
-    /// its whole list gone.
+    /// its whole list gone. One that has its connections still keeps them only if that is asked for now.
     pub(super) fn retire(&self, id: u32) -> Result<(), Error> {
         let mut record = self.destination_record(id);
-        if !is_available(&record) {
+        let keeps = self.keeps();
+        if !serves(&record) || keeps && !is_listed(&record) {
             return Ok(());
         }
-        record.flags &= !destination_flag::AVAILABLE;
+        if keeps {
+            // Whoever picked it from the ring before leaves it alone.
+            record.weight = 0;
+        } else {
+            record.flags &= !destination_flag::AVAILABLE;
+        }
         record.next = 0;
-        record.retired_at = seconds();
+        record.retired_at = seconds().max(1);
         // It is out of the list, and leads its connections where it led.
         self.maps.destinations.write(id, record);
+        if self.removal == Removal::Reset {
+            connections::end(&self.maps, id)?;
+        }
         Ok(())
+    }
+
+    /// Returns whether connections of what is removed go on: `expire_nodest_conn` asks for the contrary.
+    fn keeps(&self) -> bool {
+        let expire = self.maps.settings().flags & settings_flag::EXPIRE_REMOVED != 0;
+        self.removal == Removal::Keep && !expire
     }
 
     /// Takes a service and all its destinations out of service but remembers them.
     pub(super) fn retire_service(&self, id: u32) -> Result<(), Error> {
-        let list = self.list(id);
+        let known: Vec<u32> =
+            self.destinations.range(service_range(id)).map(|(_, &id)| id).collect();
         let mut record = self.service_record(id);
         self.forget_favourites(id, None);
         record.flags &= !service_flag::LIVE;
         record.head = 0;
         self.maps.services.update(id, &record)?;
         self.store(id, |record| &record.ring, 0);
-        list.into_iter().try_for_each(|destination| self.retire(destination))
+        known.into_iter().try_for_each(|destination| self.retire(destination))
     }
 
     /// Forgets retired destinations without connections, those of the last two minutes only if
@@ -53,7 +74,7 @@ impl BpfTable {
             let in_use = |counts: Counts| counts.connections.get() | counts.persistent.get() != 0;
             let in_use = self.maps.counts.read(id).is_some_and(in_use);
             let drained = record.aside & aside::DRAINED != 0;
-            !is_available(&record) && !in_use && !drained && (all || age > REMEMBERED_S)
+            !is_listed(&record) && !in_use && !drained && (all || age > REMEMBERED_S)
         };
         let gone: Vec<_> = self
             .destinations

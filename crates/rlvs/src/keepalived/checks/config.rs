@@ -11,6 +11,7 @@ use rlvs_conf::desired::{
 };
 use rlvs_control::checks::{Check, Quorum, Server, Service, Sorry, Timing};
 use rlvs_control::model::{self, Destination, DestinationId, Persistence, Protocol, ServiceId};
+use rlvs_control::table::Removal;
 
 use super::event::{Event, Kind};
 use super::probe;
@@ -302,6 +303,15 @@ pub(super) fn timeouts(desired: &Desired) -> model::Timeouts {
     };
     let desired::Timeouts { tcp, tcp_fin, udp } = desired.global.timeouts;
     model::Timeouts { tcp_s: seconds(tcp), tcp_fin_s: seconds(tcp_fin), udp_s: seconds(udp) }
+}
+
+/// Returns what becomes of the connections of servers that leave the table.
+pub(super) fn removal(desired: &Desired) -> Removal {
+    match desired.global.removed {
+        desired::Removed::Keep => Removal::Keep,
+        desired::Removed::Reset => Removal::Reset,
+        desired::Removed::Silent => Removal::Silence,
+    }
 }
 
 /// Returns the name of a service in the log.

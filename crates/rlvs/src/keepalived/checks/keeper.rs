@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rlvs_control::model::{Destination, Service, ServiceId, Timeouts};
-use rlvs_control::table::{Error, Table};
+use rlvs_control::table::{Error, Removal, Table};
 use rlvs_control::upkeep::{Report, Upkeep};
 
 /// Opens the table for one batch of changes: whoever has it open keeps others out.
@@ -37,6 +37,7 @@ pub(super) struct Manner {
 enum Order {
     Wishes(Vec<Wish>),
     Manner(Manner),
+    Removal(Removal),
 }
 
 /// Keeps a table until it is dropped.
@@ -58,7 +59,8 @@ impl Keeper {
         let look_at = Instant::now() + LOOK_INTERVAL;
         let event = reported.clone();
         let manner = Manner::default();
-        let work = Work { upkeep, manner, open, report, event, look_at, retry_at: None };
+        let removal = Removal::default();
+        let work = Work { upkeep, manner, removal, open, report, event, look_at, retry_at: None };
         let name = "table".to_owned();
         let thread = std::thread::Builder::new().name(name).spawn(move || work.run(&wished))?;
         Ok(Self { wishes: Some(wishes), reports, reported, thread: Some(thread) })
@@ -72,6 +74,11 @@ impl Keeper {
     /// Asks for what is to be done with the next batch.
     pub(super) fn manner(&self, manner: Manner) {
         self.order(Order::Manner(manner));
+    }
+
+    /// Says what becomes of the connections of what is removed from now on.
+    pub(super) fn removal(&self, removal: Removal) {
+        self.order(Order::Removal(removal));
     }
 
     fn order(&self, order: Order) {
@@ -111,6 +118,7 @@ struct Work {
     upkeep: Upkeep,
     /// What is still to be done of it.
     manner: Manner,
+    removal: Removal,
     open: Open,
     report: Sender<Result<Report, Error>>,
     event: Arc<EventFd>,
@@ -143,6 +151,7 @@ impl Work {
                 }
             }
             Order::Manner(manner) => self.manner = manner,
+            Order::Removal(removal) => self.removal = removal,
         }
     }
 
@@ -168,6 +177,7 @@ impl Work {
         }
         let before = Instant::now();
         let outcome = (self.open)().and_then(|mut table| {
+            table.set_removal(self.removal);
             self.settle(&mut *table)?;
             if look { self.upkeep.reconcile(&mut *table) } else { self.upkeep.apply(&mut *table) }
         });

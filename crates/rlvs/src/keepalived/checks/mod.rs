@@ -73,6 +73,7 @@ impl Checks {
             began: now,
         };
         checks.runner.wake_by(checks.keeper.reported())?;
+        checks.keeper.removal(config::removal(desired));
         checks.tell_start(desired.global.initial_notifies);
         checks.drain(now);
         // Behind the services, which are no others then.
@@ -89,6 +90,7 @@ impl Checks {
         if std::mem::replace(&mut self.timeouts, timeouts) != timeouts {
             self.keeper.manner(Manner { timeouts, flush: false });
         }
+        self.keeper.removal(config::removal(desired));
         let before = std::mem::replace(&mut self.known, services);
         self.health.reload(health, now);
         let wanted = ids(&self.known);
