@@ -3,6 +3,7 @@
 
 pub mod acl;
 pub mod check;
+pub mod configuration;
 pub mod doctor;
 pub mod drain;
 pub mod face;
