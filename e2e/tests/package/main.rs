@@ -62,7 +62,8 @@ impl Debian {
 
     /// Runs a command to its end and returns its status and all it said.
     fn tries(&mut self, command: &str) -> (i32, String) {
-        writeln!(self.to, "({command}) </dev/null 2>&1; echo; echo \"=== $?\"").unwrap();
+        writeln!(self.to, "({command}) </dev/null 2>&1; status=$?; echo; echo \"=== $status\"")
+            .unwrap();
         let mut said = String::new();
         loop {
             let mut line = String::new();
