@@ -14,6 +14,7 @@ pub mod man;
 pub mod mark;
 pub mod metrics;
 pub mod proc;
+pub mod reference;
 pub mod set;
 pub mod snat;
 pub mod status;

@@ -164,3 +164,21 @@ fn backend(args: &[OsString]) -> anyhow::Result<Option<String>> {
     }
     Ok(Some(configuration::backend(None)?.name().to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_reference_is_of_today() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference.md");
+        let document = rlvs::reference::document(&Arguments::command());
+        if std::env::var_os("RLVS_WRITE_DOCUMENTS").is_some() {
+            fs::write(&path, &document).unwrap();
+        }
+        let page = fs::read_to_string(path).unwrap();
+        assert!(page == document, "docs/reference.md is old: run this with RLVS_WRITE_DOCUMENTS=1");
+    }
+}
