@@ -71,7 +71,7 @@ fn status_says_all_of_it() {
         "keepalived    process ",
         "services      1\ndestinations  2\n",
         "TCP 192.168.1.200:80 wrr, ",
-        "192.168.1.101:80         masquerade weight 3, 0 active, 0 inactive, ",
+        "192.168.1.101:80         Masq weight 3, 0 active, 0 inactive, ",
         ", up\n",
     ] {
         assert!(said.contains(text), "{text:?} in {said}");

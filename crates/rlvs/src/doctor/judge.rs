@@ -360,21 +360,25 @@ fn is_tcp(service: &Service) -> bool {
     matches!(service.id, ServiceId::Address { protocol: Protocol::Tcp, .. })
 }
 
+/// Packets in a second below which the other direction's may have been rounded to none.
+const RATE_MIN: u64 = 3;
+
 fn return_route(facts: &Facts, to: &mut Findings) {
     for (service, server) in servers(facts) {
         let is_nat = server.entry.destination.method == ForwardingMethod::Masquerade;
         if !is_nat || !is_tcp(service) || server.way == Way::Local {
             continue;
         }
-        let silent = |in_packets: u64, out_packets: u64| in_packets > 0 && out_packets == 0;
+        let silent =
+            |in_packets: u64, out_packets: u64, least| in_packets >= least && out_packets == 0;
         let (ever, now) = (server.entry.traffic, server.rates);
-        let at_all = ever.connections > 0 && silent(ever.in_packets, ever.out_packets);
+        let at_all = ever.connections > 0 && silent(ever.in_packets, ever.out_packets, 1);
         let here = matches!(server.connected, None | Some(Ok(())));
-        if here && (at_all || silent(now.in_packets, now.out_packets)) {
+        if here && (at_all || silent(now.in_packets, now.out_packets, RATE_MIN)) {
             to.error(
                 name(service, server),
                 format!(
-                    "{} packets went to it and none came back by this director, although it answers \
+                    "{} packets went to it, and none come back by this director, although it answers \
                      when asked from here: its answers go to clients another way",
                     ever.in_packets
                 ),

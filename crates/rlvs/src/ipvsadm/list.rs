@@ -182,7 +182,8 @@ fn large(number: u64, exact: bool) -> String {
     }
 }
 
-fn forward(method: ForwardingMethod) -> &'static str {
+/// Returns the word for a forwarding method in the column `Forward`.
+pub(crate) fn forward(method: ForwardingMethod) -> &'static str {
     match method {
         ForwardingMethod::Masquerade | ForwardingMethod::FullNat => "Masq",
         ForwardingMethod::DirectRoute => "Route",

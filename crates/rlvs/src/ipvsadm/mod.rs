@@ -27,6 +27,7 @@ use std::io::{BufRead, ErrorKind, Write};
 use rlvs_control::table::{Error, Table};
 
 use failure::Failure;
+pub(crate) use list::forward;
 pub use names::Names;
 use parse::{Columns, Listing, Request, What};
 pub use scripts::{run_restore, run_save};

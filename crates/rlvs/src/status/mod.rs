@@ -12,6 +12,7 @@ use rlvs_control::model::Traffic;
 
 use crate::doctor::write_findings;
 use crate::drain::{destination_name, service_name};
+use crate::ipvsadm::forward;
 use crate::keepalived::daemon::state::{Instance, State};
 use snapshot::{Health, Server, Service, Snapshot};
 
@@ -135,7 +136,7 @@ fn of_server(server: &Server) -> String {
     format!(
         "  {:<24} {} weight {}, {} active, {} inactive, {}{drained}{health}",
         destination_name(to.id),
-        to.method.name(),
+        forward(to.method),
         to.weight,
         server.entry.active,
         server.entry.inactive,

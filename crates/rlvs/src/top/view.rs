@@ -11,6 +11,7 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState};
 use rlvs_control::model::{DestinationId, ServiceId};
 
 use crate::drain::{destination_name, service_name};
+use crate::ipvsadm::forward;
 use crate::keepalived::daemon::state::Instance;
 use crate::status::short;
 use crate::status::snapshot::{Health, Server, Service, Snapshot};
@@ -252,7 +253,7 @@ fn state(server: &Server) -> String {
 
 fn table<'a>(rows: &[(&'a Service, &'a Server)]) -> Table<'a> {
     const HEAD: [&str; 10] = [
-        "SERVER", "SERVICE", "METHOD", "WEIGHT", "ACTIVE", "INACT", "CONN/S", "IN B/S", "OUT B/S",
+        "SERVER", "SERVICE", "FORWARD", "WEIGHT", "ACTIVE", "INACT", "CONN/S", "IN B/S", "OUT B/S",
         "STATE",
     ];
     let bold = Style::new().add_modifier(Modifier::BOLD);
@@ -261,7 +262,7 @@ fn table<'a>(rows: &[(&'a Service, &'a Server)]) -> Table<'a> {
         let cells = [
             destination_name(entry.destination.id),
             service_name(service.entry.service.id),
-            entry.destination.method.name().to_owned(),
+            forward(entry.destination.method).to_owned(),
             entry.destination.weight.to_string(),
             entry.active.to_string(),
             entry.inactive.to_string(),
@@ -275,7 +276,7 @@ fn table<'a>(rows: &[(&'a Service, &'a Server)]) -> Table<'a> {
     let widths = [
         Constraint::Min(20),
         Constraint::Min(24),
-        Constraint::Length(6),
+        Constraint::Length(7),
         Constraint::Length(6),
         Constraint::Length(7),
         Constraint::Length(7),
@@ -376,9 +377,9 @@ mod tests {
         assert_eq!(lines[0], "rlvs top  eth0 native XDP");
         assert!(lines[1].starts_with("services 1  active 12  inactive 0"), "{}", lines[1]);
         for (line, texts) in [
-            (3, ["10.0.0.1:80", "TCP 192.0.2.1:80", "masquerade", " 9.0k ", " up"]),
+            (3, ["10.0.0.1:80", "TCP 192.0.2.1:80", "Masq", " 9.0k ", " up"]),
             (4, ["10.0.0.2:80", " 7 ", " 10 ", "down: no", "TCP"]),
-            (5, ["10.0.0.3:80", " 3 ", "drained,", "masquerade", "TCP"]),
+            (5, ["10.0.0.3:80", " 3 ", "drained,", "Masq", "TCP"]),
         ] {
             for text in texts {
                 assert!(lines[line].contains(text), "{text:?} in {:?}", lines[line]);
