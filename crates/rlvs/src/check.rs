@@ -1,4 +1,4 @@
-//! `rlvs check`: what is wrong with a keepalived.conf, and what it means.
+//! `rlvs check`: what is wrong with a keepalived.conf, and what it means; what is wrong with a rlvs.toml.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -9,13 +9,14 @@ use clap::Args;
 use rlvs_conf::{Configuration, Diagnostic, Secrets, Severity, Sources, print, read};
 use serde_json::{Value, json};
 
+use crate::configuration::File;
 use crate::keepalived::DEFAULT_FILE;
 use crate::keepalived::host::{Host, options};
 
 /// Arguments of `rlvs check`.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// The configuration
+    /// A keepalived.conf; a name that ends in .toml is that of a rlvs.toml
     #[arg(default_value = DEFAULT_FILE)]
     file: PathBuf,
     /// Print what was found as JSON
@@ -37,6 +38,9 @@ pub struct Arguments {
 /// # Errors
 /// The output cannot be written.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.file.extension().is_some_and(|extension| extension == "toml") {
+        return machine(arguments);
+    }
     let mut host = Host { asked: arguments.here };
     let options = options(arguments.id.clone(), false);
     let found = read(&arguments.file, &mut host, &options);
@@ -54,6 +58,24 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let failed = found.diagnostics.has_errors();
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Looks at a rlvs.toml.
+fn machine(arguments: &Arguments) -> Result<ExitCode> {
+    let found = File::read(&arguments.file).and_then(|file| file.check());
+    let to = &mut io::stdout().lock();
+    let message = found.as_ref().err().map(|error| format!("{error:#}"));
+    if arguments.json {
+        let diagnostic = |message| json!({"severity": "error", "message": message});
+        let diagnostics: Vec<Value> = message.iter().map(diagnostic).collect();
+        writeln!(to, "{:#}", json!({"ok": found.is_ok(), "diagnostics": diagnostics}))?;
+    } else {
+        match message {
+            Some(message) => writeln!(to, "error: {message}")?,
+            None => writeln!(to, "{} is right", arguments.file.display())?,
+        }
+    }
+    Ok(if found.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Writes what was found for people.

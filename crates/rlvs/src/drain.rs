@@ -14,8 +14,8 @@ use rlvs_control::model::{DestinationId, Drained, Protocol, ServiceEntry, Servic
 use rlvs_control::table::Table;
 use serde_json::{Value, json};
 
+use crate::configuration;
 use crate::face;
-use crate::ipvsadm::Backend;
 
 /// How often connections are counted.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -186,13 +186,7 @@ pub fn destination_name(id: DestinationId) -> String {
 /// # Errors
 /// An unknown back end, or a table that cannot be opened.
 pub fn open() -> Result<Box<dyn Table>> {
-    let named = std::env::var(face::BACKEND_VARIABLE).ok();
-    let backend = match &named {
-        None => Backend::default(),
-        Some(name) => Backend::from_name(name)
-            .with_context(|| format!("{}={name} names no back end", face::BACKEND_VARIABLE))?,
-    };
-    Ok(face::open_table(backend)?)
+    Ok(face::open_table(configuration::backend(None)?)?)
 }
 
 /// Runs `rlvs drain`.

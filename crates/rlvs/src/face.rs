@@ -17,12 +17,10 @@ use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::ipvs::table::KernelTable;
 use rlvs_linux::vrrp;
 
+use crate::configuration::{self, CONNECTIONS_MAX};
 use crate::ipvsadm::Backend;
 use crate::keepalived::daemon;
 use crate::lab::claim;
-
-/// Names the back end of `ipvsadm` and `keepalived` for tests and scripts.
-pub const BACKEND_VARIABLE: &str = "RLVS_BACKEND";
 
 /// How to attach.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -45,9 +43,10 @@ pub struct AttachArguments {
     #[arg(long)]
     any: bool,
     /// Connections that the IPv4 table is made for, if it is made now
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
     connections: Option<u32>,
-    /// Interfaces; all that are up and have an address, but loopback, if none is named
+    /// Interfaces; without any argument those of rlvs.toml, else all that are up and have an address, but
+    /// loopback
     interfaces: Vec<String>,
 }
 
@@ -56,7 +55,15 @@ pub struct AttachArguments {
 /// # Errors
 /// A missing capability, or what an interface did not take.
 pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
-    let options = Options {
+    let AttachArguments { mode, any, connections, interfaces } = arguments;
+    let said = mode.is_some() || *any || connections.is_some() || !interfaces.is_empty();
+    let options = if said { options(arguments) } else { configuration::attachment()? };
+    report(&attach::attach(&options)?, &mut io::stdout())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(arguments: &AttachArguments) -> Options {
+    Options {
         mode: arguments.mode.map(|mode| match mode {
             ModeName::Native => Mode::Native,
             ModeName::Tc => Mode::Tc,
@@ -66,12 +73,11 @@ pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
         any: arguments.any,
         sizes: arguments.connections.map_or_else(Sizes::default, Sizes::for_connections),
         ..Options::default()
-    };
-    report(&attach::attach(&options)?, &mut io::stdout())?;
-    Ok(ExitCode::SUCCESS)
+    }
 }
 
-fn report(attached: &[Attached], to: &mut dyn Write) -> io::Result<()> {
+/// Says what is attached, a line for each interface.
+pub(crate) fn report(attached: &[Attached], to: &mut dyn Write) -> io::Result<()> {
     if attached.is_empty() {
         writeln!(to, "rlvs: no interface here is up and has an address; nothing is attached")?;
     }
@@ -82,7 +88,7 @@ fn report(attached: &[Attached], to: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Attaches to all interfaces if nothing is attached, and returns lines that say what is.
+/// Attaches as rlvs.toml says, else to all interfaces, if nothing is attached, and returns lines that say what is.
 ///
 /// # Errors
 /// A missing capability, or what an interface did not take.
@@ -90,7 +96,7 @@ pub fn attach_if_detached() -> Result<Vec<String>> {
     attach::collect()?;
     let attached = match pins::open()? {
         Some(folder) => attach::attached(&folder)?,
-        None => attach::attach(&Options::default())?,
+        None => attach::attach(&configuration::attachment()?)?,
     };
     let mut text = Vec::new();
     report(&attached, &mut text)?;
@@ -153,7 +159,9 @@ impl LazyTable {
 
     fn make(&mut self) -> Result<&mut BpfTable, Error> {
         if self.table.is_none() {
-            let attached = attach::attach(&Options::default())?;
+            let options = configuration::attachment();
+            let options = options.map_err(|error| Error::System(format!("{error:#}")))?;
+            let attached = attach::attach(&options)?;
             // Standard output belongs to ipvsadm. Nothing is lost with this line.
             drop(report(&attached, &mut io::stderr()));
             self.table = BpfTable::open()?;

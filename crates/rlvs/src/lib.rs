@@ -3,6 +3,7 @@
 
 pub mod acl;
 pub mod check;
+pub mod configuration;
 pub mod doctor;
 pub mod drain;
 pub mod face;
@@ -13,6 +14,7 @@ pub mod man;
 pub mod mark;
 pub mod metrics;
 pub mod proc;
+pub mod reference;
 pub mod set;
 pub mod snat;
 pub mod status;

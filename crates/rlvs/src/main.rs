@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
 use rlvs::{
-    acl, check, doctor, drain, face, keepalived, lab, man, mark, metrics, proc, set, snat, status,
-    top, trace,
+    acl, check, configuration, doctor, drain, face, keepalived, lab, man, mark, metrics, proc, set,
+    snat, status, top, trace,
 };
 
 const KEEPALIVED: &str = "keepalived";
@@ -59,6 +59,8 @@ enum Command {
     Exporter(metrics::ExporterArguments),
     /// Says who may open connections to which service
     Acl(acl::Arguments),
+    /// Carries out rlvs.toml: attaches, settings, full NAT, access; what is so already is not touched
+    Load(configuration::Arguments),
     /// Gives full NAT addresses, for real servers of `ipvsadm -m --snat`
     Snat(snat::Arguments),
     /// Detaches it in every network namespace and leaves nothing behind
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         Command::Exporter(arguments) => metrics::export(&arguments),
         Command::Acl(arguments) => acl::run(&arguments),
         Command::Snat(arguments) => snat::run(&arguments),
+        Command::Load(arguments) => configuration::run(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
@@ -135,9 +138,16 @@ const FACES: [(&str, Face); 3] = [
 ];
 
 fn run_face(name: &'static str, run: Face, args: &[OsString]) -> ExitCode {
+    let backend = match backend(args) {
+        Ok(backend) => backend,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
     let environment = Environment {
         open: &mut face::open_table,
-        backend: std::env::var(face::BACKEND_VARIABLE).ok(),
+        backend,
         names: &Names::system(),
         // A large restore opens the table once for each fill of this.
         stdin: &mut std::io::BufReader::with_capacity(1 << 20, std::io::stdin().lock()),
@@ -146,4 +156,32 @@ fn run_face(name: &'static str, run: Face, args: &[OsString]) -> ExitCode {
         stderr: &mut std::io::stderr().lock(),
     };
     ExitCode::from(run(args, name, environment))
+}
+
+/// Returns the name of the back end that the command line need not say.
+fn backend(args: &[OsString]) -> anyhow::Result<Option<String>> {
+    let variable = std::env::var(configuration::BACKEND_VARIABLE).ok();
+    // Words that say it themselves leave the file alone.
+    if variable.is_some() || args.iter().any(|arg| arg.to_string_lossy().starts_with("--backend")) {
+        return Ok(variable);
+    }
+    Ok(Some(configuration::backend(None)?.name().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_reference_is_of_today() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference.md");
+        let document = rlvs::reference::document(&Arguments::command());
+        if std::env::var_os("RLVS_WRITE_DOCUMENTS").is_some() {
+            fs::write(&path, &document).unwrap();
+        }
+        let page = fs::read_to_string(path).unwrap();
+        assert!(page == document, "docs/reference.md is old: run this with RLVS_WRITE_DOCUMENTS=1");
+    }
 }

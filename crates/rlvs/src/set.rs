@@ -32,22 +32,27 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         (Some(name), None) => println!("{name} = {}", named(name)?.read()?),
         (Some(name), Some(value)) => {
             let parameter = named(name)?;
-            let max = parameter.max;
-            ensure!(value <= max, "{name} takes 0 to {max}, not {value}");
-            match parameter.unheeded() {
-                Some(why) => ensure!(
-                    value == parameter.default,
-                    "{name} is {why}: it stays {}",
-                    parameter.default
-                ),
-                None => parameter.write(value)?,
+            takes(parameter, value)?;
+            if parameter.unheeded().is_none() {
+                parameter.write(value)?;
             }
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn named(name: &str) -> Result<&'static Parameter> {
+/// Says why a setting does not take a value, if so.
+pub(crate) fn takes(parameter: &Parameter, value: u32) -> Result<()> {
+    let Parameter { name, max, default, .. } = parameter;
+    ensure!(value <= *max, "{name} takes 0 to {max}, not {value}");
+    if let Some(why) = parameter.unheeded() {
+        ensure!(value == *default, "{name} is {why}: it stays {default}");
+    }
+    Ok(())
+}
+
+/// Returns the setting of a name.
+pub(crate) fn named(name: &str) -> Result<&'static Parameter> {
     Parameter::named(name).with_context(|| {
         let names = ALL.map(|parameter| parameter.name).join(", ");
         format!("there is no setting {name}; there are: {names}")

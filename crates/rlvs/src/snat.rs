@@ -83,7 +83,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn members(text: &str, ports: (u16, u16)) -> Result<Vec<Member>> {
+/// Reads an address, or the first and the last of several.
+pub(crate) fn members(text: &str, ports: (u16, u16)) -> Result<Vec<Member>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let parse = |word: &str| -> Result<IpAddr> {
         word.parse().with_context(|| format!("`{word}` is not an address"))
@@ -114,7 +115,8 @@ fn range(first: u128, last: u128) -> impl Iterator<Item = u128> {
     (first..=last).take(ADDRESSES_MAX as usize + 1)
 }
 
-fn port_range(text: &str) -> Result<(u16, u16)> {
+/// Reads a port, or the first and the last of several.
+pub(crate) fn port_range(text: &str) -> Result<(u16, u16)> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let parse = |port: &str| -> Result<u16> {
         port.parse()

@@ -1,4 +1,5 @@
-//! What is shown in a document as typed and answered: blocks marked `console`.
+//! What is shown in a document as typed and answered: blocks marked `console`. What is typed to make what
+//! a document is about stands in comments, `<!-- host# command -->`, and answers nothing.
 
 /// A command, where it is typed, and what is shown below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,10 +34,21 @@ pub(crate) fn commands(document: &str) -> Result<Vec<Typed>, String> {
                     last.shown.push(text.to_owned());
                 }
             },
+            (None, None) => typed.extend(hidden(text).map(|(host, command)| Typed {
+                line,
+                host: host.to_owned(),
+                command: command.to_owned(),
+                shown: Vec::new(),
+            })),
             _ => {}
         }
     }
     Ok(typed)
+}
+
+/// Returns the command in a comment.
+fn hidden(line: &str) -> Option<(&str, &str)> {
+    prompt(line.strip_prefix("<!-- ")?.strip_suffix(" -->")?)
 }
 
 /// Takes a line apart at `host# ` or `host$ `.
@@ -67,10 +79,12 @@ fn line_fits(shown: &str, said: &str) -> bool {
 
 #[test]
 fn blocks_are_read_and_compared() {
-    let document = "text\n```console\na# one two\nout\n…\nb$ three\n```\n```sh\nc# no\n```\n";
+    let document = "<!-- d# hidden -->\n<!-- no command -->\n```console\na# one two\nout\n…\nb$ three\n```\n```sh\nc# no\n```\n";
     let typed = commands(document).unwrap();
-    assert_eq!(typed.len(), 2, "{typed:?}");
-    assert_eq!((typed[0].line, typed[0].command.as_str()), (3, "one two"));
+    assert_eq!(typed.len(), 3, "{typed:?}");
+    let (before, typed) = typed.split_first().unwrap();
+    assert_eq!((before.host.as_str(), before.command.as_str()), ("d", "hidden"));
+    assert_eq!((typed[0].line, typed[0].command.as_str()), (4, "one two"));
     assert!(fits(&typed[0].shown, &["out"]) && fits(&typed[0].shown, &["out", "x", "y"]));
     assert!(!fits(&typed[0].shown, &["other"]) && !fits(&typed[1].shown, &["x"]));
     assert!(line_fits("a … c…", "a b c") && !line_fits("a … d", "a b c"));

@@ -85,7 +85,7 @@ impl Hosts<'_> {
 }
 
 /// Plays a document in the lab of the three modes.
-fn play_in_the_lab(name: &str) {
+fn play_in_the_lab(name: &str, files: &[(&str, &str)]) {
     let options = Options {
         wiring: Wiring::Plain,
         web_server: WebServer::Ours,
@@ -100,17 +100,42 @@ fn play_in_the_lab(name: &str) {
         ("server1", first),
         ("server2", second),
     ]);
+    for (name, text) in files {
+        fs::write(lab.directory().join(name), text).unwrap();
+    }
     Hosts { hosts, folder: lab.directory().to_owned() }.play(name);
 }
 
 #[test]
 fn the_how_to_is_as_shown() {
-    play_in_the_lab("how-to.md");
+    play_in_the_lab("how-to.md", &[]);
 }
 
 #[test]
 fn the_three_modes_are_as_shown() {
-    play_in_the_lab("modes.md");
+    play_in_the_lab("modes.md", &[]);
+}
+
+#[test]
+fn operating_is_as_shown() {
+    play_in_the_lab("operating.md", &[]);
+}
+
+#[test]
+fn access_is_as_shown() {
+    play_in_the_lab("acl.md", &[]);
+}
+
+#[test]
+fn moving_over_is_as_shown() {
+    let table = "-A -t 192.168.1.200:80 -s rr\n-a -t 192.168.1.200:80 -r 10.0.1.101:80 -m -w 1\n";
+    play_in_the_lab("moving.md", &[("keepalived.conf", HOW_TO), ("table", table)]);
+}
+
+/// The faults are made in comments of the document.
+#[test]
+fn troubles_are_as_shown() {
+    play_in_the_lab("troubleshooting.md", &[]);
 }
 
 #[test]

@@ -3,13 +3,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use e2e::lab::{Method, Stage, connect, inside, tcp_server, tool, wait_for};
-use rlvs::lab::topology::{REAL_SERVERS, VIPS, Wiring};
+use rlvs::lab::topology::{CLIENT, DIRECTOR_INSIDE, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
@@ -62,7 +62,8 @@ impl Debian {
 
     /// Runs a command to its end and returns its status and all it said.
     fn tries(&mut self, command: &str) -> (i32, String) {
-        writeln!(self.to, "({command}) </dev/null 2>&1; echo; echo \"=== $?\"").unwrap();
+        writeln!(self.to, "({command}) </dev/null 2>&1; status=$?; echo; echo \"=== $status\"")
+            .unwrap();
         let mut said = String::new();
         loop {
             let mut line = String::new();
@@ -133,6 +134,7 @@ fn installed_upgraded_under_load_removed_and_purged() {
 
     let vip = the_table_is_restored(&stage, &mut debian);
     upgraded_under_load(&stage, &mut debian, &new, vip);
+    all_survives_a_reboot(&stage, &mut debian);
     the_table_is_saved(&mut debian);
 
     debian.does("dpkg --remove rlvs");
@@ -151,6 +153,8 @@ fn the_commands_and_their_pages_are_there(debian: &mut Debian) {
         assert!(found.starts_with(['.']), "{page}: {found}");
     }
     assert!(debian.does("zcat /usr/share/man/man8/rlvs-attach.8.gz").contains("rlvs attach"));
+    debian.does("test -s /usr/share/doc/rlvs/contrib/zabbix/rlvs.yaml");
+    debian.does("rlvs check /etc/rlvs/rlvs.toml");
     debian.does("test -s /usr/share/bash-completion/completions/ipvsadm");
     debian.does("keepalived -t -f /usr/share/doc/rlvs/examples/keepalived.conf; test $? -le 5");
 }
@@ -182,11 +186,52 @@ fn the_table_is_restored(stage: &Stage, debian: &mut Debian) -> SocketAddr {
     debian.does(&format!("printf -- '{}' >/etc/ipvsadm.rules", rules.replace('\n', "\\n")));
     debian.does("sed -i 's/^AUTO=.*/AUTO=true/; s/^SAVE=.*/SAVE=true/' /etc/default/rlvs");
     debian.does("mkdir -p /run/rlvs/bpf && mount -t bpf -o mode=0700 rlvs /run/rlvs/bpf");
-    let unit = debian.does("cat /usr/lib/systemd/system/ipvsadm.service");
-    debian.does(&format!("{} /usr/lib/rlvs/ipvsadm-service start", with_its_capabilities(&unit)));
+    the_unit_starts(debian, "ipvsadm");
     let saved = debian.does("ipvsadm-save -n");
     assert_eq!(saved.lines().count(), 3, "{saved}");
     vip
+}
+
+/// Runs what a unit of one shot runs, with the capabilities that it leaves.
+fn the_unit_starts(debian: &mut Debian, unit: &str) {
+    let unit = debian.does(&format!("cat /usr/lib/systemd/system/{unit}.service"));
+    for start in ["ExecStartPre=", "ExecStart="] {
+        for command in unit.lines().filter_map(|line| line.strip_prefix(start)) {
+            debian.does(&format!("{} {command}", with_its_capabilities(&unit)));
+        }
+    }
+}
+
+/// Settings, rules, addresses of full NAT and a table that needs them: all is lost with the pins, and
+/// comes back by what the unit runs.
+fn all_survives_a_reboot(stage: &Stage, debian: &mut Debian) {
+    let own = DIRECTOR_INSIDE.of(Family::V4);
+    let denied = neighbour_of_the_client();
+    let text = format!(
+        "[settings]\\ntcp_mss = 1400\\n[[snat.pool]]\\naddresses = \"{own}\"\\n\
+         [acl]\\ndeny = [\"{denied}\"]\\n"
+    );
+    debian.does(&format!("printf '{text}' >/etc/rlvs/rlvs.toml"));
+    assert!(debian.does("rlvs check /etc/rlvs/rlvs.toml").ends_with("is right"));
+    debian.does("rlvs load");
+    let vip = SocketAddr::new(VIPS[1].of(Family::V4), PORT);
+    let real = SocketAddr::new(Method::Nat.address(&REAL_SERVERS[0], Family::V4), PORT);
+    debian.does(&format!("ipvsadm -A -t {vip} -s rr && ipvsadm -a -t {vip} -r {real} -m --snat"));
+    debian.does("/usr/lib/rlvs/ipvsadm-service stop");
+    let looks = ["ipvsadm -S -n --full", "rlvs acl list", "rlvs snat list", "rlvs set tcp_mss"];
+    let before = looks.map(|look| debian.does(look));
+    assert!(before[0].contains("--snat") && before[1].contains(&denied), "{before:?}");
+
+    debian.does("umount /run/rlvs/bpf && mount -t bpf -o mode=0700 rlvs /run/rlvs/bpf");
+    assert_eq!(debian.does("ipvsadm -S -n --full"), "");
+    the_unit_starts(debian, "ipvsadm");
+    assert_eq!(looks.map(|look| debian.does(look)), before);
+    stage.as_client(|| drop(connect(vip).unwrap()));
+}
+
+fn neighbour_of_the_client() -> String {
+    let IpAddr::V4(client) = CLIENT.of(Family::V4) else { panic!("an IPv4 address") };
+    format!("{}/32", Ipv4Addr::from_bits(client.to_bits() ^ 1))
 }
 
 /// Returns a command that runs another with the capabilities of a unit.

@@ -7,8 +7,9 @@
 //! same service in the new one or nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::maps::MapData;
 use rlvs_control::access::{self, Access, BYTES_WORD, PREFIXES_MAX, TEXT_WORD};
@@ -27,29 +28,65 @@ use super::sys::{self, Memory};
 /// Lines of services' own rules, by service.
 type Numbers = BTreeMap<ServiceId, u32>;
 
+/// The pin of the book in force. The map of books tells its id alone, which only `CAP_SYS_ADMIN` may open.
+const BOOK: &str = "book_inner";
+/// The pin of the one that is being put in force.
+const NEXT: &str = "book_next";
+
 /// Puts a book in force, of at least one line, in the map of books.
 ///
 /// # Errors
 /// No memory, or a missing capability.
 pub fn write_book(books: BorrowedFd<'_>, lines: &[Line]) -> io::Result<()> {
+    sys::update_map(books, make_book(lines)?.as_fd())
+}
+
+fn make_book(lines: &[Line]) -> io::Result<OwnedFd> {
     let book = sys::create_lines(lines.len() as u32)?;
     let memory = Memory::map(book.as_fd(), lines.len())?;
     for (at, line) in lines.iter().enumerate() {
         memory.write(at, *line);
     }
-    sys::update_map(books, book.as_fd())
+    Ok(book)
+}
+
+fn failed(error: &dyn std::error::Error) -> Error {
+    Error::Load { what: "the book of access".to_owned(), reason: reason(error) }
+}
+
+/// Puts a book in force, pinned: whoever is killed in between leaves one of the two pins to be it.
+fn put_in_force(maps: &Maps, lines: &[Line]) -> Result<(), Error> {
+    let io_failed = || Error::io("writing the book of access");
+    let book = make_book(lines).map_err(io_failed())?;
+    let (pin, next) = (maps.folder.path(BOOK), maps.folder.path(NEXT));
+    match fs::remove_file(&next) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_failed()(error)),
+        _ => {}
+    }
+    let held = book.try_clone().map_err(io_failed())?;
+    let held = MapData::from_fd(held).map_err(|error| failed(&error))?;
+    held.pin(&next).map_err(|error| failed(&error))?;
+    sys::update_map(maps.book.fd().as_fd(), book.as_fd()).map_err(io_failed())?;
+    fs::rename(&next, &pin).map_err(io_failed())
 }
 
 /// The book in force, mapped; `None` if there has never been one.
-fn open_book(books: &MapData) -> Result<Option<Memory<Line>>, Error> {
-    let failed = |text: String| Error::Load { what: "the book of access".to_owned(), reason: text };
-    let id = match sys::lookup_map(books.fd().as_fd()) {
+fn open_book(maps: &Maps) -> Result<Option<Memory<Line>>, Error> {
+    let id = match sys::lookup_map(maps.book.fd().as_fd()) {
         Ok(id) => id,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("asking for the book of access")(error)),
     };
-    let book = MapData::from_id(id).map_err(|error| failed(reason(&error)))?;
-    let info = book.info().map_err(|error| failed(reason(&error)))?;
+    let pinned = [BOOK, NEXT].into_iter().find_map(|name| {
+        let book = MapData::from_pin(maps.folder.path(name)).ok()?;
+        book.info().is_ok_and(|info| info.id() == id).then_some(book)
+    });
+    // A version before this one has pinned none.
+    let book = match pinned {
+        Some(book) => book,
+        None => MapData::from_id(id).map_err(|error| failed(&error))?,
+    };
+    let info = book.info().map_err(|error| failed(&error))?;
     let memory = Memory::map(book.fd().as_fd(), info.max_entries() as usize);
     memory.map(Some).map_err(Error::io("mapping the book of access"))
 }
@@ -65,7 +102,7 @@ fn text_of(book: &Memory<Line>) -> String {
 }
 
 fn current(maps: &Maps) -> Result<(Access, Numbers), Error> {
-    let Some(book) = open_book(&maps.book)? else { return Ok(Default::default()) };
+    let Some(book) = open_book(maps)? else { return Ok(Default::default()) };
     access::read(&text_of(&book)).ok_or_else(|| Error::Load {
         what: "the book of access".to_owned(),
         reason: "it is not one that this program has written".to_owned(),
@@ -135,7 +172,7 @@ fn replace(
         (number, old.guards(id) || new.guards(id))
     })?;
     number_sources(maps, old.is_numbered() || new.is_numbered())?;
-    write_book(maps.book.fd().as_fd(), &lines).map_err(Error::io("writing the book of access"))?;
+    put_in_force(maps, &lines)?;
     announce(maps, |id| (numbers.get(&id).copied(), new.guards(id)))?;
     number_sources(maps, new.is_numbered())
 }
@@ -189,7 +226,7 @@ pub(super) struct Guards {
 
 impl Guards {
     pub(super) fn of(maps: &Maps) -> Result<Self, Error> {
-        let Some(book) = open_book(&maps.book)? else { return Ok(Self::default()) };
+        let Some(book) = open_book(maps)? else { return Ok(Self::default()) };
         let rules = Rules::of(&book.read(0).unwrap_or_default());
         // Most texts are of prefixes, which are not looked at.
         let numbers =

@@ -113,6 +113,8 @@ pub struct Maps {
     pub(super) pools: Mapped<Pool>,
     pub(super) interfaces: Mapped<Interfaces>,
     pub(super) book: MapData,
+    /// Where they are pinned.
+    pub(super) folder: Folder,
     reasons: Mapped<Cell<u64>>,
     sweep: MapData,
 }
@@ -156,6 +158,7 @@ impl Maps {
             pools: Mapped::open(folder, "pools")?,
             interfaces: Mapped::open(folder, "interfaces")?,
             book: unmapped(folder, "book")?,
+            folder: folder.again()?,
             reasons: Mapped::open(folder, "reasons")?,
             sweep: open_sweep(folder)?,
         })

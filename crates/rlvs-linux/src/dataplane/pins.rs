@@ -37,6 +37,12 @@ impl Folder {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd()))
     }
 
+    /// Returns the same folder once more.
+    pub(super) fn again(&self) -> Result<Self, Error> {
+        let failed = |error| Error::io(format!("opening {}", self.shown()))(error);
+        Ok(Self { fd: self.fd.try_clone().map_err(failed)?, name: self.name.clone() })
+    }
+
     /// Returns the path as an operator would see it.
     pub fn shown(&self) -> String {
         if self.name.is_empty() { ROOT.to_owned() } else { format!("{ROOT}/{}", self.name) }

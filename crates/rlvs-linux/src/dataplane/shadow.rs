@@ -30,7 +30,7 @@ use super::load;
 use super::maps::{Maps, reason};
 use super::marks;
 use super::pins::{self, Folder};
-use super::records::{address, is_available, method_of, scheduler_name, service_id};
+use super::records::{address, is_listed, method_of, scheduler_name, service_id};
 use super::stages::{self, Body};
 use super::sys::{Element, Memory};
 
@@ -439,7 +439,7 @@ fn servers(
     let wanted = |id: u32, record: &Destination| {
         let place = (address(record.family, record.address), u16::from_be_bytes(record.port));
         record.service == service
-            && (is_available(record)
+            && (is_listed(record)
                 || touched.is_some_and(|touched| touched.id == id)
                 || connected == Some(place.into()))
     };

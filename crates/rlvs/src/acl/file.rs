@@ -10,15 +10,12 @@ use rlvs_control::model::{Family, Protocol, ServiceId};
 use serde::Deserialize;
 use toml::Spanned;
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct File {
-    acl: Acl,
-}
+use crate::configuration::Text;
 
-#[derive(Debug, Default, Deserialize)]
+/// The table `[acl]`.
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Acl {
+pub(crate) struct Acl {
     allow: Vec<Spanned<String>>,
     deny: Vec<Spanned<String>>,
     allow_files: Vec<PathBuf>,
@@ -29,7 +26,7 @@ struct Acl {
 }
 
 /// Rules of one service: `serde(flatten)` and `deny_unknown_fields` do not go together.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Own {
     tcp: Option<SocketAddr>,
@@ -60,7 +57,7 @@ enum MarkFamily {
     Ipv6,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Limits {
     rate: Option<u32>,
@@ -70,48 +67,21 @@ struct Limits {
     per6: Option<u8>,
 }
 
-/// What is read, to tell where in it something is wrong.
-struct Text<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl Text<'_> {
-    /// Names a place as `FILE:LINE:COLUMN`, both from 1 on.
-    fn place(&self, at: usize) -> String {
-        let before = self.text.get(..at).unwrap_or_default();
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|char| *char != '\n').count() + 1;
-        format!("{}:{line}:{column}", self.path.display())
-    }
-}
-
-/// Reads the rules of a file.
+/// Returns the rules of a file.
 ///
 /// # Errors
-/// What is wrong in it, and in which line and column.
-pub(super) fn read(path: &Path) -> Result<Access> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    parse(path, &text)
-}
-
-fn parse(path: &Path, text: &str) -> Result<Access> {
-    let from = Text { path, text };
-    let File { acl } = toml::from_str(text).map_err(|error| {
-        let place =
-            error.span().map_or_else(|| path.display().to_string(), |span| from.place(span.start));
-        anyhow::anyhow!("{place}: {}", error.message())
-    })?;
+/// What is wrong in them, and in which line and column; no such file of networks.
+pub(crate) fn access(from: &Text, acl: Acl) -> Result<Access> {
     let Acl { allow, deny, allow_files, deny_files, limit, refuse, service } = acl;
     let lists = Lists { allow, deny, allow_files, deny_files };
-    let mut access = Access { all: rules(&from, lists, limit, refuse)?, ..Access::default() };
+    let mut access = Access { all: rules(from, lists, limit, refuse)?, ..Access::default() };
     for own in service {
         let place = from.place(own.span().start);
         let own = own.into_inner();
         let id = service_id(&own).with_context(|| place.clone())?;
         let Own { allow, deny, allow_files, deny_files, limit, refuse, .. } = own;
         let lists = Lists { allow, deny, allow_files, deny_files };
-        let rules = rules(&from, lists, limit, refuse)?;
+        let rules = rules(from, lists, limit, refuse)?;
         if access.services.insert(id, rules).is_some() {
             bail!("{place}: the rules of {} stand here a second time", super::show::name(Some(id)));
         }
@@ -153,7 +123,7 @@ struct Lists {
 }
 
 fn rules(
-    from: &Text<'_>,
+    from: &Text,
     lists: Lists,
     limit: Option<Spanned<Limits>>,
     refuse: Refusal,
@@ -224,9 +194,11 @@ fn checked(limits: &Limits) -> Result<Limit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::configuration::File;
 
     fn read(text: &str) -> Result<Access> {
-        parse(Path::new("rlvs.toml"), text)
+        let file = File::parse(Path::new("rlvs.toml"), text.to_owned())?;
+        Ok(file.access()?.unwrap_or_default())
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `rlvs acl`: who may open connections to which service. docs/acl.md tells how it is used.
 
-mod file;
+pub(crate) mod file;
 mod show;
 
 use std::io::{self, Write};
@@ -17,8 +17,9 @@ use rlvs_linux::dataplane::access;
 use rlvs_linux::dataplane::maps::Maps;
 use rlvs_linux::dataplane::pins;
 
-/// Where the rules are kept that `rlvs acl load` reads if no file is named.
-const FILE: &str = "/etc/rlvs/rlvs.toml";
+use crate::configuration::{DEFAULT_FILE, File};
+pub(crate) use show::counted;
+
 /// Reasons for which the guard refuses.
 const REFUSALS: [Reason; 4] =
     [Reason::Denied, Reason::NotAllowed, Reason::TooFast, Reason::TooMany];
@@ -49,7 +50,7 @@ enum Command {
     /// Replaces all rules by those of a file, at once
     Load {
         /// The file
-        #[arg(default_value = FILE)]
+        #[arg(default_value = DEFAULT_FILE)]
         file: PathBuf,
     },
 }
@@ -211,7 +212,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         Command::List(arguments) => list(arguments)?,
         Command::Load { file } => {
-            let new = file::read(file)?;
+            let new = File::read(file)?.access()?.unwrap_or_default();
             let counted = show::counted(&new);
             access::edit(|access| {
                 *access = new;

@@ -22,7 +22,7 @@ pub(super) fn name(of: Option<ServiceId>) -> String {
 }
 
 /// Returns how many rules there are, in words.
-pub(super) fn counted(access: &Access) -> String {
+pub(crate) fn counted(access: &Access) -> String {
     let plural = |number: usize, one: &str, many: &str| {
         format!("{number} {}", if number == 1 { one } else { many })
     };

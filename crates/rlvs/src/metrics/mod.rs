@@ -19,8 +19,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::face::BACKEND_VARIABLE;
-use crate::ipvsadm::Backend;
+use crate::configuration;
 use crate::keepalived::daemon::state;
 pub use document::document;
 use reading::Reading;
@@ -56,7 +55,10 @@ pub struct ExporterArguments {
 /// # Errors
 /// The table cannot be read.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let reading = Reading::take(backend(arguments.backend.as_deref())?, state::ask().map(Arc::new));
+    let reading = Reading::take(
+        configuration::backend(arguments.backend.as_deref())?,
+        state::ask().map(Arc::new),
+    );
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer(&mut out, &reading)?;
@@ -75,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// # Errors
 /// It cannot listen there.
 pub fn export(arguments: &ExporterArguments) -> Result<ExitCode> {
-    let backend = backend(arguments.backend.as_deref())?;
+    let backend = configuration::backend(arguments.backend.as_deref())?;
     let listener = TcpListener::bind(arguments.listen)
         .with_context(|| format!("listening on {}", arguments.listen))?;
     let address = listener.local_addr().context("asking where it listens")?;
@@ -84,13 +86,6 @@ pub fn export(arguments: &ExporterArguments) -> Result<ExitCode> {
         Source { backend, daemon: Box::new(|| Box::pin(async { state::ask().map(Arc::new) })) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match runtime.block_on(server::serve(listener, Arc::new(source)))? {}
-}
-
-fn backend(named: Option<&str>) -> Result<Backend> {
-    let named = named.map(str::to_owned).or_else(|| std::env::var(BACKEND_VARIABLE).ok());
-    let Some(name) = named else { return Ok(Backend::default()) };
-    Backend::from_name(&name)
-        .with_context(|| format!("there is no backend {name}; rlvs and kernel are"))
 }
 
 /// Returns a reading in Prometheus' words.

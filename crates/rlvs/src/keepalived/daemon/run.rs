@@ -454,10 +454,8 @@ impl Daemon {
 
 /// Returns whose table is kept.
 fn backend(options: &Running) -> Result<Backend, Refusal> {
-    let named = options.backend.clone().or_else(|| std::env::var(face::BACKEND_VARIABLE).ok());
-    let Some(name) = named else { return Ok(Backend::default()) };
-    Backend::from_name(&name)
-        .ok_or_else(|| (STATUS_FATAL, format!("there is no backend {name}; rlvs and kernel are")))
+    crate::configuration::backend(options.backend.as_deref())
+        .map_err(|error| (STATUS_FATAL, format!("{error:#}")))
 }
 
 fn fields<const N: usize>(words: [(&'static str, &str); N]) -> Fields {
