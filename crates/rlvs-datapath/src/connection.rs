@@ -523,7 +523,7 @@ impl<'a, T: Tables> Context<'a, T> {
         self.tables.swap(found.slot.value(), DYING, 0)
     }
 
-    /// Puts a half into a free slot and returns its spot, for [`take_back`](Self::take_back); 0 if there
+    /// Puts a half into a free slot and returns its spot, for `take_back`; 0 if there
     /// is none. The caller holds the lock of the key and has not found it.
     #[inline(always)]
     pub fn insert<A: Ip>(&self, key: &Key<A>, value: Value) -> u64 {
@@ -732,7 +732,7 @@ fn none_elsewhere<T: Tables>(tables: &T) -> bool {
     elsewhere(tables).is_some_and(|count| tables.read(count) == 0)
 }
 
-/// Looks for a half and returns a [`Sought`].
+/// Looks for a half and returns a `Sought`.
 #[inline(always)]
 pub fn seek<A: Ip, T: Tables>(tables: &T, key: &Key<A>) -> u64 {
     let Places { first, second } = key.places;

@@ -238,7 +238,7 @@ impl<T: Tables> Context<'_, T> {
         }
     }
 
-    /// Compares a frame's sender with the ways that are kept. Returns a [`Sender`].
+    /// Compares a frame's sender with the ways that are kept. Returns a `Sender`.
     #[inline(always)]
     pub fn look_for_peer(&self, sender: u64, first: u32) -> u32 {
         let mut id = first;

@@ -326,7 +326,7 @@ impl<T: Tables> Context<'_, T> {
     }
 
     /// Removes a connection that is over, or whose destination is gone if others are to be chosen.
-    /// Returns [`IN_PLACE`] if there is one that stays, its value if a template controlled the one that
+    /// Returns `IN_PLACE` if there is one that stays, its value if a template controlled the one that
     /// went, else 0.
     #[inline(always)]
     pub fn make_way<A: Ip>(&self, key: &Key<A>) -> u64 {
