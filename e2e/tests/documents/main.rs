@@ -11,10 +11,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::lab::inside;
+use nix::sys::signal::Signal;
 use rlvs::lab::site::{HOW_TO, Host, Site};
 use rlvs::lab::topology::{Lab, Options, WebServer, Wiring};
 use rlvs_linux::netns::Namespace;
-use rlvs_linux::process::Guard;
+use rlvs_linux::process::{Guard, Handle};
 
 use console::{Typed, commands, fits};
 
@@ -39,6 +40,23 @@ fn document(name: &str) -> String {
 struct Hosts<'a> {
     hosts: BTreeMap<&'static str, &'a Namespace>,
     folder: PathBuf,
+}
+
+impl Drop for Hosts<'_> {
+    /// Ends the daemons that a document has started and that a failure has left, by their pid files.
+    fn drop(&mut self) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|extension| extension != "pid") {
+                continue;
+            }
+            let pid = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+            let daemon = pid.and_then(|pid| Handle::open(pid).ok());
+            if let Some(daemon) = daemon.filter(|daemon| daemon.signal(Signal::SIGTERM).is_ok()) {
+                daemon.wait_for(TIME_MAX).ok();
+            }
+        }
+    }
 }
 
 impl Hosts<'_> {
