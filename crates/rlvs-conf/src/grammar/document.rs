@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Arg, Keyword, ROOT, Status, Then, inner};
+use super::{Keyword, ROOT, Status, Then, inner};
 
 /// What stands before the tables.
 const HEAD: &str = "# keepalived.conf
@@ -30,33 +30,48 @@ some hosts, `include` and its kin. Several keywords on one line are understood; 
 /// Returns the page.
 pub fn document() -> String {
     let mut page = String::from(HEAD);
-    let mut done: Vec<&'static [Keyword]> = Vec::new();
-    section(&mut page, "The top level", ROOT, &mut done);
+    for (of, rows) in blocks() {
+        let title = match of.map(|row| (row.name, row.then)) {
+            None => "The top level".to_owned(),
+            Some((name, Then::Options(_))) => format!("`{name}`: words behind it"),
+            Some((name, Then::Entries(..))) => format!("`{name}`: words behind an entry"),
+            Some((name, _)) => format!("`{name}`"),
+        };
+        page.push_str(&format!("\n## {title}\n\n| | keyword | takes | default | meaning |\n| --- | --- | --- | --- | --- |\n"));
+        rows.iter().for_each(|row| line(&mut page, row));
+    }
     page
 }
 
-fn section(
-    page: &mut String,
-    title: &str,
-    rows: &'static [Keyword],
-    done: &mut Vec<&'static [Keyword]>,
-) {
-    if rows.is_empty() || done.iter().any(|known| std::ptr::eq(*known, rows)) {
-        return;
+/// Returns the blocks of the table in reading order, each once, with the first keyword that has it;
+/// the top level has none.
+pub(super) fn blocks() -> Vec<(Option<&'static Keyword>, &'static [Keyword])> {
+    fn add(
+        of: Option<&'static Keyword>,
+        rows: &'static [Keyword],
+        to: &mut Vec<(Option<&'static Keyword>, &'static [Keyword])>,
+    ) {
+        if rows.is_empty() || to.iter().any(|(_, known)| std::ptr::eq(*known, rows)) {
+            return;
+        }
+        to.push((of, rows));
+        rows.iter().for_each(|row| add(Some(row), inner(row), to));
     }
-    done.push(rows);
-    page.push_str(&format!("\n## {title}\n\n| | keyword | takes | default | meaning |\n| --- | --- | --- | --- | --- |\n"));
-    for row in rows {
-        line(page, row);
-    }
-    for row in rows {
-        let title = match row.then {
-            Then::Options(_) => format!("`{}`: words behind it", row.name),
-            Then::Entries(..) => format!("`{}`: words behind an entry", row.name),
-            _ => format!("`{}`", row.name),
-        };
-        section(page, &title, inner(row), done);
-    }
+    let mut all = Vec::new();
+    add(None, ROOT, &mut all);
+    all
+}
+
+/// Returns what a keyword takes, in words.
+pub(super) fn takes(row: &Keyword) -> String {
+    let mut takes: Vec<String> = row.takes.iter().map(|arg| arg.short()).collect();
+    takes.extend(match row.then {
+        Then::End => None,
+        Then::Options(_) => Some("…".to_owned()),
+        Then::Block(_) => Some("{ }".to_owned()),
+        Then::Entries(head, _) | Then::Words(head) => Some(format!("{{ {} … }}", head.short())),
+    });
+    takes.join(" ")
 }
 
 fn line(page: &mut String, row: &Keyword) {
@@ -65,14 +80,6 @@ fn line(page: &mut String, row: &Keyword) {
         Status::Kept => "kept",
         Status::Void => "–",
     };
-    let mut takes: Vec<String> = row.takes.iter().map(|arg| escaped(&arg.short())).collect();
-    takes.extend(match row.then {
-        Then::End => None,
-        Then::Options(_) => Some("…".to_owned()),
-        Then::Block(_) => Some("{ }".to_owned()),
-        Then::Entries(head, _) => Some(format!("{{ {} … }}", head_of(head))),
-        Then::Words(word) => Some(format!("{{ {} … }}", head_of(word))),
-    });
     let mut about = row.about.to_owned();
     for (holds, word) in [(row.ours, "ours"), (row.newer, "newer")] {
         if holds {
@@ -82,14 +89,10 @@ fn line(page: &mut String, row: &Keyword) {
     if let Some(other) = row.instead {
         about.push_str(&format!(" (*old*: `{other}`)"));
     }
-    let (name, takes, default) = (row.name, takes.join(" "), escaped(row.default));
+    let (name, takes, default) = (row.name, escaped(&takes(row)), escaped(row.default));
     // A String takes everything.
     writeln!(page, "| {mark} | `{name}` | {takes} | {default} | {} |", about.trim())
         .unwrap_or_default();
-}
-
-fn head_of(arg: Arg) -> String {
-    escaped(&arg.short())
 }
 
 fn escaped(text: &str) -> String {

@@ -1,6 +1,7 @@
 //! The table of keywords as the manual page keepalived.conf(5).
 
-use super::{Keyword, ROOT, Status, Then, inner};
+use super::document::{blocks, takes};
+use super::{Keyword, Status, Then};
 
 const LANGUAGE: [&str; 3] = [
     "A line is a keyword and its words; blocks stand in braces. # and ! begin comments, a text with blanks \
@@ -24,42 +25,21 @@ pub fn manual(version: &str) -> String {
     for paragraph in LANGUAGE {
         text.push_str(&format!(".PP\n{}\n", escaped(paragraph)));
     }
-    let mut done = Vec::new();
-    section(&mut text, "THE TOP LEVEL", ROOT, &mut done);
+    for (of, rows) in blocks() {
+        let title = match of.map(|row| (row.name, row.then)) {
+            None => "the top level".to_owned(),
+            Some((name, Then::Options(_))) => format!("words behind {name}"),
+            Some((name, Then::Entries(..))) => format!("words behind an entry of {name}"),
+            Some((name, _)) => name.to_owned(),
+        };
+        text.push_str(&format!(".SH {}\n", escaped(&title.to_uppercase())));
+        rows.iter().for_each(|row| item(&mut text, row));
+    }
     text.push_str(".SH FILES\n.I /etc/keepalived/keepalived.conf\n.SH SEE ALSO\nkeepalived(8), rlvs\\-check(8)\n");
     text
 }
 
-fn section(
-    text: &mut String,
-    title: &str,
-    rows: &'static [Keyword],
-    done: &mut Vec<&'static [Keyword]>,
-) {
-    if rows.is_empty() || done.iter().any(|known| std::ptr::eq(*known, rows)) {
-        return;
-    }
-    done.push(rows);
-    text.push_str(&format!(".SH {}\n", escaped(&title.to_uppercase())));
-    rows.iter().for_each(|row| item(text, row));
-    for row in rows {
-        let title = match row.then {
-            Then::Options(_) => format!("words behind {}", row.name),
-            Then::Entries(..) => format!("words behind an entry of {}", row.name),
-            _ => row.name.to_owned(),
-        };
-        section(text, &title, inner(row), done);
-    }
-}
-
 fn item(text: &mut String, row: &Keyword) {
-    let mut takes: Vec<String> = row.takes.iter().map(|arg| arg.short()).collect();
-    takes.extend(match row.then {
-        Then::End => None,
-        Then::Options(_) => Some("...".to_owned()),
-        Then::Block(_) => Some("{ }".to_owned()),
-        Then::Entries(head, _) | Then::Words(head) => Some(format!("{{ {} ... }}", head.short())),
-    });
     let marks = [
         (row.status == Status::Kept, " [kept]"),
         (row.status == Status::Void, " [void]"),
@@ -73,7 +53,7 @@ fn item(text: &mut String, row: &Keyword) {
     let about = if about.is_empty() { "-" } else { about.trim() };
     text.push_str(&format!(
         ".TP\n.B {}\n{}\n",
-        escaped(format!("{} {}", row.name, takes.join(" ")).trim()),
+        escaped(format!("{} {}", row.name, takes(row)).trim()),
         escaped(about)
     ));
 }
