@@ -1,6 +1,8 @@
 //! Random packets through XDP, TC and the host: the same verdicts, bytes, counters and tables.
 //!
-//! The seed is printed; `RLVS_SEED` plays one again.
+//! The first half is the same in every run, and is what must have met each kind of packet: a run
+//! that meets few by chance is no failure. The seed of the second half is printed; `RLVS_SEED` plays
+//! one again.
 #![allow(
     clippy::unwrap_used,
     clippy::let_underscore_must_use,
@@ -23,6 +25,8 @@ use rlvs_datapath::tables::TIME_MASK;
 use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 
 const PACKETS: u32 = 5000;
+/// Seed of the first half.
+const STANDING_SEED: u64 = 1;
 const FLOWS: u64 = 400;
 /// Flows that have packets at the same time.
 const AT_ONCE: u64 = 60;
@@ -256,11 +260,15 @@ fn administer(random: &mut Random, world: &mut World<'_>) {
 
 fn play(test: &str, unresolved: bool) {
     network::run(test, |network| {
-        let mut random = Random(seed());
+        let mut random = Random(STANDING_SEED);
         let mut world = World::new(network, &description(network, unresolved));
         world.set_clock(TIME_MASK - 3000 * SECOND);
         let (mut sent, mut messages) = (0, 0);
         for number in 0..PACKETS {
+            if number == PACKETS / 2 {
+                assert_about_something(&world, sent, messages);
+                random = Random(seed());
+            }
             let (packet, interface) = packet(&mut random, network, number);
             let is_message = random.chance(15);
             let frames = if is_message {
@@ -292,30 +300,31 @@ fn play(test: &str, unresolved: bool) {
                 administer(&mut random, &mut world);
             }
         }
-        // The play was not about nothing.
-        let seen = world.snapshot();
-        let counted = |reason: Reason| seen.contains_key(&format!("reason {}", reason.name()));
-        let wanted = [
-            Reason::Malformed,
-            Reason::Fragment,
-            Reason::Options,
-            Reason::NoConnection,
-            Reason::Expired,
-            Reason::TooBig,
-            Reason::Unreachable,
-            Reason::TableFull,
-            Reason::Stateless,
-        ];
-        let missing: Vec<Reason> = wanted.into_iter().filter(|&reason| !counted(reason)).collect();
-        let reasons: Vec<_> = seen.iter().filter(|(name, _)| name.starts_with("reason")).collect();
-        assert_eq!(missing, [], "{reasons:?}");
-        println!(
-            "{sent} of {PACKETS} packets were forwarded, {messages} of them ICMP, the others: {reasons:?}"
-        );
-        assert!(sent > PACKETS / 10, "{sent} packets were forwarded");
-        assert!(messages > PACKETS / 1000, "{messages} ICMP errors were forwarded");
         assert_counts(&world);
     });
+}
+
+/// Each kind of packet was met.
+fn assert_about_something(world: &World<'_>, sent: u32, messages: u32) {
+    let seen = world.snapshot();
+    let counted = |reason: Reason| seen.contains_key(&format!("reason {}", reason.name()));
+    let wanted = [
+        Reason::Malformed,
+        Reason::Fragment,
+        Reason::Options,
+        Reason::NoConnection,
+        Reason::Expired,
+        Reason::TooBig,
+        Reason::Unreachable,
+        Reason::TableFull,
+        Reason::Stateless,
+    ];
+    let missing: Vec<Reason> = wanted.into_iter().filter(|&reason| !counted(reason)).collect();
+    let reasons: Vec<_> = seen.iter().filter(|(name, _)| name.starts_with("reason")).collect();
+    println!("{sent} packets were forwarded, {messages} of them ICMP, the others: {reasons:?}");
+    assert_eq!(missing, []);
+    assert!(sent > PACKETS / 20, "{sent} packets were forwarded");
+    assert!(messages >= 5, "{messages} ICMP errors were forwarded");
 }
 
 /// What is counted is what is in the table.
