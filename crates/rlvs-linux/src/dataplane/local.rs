@@ -18,7 +18,7 @@ use super::pins::{self, Folder};
 use crate::route::{Link, Rtnetlink};
 use crate::sysctl;
 
-const KIND_OUT: &str = "out";
+pub(super) const KIND_OUT: &str = "out";
 /// Answers come in by the loopback device from an address of this host, which the kernel takes for
 /// forged unless told otherwise.
 const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
