@@ -279,7 +279,7 @@ impl Capture {
     }
 
     /// Returns the next packet that has been written down.
-    pub fn next(&mut self) -> Option<Taken> {
+    pub fn read(&mut self) -> Option<Taken> {
         loop {
             let bytes = self.ring.next()?;
             if let Some(taken) = Taken::read(&bytes) {

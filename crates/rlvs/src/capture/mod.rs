@@ -223,7 +223,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     while seen < arguments.count {
         let last = ended.load(Ordering::Relaxed) || monotonic_ns()? >= wanted.until_ns;
         while seen < arguments.count
-            && let Some(taken) = capture.next()
+            && let Some(taken) = capture.read()
         {
             seen += 1;
             sink.write(out, &taken, began + Duration::from_nanos(taken.time_ns))?;
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn every_reason_is_known_by_its_name_and_no_other() {
-        for &reason in Reason::ALL {
+        for reason in Reason::ALL {
             assert_eq!(reasons(reason.name()), Ok(1 << reason as u32));
         }
         assert!(reasons("nonsense").is_err());
