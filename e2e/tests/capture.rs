@@ -2,8 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use e2e::lab::{Method, Stage, connect, inside, tcp_server, tool, wait_until};
 use nix::sys::signal::{Signal, kill};
@@ -140,9 +141,8 @@ fn only_what_is_asked_for_is_told_with_its_reason() {
     let other = SocketAddr::new(VIPS[0].of(Family::V6), PORT);
     let other = stage.serve("-t", other, Method::Nat, PORT);
     visit(&stage, other);
-    let _ = stage.as_client(|| {
-        std::net::TcpStream::connect_timeout(&vip, std::time::Duration::from_millis(100))
-    });
+    let refused = stage.as_client(|| TcpStream::connect_timeout(&vip, Duration::from_millis(100)));
+    assert!(refused.is_err());
     let told = told(&running.end());
     let [line] = told.as_slice() else { panic!("{told:#?}") };
     assert!(line.contains("drop [\"denied\"]"), "{line}");
