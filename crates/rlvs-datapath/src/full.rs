@@ -109,6 +109,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
     // A server that has become this host gets nothing: it would answer itself.
     let way = match context.way_to_destination(frame, row, destination) {
         Ok(way) => way,
+        Err(Verdict::Drop(Reason::Unreachable)) => return Verdict::Next(Stage::lost::<A>()),
         Err(verdict) => return verdict,
     };
     if let Some(mtu) = does_not_fit(frame, packet, 0, &way) {

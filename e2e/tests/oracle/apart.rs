@@ -1,10 +1,10 @@
 //! Scenarios of what is neither TCP nor UDP, and of services that have no port of their own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use e2e::association as chunk;
 use e2e::crossing::Side;
-use e2e::network::{client, server};
+use e2e::network::{client, forbidden, server};
 use e2e::packet::{Kind, Packet};
 use e2e::unusual::{extended, fragments, optioned};
 use rlvs_wire::ipsec;
@@ -24,6 +24,25 @@ pub(crate) const OF_WAYS: [(&str, OfWay); 5] = [
 
 const ABORT: u8 = 6;
 const MARK: u32 = 77;
+
+/// No way leads to the server: none at all, or one that says so.
+pub(crate) fn nowhere(play: &mut Play<'_, '_>) {
+    let no_route = if play.family == 4 { "198.18.0.1" } else { "2001:db8:ffff::1" };
+    let no_route: IpAddr = no_route.parse().unwrap();
+    for address in [forbidden(play.family), no_route] {
+        for method in ["-g", "-m"] {
+            for (protocol, kind) in [("-t", Kind::Tcp(SYN)), ("-u", Kind::Udp)] {
+                let (at, real) = (play.virtual_end(), SocketAddr::new(address, play.ports.service));
+                play.adm(&format!("-A {protocol} {at} -s rr"));
+                play.adm(&format!("-a {protocol} {at} -r {real} {method}"));
+                play.ports.client += 1;
+                play.client_sends(&format!("{address} {method} {protocol}"), kind);
+                play.client_sends(&format!("{address} {method} {protocol} again"), kind);
+                play.adm(&format!("-D {protocol} {at}"));
+            }
+        }
+    }
+}
 
 fn associations(play: &mut Play<'_, '_>, way: Way) {
     way.serve(play, "--sctp-service");

@@ -125,8 +125,9 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
 fn plain() -> Vec<(String, u8, Scenario)> {
     let mut all: Vec<(String, u8, Scenario)> = Vec::new();
     for family in [4, 6] {
-        let plain: [(&str, OfNone); 5] = [
+        let plain: [(&str, OfNone); 6] = [
             ("nobody", nobody),
+            ("nowhere", apart::nowhere),
             ("strangers", strangers),
             ("reuse", reuse),
             ("persistence", persistence),
@@ -302,7 +303,12 @@ fn errors_of_servers(play: &mut Play<'_, '_>, way: Way) {
         if way.is_tunnel() {
             let outer = way.families[1];
             let packet = &out[0].1[14..];
-            for (kind, rest) in kinds(outer) {
+            let other = marked(&play.request(kind).bytes(), 0, false);
+            let cuttable = play.send("goes on", Side::Clients, &other);
+            let cuttable = &cuttable[0].1[14..];
+            for (kind, rest, packet, may) in kinds(outer).into_iter().flat_map(|(kind, rest)| {
+                [(kind, rest, packet, ""), (kind, rest, cuttable, " of what may be cut")]
+            }) {
                 let error = Message {
                     from: server_mac(12),
                     to: play.network().outside.mac,
@@ -313,7 +319,7 @@ fn errors_of_servers(play: &mut Play<'_, '_>, way: Way) {
                     rest,
                     payload: packet.to_vec(),
                 };
-                play.send(&format!("{protocol} {kind:?}"), Side::Servers, &error.bytes());
+                play.send(&format!("{protocol} {kind:?}{may}"), Side::Servers, &error.bytes());
             }
         }
         play.look();
