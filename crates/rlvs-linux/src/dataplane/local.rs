@@ -25,8 +25,13 @@ const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
 
 /// Puts the hooks there that a destination needs.
 pub(super) fn prepare(maps: &Maps, to: &Destination, place: u8) -> Result<(), Error> {
-    if to.method != ForwardingMethod::Masquerade {
-        return Ok(());
+    match to.method {
+        ForwardingMethod::Masquerade => {}
+        // What is too long for it goes through the stack.
+        ForwardingMethod::Tunnel(_) if to.id.address.is_ipv4() => {
+            return accept_own_addresses(maps);
+        }
+        _ => return Ok(()),
     }
     let mut settings = maps.settings();
     let before = settings.flags;
