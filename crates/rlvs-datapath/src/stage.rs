@@ -7,7 +7,7 @@ use crate::process::settle;
 use crate::tables::Tables;
 use crate::{
     apart, association, errors, fragment, full, guard, mss, opening, quoted, relay, rest,
-    schedulers, special,
+    schedulers, sip, special,
 };
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
@@ -64,6 +64,8 @@ macro_rules! stages {
                 lease: Lease4 lease4, Lease6 lease6 = full::lease, FullNat;
                 /// The place is found, and the connection is to be entered.
                 enter: Enter4 enter4, Enter6 enter6 = full::enter, FullNat;
+                /// The call that a datagram belongs to is to be found out.
+                sip: Sip4 sip4, Sip6 sip6 = sip::identify, Sip;
             }
         }
     };
@@ -185,11 +187,13 @@ pub enum Group {
     Guard,
     /// By destinations whose clients' ends are replaced.
     FullNat,
+    /// By services with the persistence engine `sip`.
+    Sip,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ordinary,
         Self::Unusual,
         Self::Associations,
@@ -200,6 +204,7 @@ impl Group {
         Self::Special,
         Self::Guard,
         Self::FullNat,
+        Self::Sip,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has unusual

@@ -24,7 +24,7 @@ use rlvs_datapath::process::{process, settle};
 use rlvs_datapath::stage::Stage;
 use rlvs_datapath::{
     apart, association, errors, fragment, full, guard, local, mss, opening, quoted, relay, rest,
-    schedulers, special,
+    schedulers, sip, special,
 };
 
 use crate::frame::{TcFrame, XdpFrame};
