@@ -84,6 +84,11 @@ fn datagrams_of_a_call_go_where_its_first_went() {
             // Another client's call of that name is another one.
             one((8, 1000), "one@a");
             assert_eq!(templates(&world), 3);
+            // A proxy has many, and no two are taken for one.
+            for number in 0..40_u16 {
+                one((9, 2000 + number), &format!("{number}@a"));
+            }
+            assert_eq!(templates(&world), 43);
             // The service over TCP has no calls.
             let mut syn = request(network, family, Kind::Tcp(SYN));
             syn.payload = invite("one@a").into_bytes();
