@@ -122,10 +122,18 @@ impl Memory {
         unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.words.len() * 8) }
     }
 
+    /// Writes bytes, a page at a time, and pages that have them already not at all: tables are large,
+    /// and an edit changes little.
     fn write(&self, at: usize, bytes: &[u8]) {
-        let (words, _) = bytes.as_chunks::<8>();
-        for (to, from) in self.words[at / 8..].iter().zip(words) {
-            to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
+        const PAGE: usize = 4096;
+        let there = self.bytes()[at..].chunks(PAGE);
+        let pages = self.words[at / 8..].chunks(PAGE / 8).zip(bytes.chunks(PAGE));
+        for ((to, from), _) in
+            pages.zip(there).filter(|((_, from), there)| !there.starts_with(from))
+        {
+            for (to, from) in to.iter().zip(from.as_chunks::<8>().0) {
+                to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
+            }
         }
     }
 }
@@ -321,12 +329,17 @@ impl Bpf {
     fn need_for(&self, tables: &HostTables) {
         let special = |service: &Service| service.flags & abi::service_flag::SPECIAL != 0;
         let apart = tables.settings.flags & abi::settings_flag::WIDE != 0;
-        if apart || tables.services.iter().any(special) {
+        let tells = tables.settings.flags & abi::settings_flag::TELL_SERVERS != 0;
+        if apart || tells || tables.services.iter().any(special) {
             self.need(Group::Special);
         }
         let guarded = |service: &Service| service.flags & abi::service_flag::GUARDED != 0;
-        if tables.services.iter().any(guarded) {
+        if tables.settings.drop_rate != 0 || tables.services.iter().any(guarded) {
             self.need(Group::Guard);
+        }
+        let sip = |service: &Service| service.flags & abi::service_flag::SIP != 0;
+        if tables.services.iter().any(sip) {
+            self.need(Group::Sip);
         }
         let full = |service: &Service| service.flags & abi::service_flag::FULL != 0;
         if tables.services.iter().any(full) {
@@ -352,7 +365,7 @@ impl Bpf {
         self.need_for(tables);
         self.push_book(tables);
         for (name, bytes) in dense(tables) {
-            self.memory(name).write(0, &bytes);
+            self.memory(name).write(0, bytes);
         }
         let (destinations, services) = tables.estimates.split_at(IDS as usize);
         let first = abi::IDS as usize * size_of::<Estimate>();
@@ -630,33 +643,33 @@ fn run_summed(
 }
 
 /// Returns the maps but the endpoints as bytes.
-fn dense(tables: &HostTables) -> Vec<(&'static str, Vec<u8>)> {
+fn dense(tables: &HostTables) -> Vec<(&'static str, &[u8])> {
     vec![
-        ("settings", bytes_of(std::slice::from_ref(&tables.settings)).to_vec()),
-        ("connections4", bytes_of(&tables.connections4).to_vec()),
-        ("connections6", bytes_of(&tables.connections6).to_vec()),
-        ("wide", bytes_of(&tables.wide).to_vec()),
-        ("marks", bytes_of(std::slice::from_ref(&tables.marks)).to_vec()),
-        ("pools", bytes_of(&tables.pools).to_vec()),
-        ("presence", bytes_of(&tables.presence).to_vec()),
-        ("services", bytes_of(&tables.services).to_vec()),
-        ("schedules", bytes_of(&tables.schedules).to_vec()),
-        ("rings", bytes_of(&tables.rings).to_vec()),
-        ("destinations", bytes_of(&tables.destinations).to_vec()),
-        ("tunnels", bytes_of(&tables.tunnels).to_vec()),
-        ("counts", bytes_of(&tables.counts).to_vec()),
-        ("overloads", bytes_of(&tables.overloads).to_vec()),
-        ("errands", bytes_of(&tables.errands).to_vec()),
-        ("favourites", bytes_of(&tables.favourites).to_vec()),
-        ("rows", bytes_of(&tables.rows).to_vec()),
-        ("routes", bytes_of(&tables.routes).to_vec()),
-        ("interfaces", bytes_of(&tables.interfaces).to_vec()),
-        ("fragments", bytes_of(&tables.fragments).to_vec()),
-        ("occupancy", bytes_of(&tables.occupancy).to_vec()),
-        ("locks", bytes_of(&tables.locks).to_vec()),
-        ("reasons", bytes_of(&tables.reasons).to_vec()),
-        ("limits", bytes_of(&tables.limits).to_vec()),
-        ("sources", bytes_of(&tables.sources).to_vec()),
+        ("settings", bytes_of(std::slice::from_ref(&tables.settings))),
+        ("connections4", bytes_of(&tables.connections4)),
+        ("connections6", bytes_of(&tables.connections6)),
+        ("wide", bytes_of(&tables.wide)),
+        ("marks", bytes_of(std::slice::from_ref(&tables.marks))),
+        ("pools", bytes_of(&tables.pools)),
+        ("presence", bytes_of(&tables.presence)),
+        ("services", bytes_of(&tables.services)),
+        ("schedules", bytes_of(&tables.schedules)),
+        ("rings", bytes_of(&tables.rings)),
+        ("destinations", bytes_of(&tables.destinations)),
+        ("tunnels", bytes_of(&tables.tunnels)),
+        ("counts", bytes_of(&tables.counts)),
+        ("overloads", bytes_of(&tables.overloads)),
+        ("errands", bytes_of(&tables.errands)),
+        ("favourites", bytes_of(&tables.favourites)),
+        ("rows", bytes_of(&tables.rows)),
+        ("routes", bytes_of(&tables.routes)),
+        ("interfaces", bytes_of(&tables.interfaces)),
+        ("fragments", bytes_of(&tables.fragments)),
+        ("occupancy", bytes_of(&tables.occupancy)),
+        ("locks", bytes_of(&tables.locks)),
+        ("reasons", bytes_of(&tables.reasons)),
+        ("limits", bytes_of(&tables.limits)),
+        ("sources", bytes_of(&tables.sources)),
     ]
 }
 

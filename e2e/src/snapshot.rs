@@ -162,8 +162,12 @@ pub fn wide_entries(tables: &HostTables) -> Snapshot {
         let (port, peer_port, other_port) = wide::ports_of(key);
         let (client, id) = (address(&slot.client), value.destination());
         let held = slot.other[0].get();
+        let call = match slot.peer[0].get() {
+            0 => String::new(),
+            call => format!(" call {call:016x}"),
+        };
         let template =
-            |word| (format!("{client} {word} s{port}"), format!(" holds {}", held as u32));
+            |word| (format!("{client} {word} s{port}{call}"), format!(" holds {}", held as u32));
         let protocol = wide::protocol_of(key);
         let ends =
             [(client, port), (address(&slot.peer), peer_port)].map(|(a, p)| format!("{a}:{p}"));

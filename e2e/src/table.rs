@@ -102,6 +102,8 @@ impl Description {
             clock_offset: self.clock,
             flags: self.flags,
             mss: self.mss,
+            drop_rate: 0,
+            drop_rate_wanted: 0,
             second: SECOND,
             timeouts,
             services: self.services.len() as u32 + 1,

@@ -336,7 +336,8 @@ fn all_lines_of_an_atomic_restore_are_carried_out_or_none() {
         ("-C\n-A -t 192.0.2.1:1 -s rr\nnonsense\n", 255, "line 3"),
         ("-C\n-A -t 192.0.2.1:1 -s rr\n-A -t 192.0.2.1:1 -s rr\n", 255, "line 3"),
         ("-C\n-A -t 192.0.2.1:1 -s rr\n-a -t 192.0.2.1:1 -r 224.0.0.1 -g\n", 255, "line 3"),
-        ("-C\n-A -t 192.0.2.1:1 -s rr\n-A -t 192.0.2.1:2 -s rr --pe sip -p\n", 255, "nothing"),
+        ("-C\n-A -t 192.0.2.1:1 -s rr\n-A -t 192.0.2.1:2 -s rr --pe rtp -p\n", 255, "line 3"),
+        ("-C\n-A --sctp-service 192.0.2.1:0 -s rr -p\n", 255, "nothing"),
         ("-A -t 192.0.2.1:1 -s rr\n-L\n", 2, "only edits"),
     ];
     for (lines, status, word) in refused {
@@ -365,12 +366,30 @@ fn settings_are_known_by_the_kernels_names() {
     }
     stage.rlvs(&["set", "run_estimation", "0"]).ok();
     assert_eq!(stage.rlvs(&["set", "run_estimation"]).ok(), "run_estimation = 0\n");
-    stage.rlvs(&["set", "secure_tcp", "0"]).ok();
-    for (name, why) in [("secure_tcp", "not carried out yet"), ("drop_entry", "without meaning")] {
-        let said = stage.rlvs(&["set", name, "1"]);
+    // In this order: one begins with what the other says.
+    for (name, value) in [("drop_packet", "3"), ("am_droprate", "7"), ("secure_tcp", "3")] {
+        stage.rlvs(&["set", name, value]).ok();
+        assert_eq!(stage.rlvs(&["set", name]).ok(), format!("{name} = {value}\n"));
+    }
+    for name in ["drop_packet", "secure_tcp"] {
+        stage.rlvs(&["set", name, "1"]).ok();
+        assert_eq!(stage.rlvs(&["set", name]).ok(), format!("{name} = 0\n"));
+    }
+    stage.rlvs(&["set", "schedule_icmp", "0"]).ok();
+    for (name, why) in [
+        ("schedule_icmp", "schedule_icmp is not carried out yet, and stays 0\n"),
+        ("drop_entry", "drop_entry is without meaning here, and stays 0: memory never runs short"),
+        ("backup_only", "stays 0: no daemon"),
+        ("sync_version", "sync_version takes 0 to 1, not 2"),
+    ] {
+        let value = if name == "sync_version" { "2" } else { "1" };
+        let said = stage.rlvs(&["set", name, value]);
         assert_eq!(said.status, Some(1));
         assert!(said.errors.contains(why), "{said:?}");
     }
+    let said = stage.rlvs(&["set", "nosuch", "1"]);
+    assert_eq!(said.status, Some(1));
+    assert!(said.errors.contains("there is no setting nosuch"), "{said:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Persistent services, services of every port and of a mark, with real clients and servers.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
 use e2e::lab::{Method, Stage, connect, tcp_server};
 use rlvs::lab::topology::{REAL_SERVERS, VIPS, Wiring};
@@ -86,6 +86,44 @@ fn clients_keep_their_server_through_tc() {
 #[test]
 fn clients_keep_their_server_through_native_xdp() {
     persistence(Wiring::Tuned);
+}
+
+/// Calls from many ports, through the command's maps and programs.
+#[test]
+fn a_call_keeps_its_server() {
+    let stage = stage(Wiring::Plain);
+    let vip = SocketAddr::new(VIPS[0].of(Family::V4), PORTS[0]);
+    let service = format!("-A -u {vip} -s rr -p 100 --pe sip");
+    stage.ipvsadm(&service).ok();
+    add(&stage, &format!("-u {vip}"), Family::V4, Method::Nat, PORTS[0]);
+    stage.as_client(|| {
+        for call in ["one@a", "one@a", "two@a", "one@a", ""] {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let invite = format!("INVITE sip:b SIP/2.0\r\nCall-ID: {call}\r\n\r\n");
+            socket.send_to(invite.as_bytes(), vip).unwrap();
+        }
+    });
+    let listing = stage.ipvsadm("-L -n -c --persistent-conn").ok();
+    let (calls, flows): (Vec<&str>, Vec<&str>) = listing
+        .lines()
+        .filter(|line| line.starts_with("UDP"))
+        .partition(|line| line.contains(" sip "));
+    let word = |line: &&str, number| line.split_ascii_whitespace().nth(number).unwrap().to_owned();
+    let mut servers: Vec<String> = flows.iter().map(|line| word(line, 5)).collect();
+    servers.sort();
+    assert_eq!(servers.len(), 4, "{listing}");
+    assert_eq!(servers.iter().filter(|&server| *server == servers[1]).count(), 3, "{listing}");
+    assert_eq!(calls.len(), 2, "{listing}");
+    for call in calls {
+        assert_eq!(word(&call, 6), "sip", "{call}");
+        assert!(u64::from_str_radix(&word(&call, 7), 16).is_ok(), "{call}");
+    }
+    assert!(stage.rlvs(&["status"]).ok().contains("1 no_call_id"), "{:?}", stage.rlvs(&["status"]));
+    let saved = stage.ipvsadm("-S -n").ok();
+    assert!(saved.starts_with(&format!("{service}\n")), "{saved}");
+    assert!(stage.listing().contains(&format!("{vip} rr persistent 100 pe sip\n")));
+    stage.ipvsadm(&format!("-E -u {vip} -s rr -p 100")).ok();
+    assert!(!stage.ipvsadm("-S -n").ok().contains("sip"));
 }
 
 #[test]

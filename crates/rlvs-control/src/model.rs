@@ -331,6 +331,8 @@ pub struct Connection {
     pub virtual_address: std::net::SocketAddr,
     /// Address and port of the destination.
     pub destination: std::net::SocketAddr,
+    /// What a persistence engine knows the client by, if one does.
+    pub engine: Option<EngineData>,
 }
 
 /// One tracked connection in the words of `/proc/net/ip_vs_conn`, which has more than connections
@@ -374,7 +376,7 @@ impl From<Connection> for ConnectionLine {
             client: connection.client,
             virtual_address: connection.virtual_address,
             destination: connection.destination,
-            engine: None,
+            engine: connection.engine,
         }
     }
 }

@@ -97,6 +97,10 @@ pub struct Settings {
     /// The largest segment that ends of connections may announce, in bytes; 0 if they announce what
     /// they like.
     pub mss: u32,
+    /// One of so many new connections is dropped; 0 for none.
+    pub drop_rate: u32,
+    /// The number that `drop_rate` has while connections are dropped, as `am_droprate`.
+    pub drop_rate_wanted: u32,
 }
 
 /// Bits of [`Settings::flags`].
@@ -133,6 +137,10 @@ pub mod settings_flag {
     pub const SLOPPY_TCP: u32 = 1 << 20;
     /// SCTP associations are, as with `sloppy_sctp`.
     pub const SLOPPY_SCTP: u32 = 1 << 21;
+    /// TCP has the stricter states of `secure_tcp`.
+    pub const SECURE_TCP: u32 = 1 << 22;
+    /// Servers are told that a connection is not known, as with `nat_icmp_send`.
+    pub const TELL_SERVERS: u32 = 1 << 23;
 }
 
 /// What an endpoint is looked up for.
@@ -215,7 +223,8 @@ pub struct WideSlot {
     /// Client address, upper and lower half.
     pub client: [Word; 2],
     /// The other end's address: the virtual one in requests, the real server's in replies. Of a
-    /// template, its destination id in the lower half.
+    /// template, its destination id in the lower half, and in the upper the hash of the Call-ID if it
+    /// is for a call.
     pub peer: [Word; 2],
     /// Of a reply half, the virtual address; of either half of full NAT, the client of the other half.
     /// Of a template, its time-out and what it controls in the first word.
@@ -253,8 +262,8 @@ pub struct Scratch {
     pub refused: Word,
     /// The place of the pool of full NAT that was found: address, port.
     pub lease: [Word; 3],
-    /// Makes cache lines.
-    pub reserved: Word,
+    /// Hash of the datagram's Call-ID; see [`sip`](crate::sip).
+    pub call: Word,
 }
 
 /// Rules that give marks.
@@ -386,6 +395,8 @@ pub mod service_flag {
     pub const GUARDED: u32 = 1 << 10;
     /// A destination replaces its clients' ends, or has: connections are in the wide table.
     pub const FULL: u32 = 1 << 11;
+    /// Templates are for calls, by the persistence engine [`sip`](crate::sip).
+    pub const SIP: u32 = 1 << 12;
 }
 
 /// Numbers of the schedulers.
@@ -825,8 +836,10 @@ pub struct Limit {
     pub answer: Word,
     /// Number of the stage to go back to (32 bits), and whether a refusal is told (bit 32).
     pub back: Word,
+    /// New connections since one was dropped.
+    pub admitted: Word,
     /// Makes a row a cache line.
-    pub reserved: [Word; 2],
+    pub reserved: Word,
 }
 
 /// One line of the book of access: rules of a service, or a node of a search tree, or text; see
@@ -880,7 +893,7 @@ pub struct SweepCursor {
 pub const TIMER_BYTES: usize = 16;
 
 const _: () = {
-    assert!(size_of::<Settings>() == 200);
+    assert!(size_of::<Settings>() == 208);
     assert!(size_of::<WideSlot>() == 64);
     assert!(size_of::<Wides>() == 256);
     assert!(size_of::<Scratch>() == 128);

@@ -1,11 +1,11 @@
 //! Packets that no endpoint names: those of connections in the wide table, datagrams that leave no
 //! entry and their answers, and what may open a connection of a service without a port or an address.
 
-use rlvs_wire::checksum;
+use rlvs_wire::{checksum, tcp};
 
 use crate::abi::{
     Destination, Row, Scratch, Service, WideSlot, destination_flag, endpoint_kind, method,
-    service_flag,
+    service_flag, settings_flag,
 };
 use crate::connection::{Context, Found, Value};
 use crate::endpoint;
@@ -62,6 +62,9 @@ pub fn back<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F)
     }
     if context.may_start::<A, true>(&packet) {
         return context.leave(&packet, 0, Stage::apart::<A>());
+    }
+    if context.tells_servers(&packet) {
+        return complain(context, frame, &packet, Complaint::PortUnreachable, Reason::UnknownReply);
     }
     Verdict::Pass(Reason::NoService)
 }
@@ -202,6 +205,14 @@ pub(crate) fn count_answer(row: &Row, length: u32) {
 }
 
 impl<T: Tables> Context<'_, T> {
+    /// Returns whether a packet that belongs to nothing is a server's, who is to be told so.
+    #[inline(never)]
+    fn tells_servers<A: Ip>(&self, packet: &Packet<A>) -> bool {
+        let wanted = self.settings.flags & settings_flag::TELL_SERVERS != 0;
+        let is_reset = packet.protocol == tcp::PROTOCOL && packet.flags & tcp::RST != 0;
+        wanted && !is_reset && self.half(packet).is_some_and(|half| half.is_reply)
+    }
+
     /// Returns the destination that was chosen for this datagram alone, or 0.
     #[inline(always)]
     fn take_chosen<A: Ip>(&self, packet: &Packet<A>) -> u32 {

@@ -11,7 +11,7 @@
 
 use rlvs_wire::tcp;
 
-use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, Settings, Word};
+use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, Settings, Word, settings_flag};
 use crate::hash::{self, Places};
 use crate::ip::{Flow, Ip, Packet, Slot};
 use crate::state::{self, Seen, State};
@@ -615,7 +615,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let Packet { protocol, flags, .. } = *packet;
         let found = Found { slot, value };
         let Some(state) =
-            self.advance::<A::Slot, PORTS>(&found, seen(value), protocol, flags, true)
+            self.advance::<A::Slot, PORTS, true>(&found, seen(value), protocol, flags, true)
         else {
             return false;
         };
@@ -632,7 +632,7 @@ impl<'a, T: Tables> Context<'a, T> {
     ) {
         let Found { slot, value } = *found;
         let state = state::next::<PORTS>(value.state(), Seen::Reply, packet.protocol, packet.flags);
-        if value.state() != state {
+        if value.state() != state || self.is_strict_about::<PORTS>(packet.flags) {
             self.change_by_reply::<A, PORTS>(packet, slot, value);
         } else {
             self.touch(found);
@@ -647,11 +647,11 @@ impl<'a, T: Tables> Context<'a, T> {
         value: Value,
     ) -> bool {
         let Packet { protocol, flags, .. } = *packet;
-        let mut state = state::next::<PORTS>(value.state(), Seen::Reply, protocol, flags);
+        let mut state = self.next::<PORTS>(value.state(), Seen::Reply, protocol, flags);
         if let Some(key) = self.other_half(packet.target, packet.target_port, value)
             && let Some(request) = self.find_here(&key)
             && let Some(agreed) =
-                self.advance::<A::Slot, PORTS>(&request, Seen::Reply, protocol, flags, false)
+                self.advance::<A::Slot, PORTS, true>(&request, Seen::Reply, protocol, flags, false)
         {
             state = agreed;
         }
@@ -659,9 +659,10 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Moves a request half to the state that follows, and its connection between the counts.
-    /// Returns the new state, or `None` if the half is gone.
+    /// Returns the new state, or `None` if the half is gone. Without `STRICT` the states are the usual
+    /// ones, whatever `secure_tcp` says: where a connection is in the wide table, the stack has no room.
     #[inline(always)]
-    pub(crate) fn advance<S: Slot, const PORTS: bool>(
+    pub(crate) fn advance<S: Slot, const PORTS: bool, const STRICT: bool>(
         &self,
         found: &Found<'_, S>,
         seen: Seen,
@@ -671,7 +672,11 @@ impl<'a, T: Tables> Context<'a, T> {
     ) -> Option<State> {
         let mut value = found.value;
         for _ in 0..TRIES {
-            let state = state::next::<PORTS>(value.state(), seen, protocol, flags);
+            let state = if STRICT {
+                self.next::<PORTS>(value.state(), seen, protocol, flags)
+            } else {
+                state::next::<PORTS>(value.state(), seen, protocol, flags)
+            };
             let new = if touch { value.with(self.now, state) } else { value.with_state(state) };
             if self.tables.swap(found.slot.value(), value.0, new.0) {
                 self.recount(value, state);
@@ -684,6 +689,24 @@ impl<'a, T: Tables> Context<'a, T> {
             value = again;
         }
         None
+    }
+
+    /// Returns whether a server's packet may change a state that it usually leaves.
+    #[inline(always)]
+    fn is_strict_about<const PORTS: bool>(&self, flags: u8) -> bool {
+        PORTS && self.settings.flags & settings_flag::SECURE_TCP != 0 && flags & tcp::SYN != 0
+    }
+
+    /// Returns the state after a packet by the states in force: [`state::next`], or the stricter ones.
+    #[inline(always)]
+    fn next<const PORTS: bool>(&self, state: State, seen: Seen, protocol: u8, flags: u8) -> State {
+        let usual = state::next::<PORTS>(state, seen, protocol, flags);
+        let strict = PORTS && self.settings.flags & settings_flag::SECURE_TCP != 0;
+        if strict && protocol == tcp::PROTOCOL {
+            state::next_strict(state, seen, flags, usual)
+        } else {
+            usual
+        }
     }
 
     #[inline(always)]

@@ -354,7 +354,7 @@ impl<T: Tables> Context<'_, T> {
     #[inline(always)]
     fn new_full<A: Ip>(&self, packet: &Packet<A>, scratch: &Scratch) -> Value {
         let chosen = self.tables.read(&scratch.chosen) as u32;
-        let state = special::first(Seen::Request, packet.protocol, packet.flags);
+        let state = special::first(Seen::Request, packet.protocol, packet.flags, false);
         let value = Value::new(self.now, state, chosen & ID, 0, true).substituted();
         if chosen & CONTROLS != 0 { value.controlled() } else { value }
     }

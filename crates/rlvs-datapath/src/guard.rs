@@ -276,6 +276,12 @@ impl<'a, T: Tables> Context<'a, T> {
         let [high, low] = &row.source;
         let service = (self.tables.read(&row.asked) >> 32) as u32;
         let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
+        if self.thins(row) {
+            return Reason::Thinned as u32;
+        }
+        if record.flags & service_flag::GUARDED == 0 {
+            return DONE;
+        }
         let family = record.family;
         let (high, low) = (self.tables.read(high), self.tables.read(low));
         let client = Client { high, low, service, family };
@@ -305,6 +311,20 @@ impl<'a, T: Tables> Context<'a, T> {
             DONE => DONE,
             reason => told | reason,
         }
+    }
+
+    /// Returns whether this is the connection of so many that is dropped, as `ip_vs_todrop()`, but of
+    /// those of this CPU.
+    #[inline(always)]
+    fn thins(&self, row: &Limit) -> bool {
+        let rate = u64::from(self.settings.drop_rate);
+        if rate == 0 {
+            return false;
+        }
+        let admitted = self.tables.read(&row.admitted).wrapping_add(1);
+        let is_it = admitted >= rate;
+        self.tables.write(&row.admitted, if is_it { 0 } else { admitted });
+        is_it
     }
 
     /// Takes a connection from what a client's network may still open.

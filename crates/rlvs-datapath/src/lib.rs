@@ -40,6 +40,7 @@ pub mod relay;
 pub mod rest;
 pub mod schedule;
 pub mod schedulers;
+pub mod sip;
 pub mod special;
 pub mod stage;
 pub mod state;

@@ -199,7 +199,8 @@ impl<'a, T: Tables> Context<'a, T> {
     /// addresses.
     #[inline(always)]
     pub(crate) fn unnamed<A: Ip, const PORTS: bool>(&self, reason: Reason) -> Verdict {
-        if PORTS && self.settings.flags & settings_flag::WIDE != 0 {
+        const APART: u32 = settings_flag::WIDE | settings_flag::TELL_SERVERS;
+        if PORTS && self.settings.flags & APART != 0 {
             Verdict::Next(Stage::apart::<A>())
         } else {
             Verdict::Pass(reason)

@@ -63,11 +63,17 @@ pub enum Reason {
     TooMany = 26,
     /// Answered with ICMP: no address and port of full NAT is free towards the destination.
     NoPort = 27,
+    /// Dropped: a datagram without a Call-ID, of a service that persists by it.
+    NoCallId = 28,
+    /// Dropped: one of so many new connections, as `drop_packet` says.
+    Thinned = 29,
+    /// Answered with ICMP: a server's packet of no connection, as `nat_icmp_send` says.
+    UnknownReply = 30,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 31] = [
         Self::OtherProtocol,
         Self::Malformed,
         Self::Fragment,
@@ -96,6 +102,9 @@ impl Reason {
         Self::TooFast,
         Self::TooMany,
         Self::NoPort,
+        Self::NoCallId,
+        Self::Thinned,
+        Self::UnknownReply,
     ];
 
     /// Returns the reason of a number; an unknown number is itself inconsistent.
@@ -129,6 +138,9 @@ impl Reason {
             25 => Self::TooFast,
             26 => Self::TooMany,
             27 => Self::NoPort,
+            28 => Self::NoCallId,
+            29 => Self::Thinned,
+            30 => Self::UnknownReply,
             _ => Self::Inconsistent,
         }
     }
@@ -164,6 +176,9 @@ impl Reason {
             Self::TooFast => "rate_limited",
             Self::TooMany => "number_limited",
             Self::NoPort => "no_port",
+            Self::NoCallId => "no_call_id",
+            Self::Thinned => "thinned",
+            Self::UnknownReply => "unknown_reply",
         }
     }
 }

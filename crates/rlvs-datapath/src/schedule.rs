@@ -99,7 +99,8 @@ impl<'a, T: Tables> Context<'a, T> {
         if packet.ttl <= 1 {
             return Reason::Expired as u32;
         }
-        if service.flags & service_flag::GUARDED != 0 { ASKING } else { DONE }
+        let is_guarded = service.flags & service_flag::GUARDED != 0;
+        if is_guarded || self.settings.drop_rate != 0 { ASKING } else { DONE }
     }
 
     #[inline(always)]
@@ -150,7 +151,8 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
-        let state = state::first::<PORTS>(seen, packet.protocol, packet.flags);
+        let strict = self.settings.flags & settings_flag::SECURE_TCP != 0;
+        let state = state::first::<PORTS>(seen, packet.protocol, packet.flags, strict);
         let value = Value::new(self.now, state, id, key.owner, paired);
         self.join(packet, key, destination, value)
     }

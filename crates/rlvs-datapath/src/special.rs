@@ -17,6 +17,7 @@ use crate::ip::{Ip, Packet};
 use crate::opening::refuse_start;
 use crate::reason::Reason;
 use crate::schedule::{ASKING, DONE, NEXT, OPENED, SEARCHING, THERE, quiet};
+use crate::sip;
 use crate::stage::Stage;
 use crate::state::{self, Seen, State};
 use crate::tables::{Tables, bump};
@@ -55,6 +56,12 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
         return Verdict::Pass(Reason::NoService);
     }
     context.tables.write(&scratch.service, service.into());
+    if record.flags & service_flag::SIP != 0
+        && record.persistence != 0
+        && context.tables.read(&scratch.brief) & sip::SOUGHT == 0
+    {
+        return Verdict::Next(Stage::sip::<A>());
+    }
     let chosen = match context.allow(frame, &packet, service) {
         DONE => context.lead(&packet, service),
         reason => reason,
@@ -165,11 +172,11 @@ pub(crate) fn recall<A: Ip, T: Tables>(context: &Context<'_, T>, scratch: &Scrat
 
 /// Returns the state of a connection whose first packet this is.
 #[inline(always)]
-pub(crate) fn first(seen: Seen, protocol: u8, flags: u8) -> State {
+pub(crate) fn first(seen: Seen, protocol: u8, flags: u8, strict: bool) -> State {
     if protocol == sctp::PROTOCOL {
-        state::first::<false>(seen, protocol, flags)
+        state::first::<false>(seen, protocol, flags, strict)
     } else {
-        state::first::<true>(seen, protocol, flags)
+        state::first::<true>(seen, protocol, flags, strict)
     }
 }
 
@@ -252,7 +259,8 @@ impl<T: Tables> Context<'_, T> {
         };
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
-        let state = first(seen, packet.protocol, packet.flags);
+        let strict = self.settings.flags & settings_flag::SECURE_TCP != 0;
+        let state = first(seen, packet.protocol, packet.flags, strict);
         let value = Value::new(self.now, state, id, service, paired);
         let value = if chosen & CONTROLS != 0 { value.controlled() } else { value };
         let Some(record) = self.tables.service(service) else {

@@ -7,7 +7,7 @@ use crate::process::settle;
 use crate::tables::Tables;
 use crate::{
     apart, association, cut, errors, fragment, full, guard, mss, opening, quoted, refuse, relay,
-    rest, schedulers, special,
+    rest, schedulers, sip, special,
 };
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
@@ -70,6 +70,8 @@ macro_rules! stages {
                 cut: Cut4 cut4, Cut6 cut6 = cut::cut, Tunnels;
                 /// No way leads to a packet's destination.
                 lost: Lost4 lost4, Lost6 lost6 = refuse::lost, Unusual;
+                /// The call that a datagram belongs to is to be found out.
+                sip: Sip4 sip4, Sip6 sip6 = sip::identify, Sip;
             }
         }
     };
@@ -191,11 +193,13 @@ pub enum Group {
     Guard,
     /// By destinations whose clients' ends are replaced.
     FullNat,
+    /// By services with the persistence engine `sip`.
+    Sip,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ordinary,
         Self::Unusual,
         Self::Associations,
@@ -206,6 +210,7 @@ impl Group {
         Self::Special,
         Self::Guard,
         Self::FullNat,
+        Self::Sip,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has unusual

@@ -219,6 +219,38 @@ pub fn next<const PORTS: bool>(state: State, seen: Seen, protocol: u8, flags: u8
     State((row >> (4 * (state.0 & 15))) as u32 & 15)
 }
 
+/// Returns the state after a TCP packet as `tcp_states_dos[]` has it, where that differs: a connection is
+/// not taken for established until the server has spoken. `usual` is the [`next`] one.
+/// Out of line: what calls it has little stack.
+#[inline(never)]
+pub fn next_strict(state: State, seen: Seen, flags: u8, usual: State) -> State {
+    const HANDSHAKE: u32 = 1 << State::SYN_RECV.0 | 1 << State::SYNACK.0;
+    const BEGUN: u32 = HANDSHAKE | 1 << State::ESTABLISHED.0 | 1 << State::SYN_SENT.0;
+    let is_in = |set: u32| set >> (state.0 & 31) & 1 != 0;
+    let waits = state.0 == State::SYNACK.0;
+    let (rst, syn) = (flags & tcp::RST != 0, flags & tcp::SYN != 0);
+    match seen {
+        Seen::Request if rst => {
+            if waits {
+                State::CLOSE
+            } else {
+                usual
+            }
+        }
+        Seen::Request if syn || flags & tcp::FIN != 0 => {
+            if waits {
+                state
+            } else {
+                usual
+            }
+        }
+        Seen::Request if flags & tcp::ACK != 0 && is_in(HANDSHAKE) => state,
+        Seen::Reply if !rst && syn && is_in(HANDSHAKE) => State::SYNACK,
+        Seen::RequestOnly if !rst && syn && (waits || !is_in(BEGUN)) => State::SYNACK,
+        _ => usual,
+    }
+}
+
 /// Returns whether a packet that finds a connection in this state begins another one, as
 /// `is_new_conn_expected()`: the old one is over, or as good as over where only requests pass.
 #[inline(always)]
@@ -242,11 +274,19 @@ pub fn begins_anew<const PORTS: bool>(
     }
 }
 
-/// Returns the state of a connection that a packet starts. `PORTS` as for [`next`].
+/// Returns the state of a connection that a packet starts, with `strict` states of TCP or the usual ones.
+/// `PORTS` as for [`next`].
 #[inline(always)]
-pub fn first<const PORTS: bool>(seen: Seen, protocol: u8, flags: u8) -> State {
-    // An INIT is all that starts an association.
-    if PORTS { next::<true>(State::NONE, seen, protocol, flags) } else { State::INIT1 }
+pub fn first<const PORTS: bool>(seen: Seen, protocol: u8, flags: u8, strict: bool) -> State {
+    if !PORTS {
+        // An INIT is all that starts an association.
+        return State::INIT1;
+    }
+    let waits = strict && seen == Seen::RequestOnly && flags & tcp::SYN != 0;
+    if waits && protocol == tcp::PROTOCOL {
+        return State::SYNACK;
+    }
+    next::<true>(State::NONE, seen, protocol, flags)
 }
 
 /// Returns whether a packet may start a connection, as `tcp_conn_schedule()` and its like. `PORTS`
@@ -309,6 +349,52 @@ mod tests {
         let closed = [&open[..], &[(only, tcp::FIN | tcp::ACK), (only, tcp::ACK)]].concat();
         assert_eq!(walk(&closed), State::FIN_WAIT);
         assert_eq!(walk(&[&open[..], &[(only, tcp::RST)]].concat()), State::CLOSE);
+    }
+
+    /// All of `tcp_states_dos[]`: a line for each of SYN, FIN, ACK and RST.
+    #[test]
+    fn strict_states_are_those_of_the_kernel() {
+        const TABLES: [(Seen, [[u64; 11]; 4]); 3] = [
+            (
+                Seen::Request,
+                [
+                    [SR, ES, ES, SR, SR, SR, SR, SR, SR, SR, SA],
+                    [CL, CW, SS, TW, TW, TW, CL, CW, LA, LI, SA],
+                    [ES, ES, SS, SR, FW, TW, CL, CW, CL, LI, SA],
+                    [CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL],
+                ],
+            ),
+            (
+                Seen::Reply,
+                [
+                    [SS, ES, SS, SA, SS, SS, SS, SS, SS, LI, SA],
+                    [TW, FW, SS, TW, FW, TW, CL, TW, LA, LI, TW],
+                    [ES, ES, SS, ES, FW, TW, CL, CW, LA, ES, ES],
+                    [CL, CL, SS, CL, CL, TW, CL, CL, CL, CL, CL],
+                ],
+            ),
+            (
+                Seen::RequestOnly,
+                [
+                    [SA, ES, ES, SR, SA, SA, SA, SA, SA, SA, SA],
+                    [CL, FW, SS, TW, FW, TW, CL, CW, LA, LI, TW],
+                    [ES, ES, SS, ES, FW, TW, CL, CW, CL, LI, ES],
+                    [CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL],
+                ],
+            ),
+        ];
+        for (seen, table) in TABLES {
+            for (flags, row) in [tcp::SYN, tcp::FIN, tcp::ACK, tcp::RST].into_iter().zip(table) {
+                for (from, to) in (0..).zip(row) {
+                    let state = State(from);
+                    let usual = next::<true>(state, seen, tcp::PROTOCOL, flags);
+                    let strict = next_strict(state, seen, flags, usual);
+                    assert_eq!(u64::from(strict.0), to, "{seen:?} flags {flags} from {from}");
+                }
+                let first = first::<true>(seen, tcp::PROTOCOL, flags, true);
+                assert_eq!(u64::from(first.0), row[0], "{seen:?} flags {flags}");
+            }
+        }
     }
 
     #[test]

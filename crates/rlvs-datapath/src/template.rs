@@ -8,9 +8,9 @@
 //!
 //! A template is looked for, made, extended and removed under its lock. A connection that it controls
 //! says so in its value; when that connection goes, one is taken from what the template of its client
-//! and destination controls.
+//! and destination controls. A template of a call ([`sip`](crate::sip)) controls nothing.
 
-use crate::abi::{Service, WideSlot, destination_flag, settings_flag};
+use crate::abi::{Service, WideSlot, destination_flag, service_flag, settings_flag};
 use crate::connection::{self, Context, Found, Value};
 use crate::ip::{Ip, Packet};
 use crate::reason::Reason;
@@ -42,6 +42,13 @@ fn key(record: &Service, service: u32, client: (u64, u64)) -> Key {
     Key::template(record.family, client, service)
 }
 
+/// Returns how many connections a template controls more when it leads one more: one of a call none, as
+/// a connection does not say to which call it belongs.
+#[inline(always)]
+const fn holds(key: &Key) -> u64 {
+    (key.peer.0 == 0) as u64
+}
+
 impl<'a, T: Tables> Context<'a, T> {
     /// Returns the destination to which the template of a client leads, with [`OPENED`] and
     /// [`CONTROLS`], or the number of a reason. The template controls one connection more. If there is
@@ -55,7 +62,8 @@ impl<'a, T: Tables> Context<'a, T> {
         chosen: u32,
     ) -> u32 {
         let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
-        let key = key(record, service, packet.source.words());
+        let call = self.call(record);
+        let key = Key { peer: (call, 0), ..key(record, service, packet.source.words()) };
         let Some(lock) = self.lock_wide(&key, LOCK) else { return Reason::Busy as u32 };
         let found = self.tables.forget(self.extend_template(&key).into()) as u32;
         let result = match (found, chosen) {
@@ -64,7 +72,17 @@ impl<'a, T: Tables> Context<'a, T> {
             _ => found,
         };
         self.unlock(lock);
-        if result & OPENED == 0 { result } else { result | CONTROLS }
+        if result & OPENED == 0 || call != 0 { result } else { result | CONTROLS }
+    }
+
+    /// Returns the hash of the call that the packet at hand belongs to, or 0 where calls do not matter.
+    #[inline(always)]
+    fn call(&self, record: &Service) -> u64 {
+        if record.flags & service_flag::SIP == 0 {
+            return 0;
+        }
+        let scratch = self.tables.scratch(self.tables.cpu());
+        scratch.map_or(0, |scratch| self.tables.read(&scratch.call))
     }
 
     /// Has the template of a key control one more, and live anew. Returns 0 if there is none that leads
@@ -84,7 +102,7 @@ impl<'a, T: Tables> Context<'a, T> {
             return 0;
         }
         let [held, _] = &slot.other;
-        self.tables.add(held, 1);
+        self.tables.add(held, holds(key));
         self.renew(slot);
         OPENED | id
     }
@@ -116,8 +134,8 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     fn make_template(&self, key: &Key, record: &Service, id: u32) -> u32 {
         let value = Value::new(self.now, State::NONE, id, 0, false);
-        let key = Key { peer: (0, id.into()), ..*key };
-        let held = u64::from(record.persistence) << 32 | 1;
+        let held = u64::from(record.persistence) << 32 | holds(key);
+        let key = Key { peer: (key.peer.0, id.into()), ..*key };
         if self.insert_wide(&key, value, held, 0).is_none() {
             return Reason::TableFull as u32;
         }
@@ -192,7 +210,8 @@ impl<'a, T: Tables> Context<'a, T> {
         let word = self.tables.read(&slot.key);
         let client = (self.tables.read(&slot.client[0]), self.tables.read(&slot.client[1]));
         let service = (word >> 32) as u32 & 0xffff;
-        let key = Key::template(family_of(word), client, service);
+        let peer = (self.tables.read(&slot.peer[0]), 0);
+        let key = Key { peer, ..Key::template(family_of(word), client, service) };
         let Some(lock) = self.try_lock_wide(&key, LOCK) else { return false };
         let gone = self.retire_locked(slot, value);
         self.unlock(lock);

@@ -41,7 +41,7 @@ pub struct Key {
     pub word: u64,
     /// Client address.
     pub client: (u64, u64),
-    /// The other end's address.
+    /// The other end's address; of a template the hash of its call, or 0, and its destination.
     pub peer: (u64, u64),
 }
 
@@ -49,7 +49,7 @@ pub struct Key {
 pub mod sought {
     /// All of the key.
     pub const EXACT: u8 = 0;
-    /// All but the other end: the template of a client.
+    /// All but the destination: the template of a client.
     pub const TEMPLATE: u8 = 1;
     /// A template that leads to a destination and controls connections, dead or not.
     pub const HOLDER: u8 = 2;
@@ -85,7 +85,7 @@ impl Key {
     fn places(&self, settings: &crate::abi::Settings) -> Places {
         let keys = &settings.keys;
         let is_template = self.word >> (KIND_SHIFT + 2) != 0;
-        let peer = if is_template { (0, 0) } else { self.peer };
+        let peer = if is_template { (self.peer.0, 0) } else { self.peer };
         let word = (self.word & !DEATH) >> 16;
         let client = hash::mix(keys, self.client.0 ^ word, self.client.1);
         hash::places(hash::mix(keys, peer.0 ^ client, peer.1), settings.wide_mask)
@@ -204,7 +204,9 @@ impl<'a, T: Tables> Context<'a, T> {
             let (high, low) = key.client;
             let mut difference = (self.tables.read(&slot.key) ^ key.word) & !ignored
                 | slot.address_difference(self.tables, high, low);
-            if SOUGHT != sought::TEMPLATE {
+            if SOUGHT == sought::TEMPLATE {
+                difference |= self.tables.read(peer_high) ^ key.peer.0;
+            } else {
                 difference |= peer;
             }
             if SOUGHT == sought::HOLDER {
@@ -399,7 +401,7 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         let mut other = Value(0);
         let twin = self.find_twin(slot, value, &mut other);
-        let state = self.advance::<WideSlot, true>(&found, seen, protocol, flags, true);
+        let state = self.advance::<WideSlot, true, false>(&found, seen, protocol, flags, true);
         let Some(state) = state else { return false };
         if let Some(slot) = twin {
             self.tables.swap(&slot.value, other.0, other.with_state(state).0);
@@ -419,7 +421,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let mut other = Value(0);
         if let Some(slot) = self.find_twin(slot, value, &mut other) {
             let request = Found { slot, value: other };
-            self.advance::<WideSlot, true>(&request, Seen::Reply, protocol, flags, false);
+            self.advance::<WideSlot, true, false>(&request, Seen::Reply, protocol, flags, false);
         }
         self.tables.swap(&slot.value, value.0, value.with(self.now, state).0)
     }

@@ -297,8 +297,8 @@ FWM  0000004D rr \n\
     fn connections_are_in_the_kernels_words() {
         let line = |protocol, ends: [&str; 3]| {
             let [client, virtual_address, destination] = ends.map(|end| end.parse().unwrap());
-            let (state, expires_s) = ("ESTABLISHED", 899);
-            Connection { protocol, state, expires_s, client, virtual_address, destination }
+            let (state, expires_s, engine) = ("ESTABLISHED", 899, None);
+            Connection { protocol, state, expires_s, client, virtual_address, destination, engine }
         };
         let list = [
             line(Protocol::Tcp, ["10.9.0.2:6001", "10.9.0.100:80", "10.1.0.11:8080"]),

@@ -111,6 +111,16 @@ pub fn sentence(reason: Reason) -> &'static str {
         Reason::NoPort => {
             "Answered with ICMP: no address and port of full NAT is free; `rlvs snat add` gives it more."
         }
+        Reason::NoCallId => {
+            "Dropped: a datagram without a Call-ID, to a service that persists by it (`--pe sip`)."
+        }
+        Reason::Thinned => {
+            "Dropped: one new connection of so many, as `rlvs set drop_packet 3` asks for."
+        }
+        Reason::UnknownReply => {
+            "Answered with ICMP: a NAT server's packet of no connection, as `rlvs set nat_icmp_send 1` \
+             asks for."
+        }
     }
 }
 

@@ -45,8 +45,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub(crate) fn takes(parameter: &Parameter, value: u32) -> Result<()> {
     let Parameter { name, max, default, .. } = parameter;
     ensure!(value <= *max, "{name} takes 0 to {max}, not {value}");
-    if let Some(why) = parameter.unheeded() {
-        ensure!(value == *default, "{name} is {why}: it stays {default}");
+    if let Some(unheeded) = parameter.unheeded() {
+        let why = parameter.why_meaningless().map_or(String::new(), |why| format!(": {why}"));
+        ensure!(value == *default, "{name} is {unheeded}, and stays {default}{why}");
     }
     Ok(())
 }

@@ -118,6 +118,13 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
         let name = format!("{}{family}in{outer} errors of servers", way.name);
         all.push((name, family, Box::new(move |play| errors_of_servers(play, way))));
     }
+    // As numbers give ports, what is new comes last.
+    for family in [4, 6] {
+        let last: [(&str, OfNone); 2] = [("calls", calls), ("secure", secure)];
+        for (part, scenario) in last {
+            all.push((format!("{part} {family}"), family, Box::new(scenario)));
+        }
+    }
     all
 }
 
@@ -138,6 +145,74 @@ fn plain() -> Vec<(String, u8, Scenario)> {
         }
     }
     all
+}
+
+/// Datagrams of calls, whole, cut and wrong, each scheduled by itself.
+fn calls(play: &mut Play<'_, '_>) {
+    let at = play.virtual_end();
+    play.adm(&format!("-A -u {at} -s rr -p 100 -o --pe sip"));
+    for number in [11, 12, 13] {
+        let real = std::net::SocketAddr::new(server(play.family, number), at.port());
+        play.adm(&format!("-a -u {at} -r {real} -g"));
+    }
+    let long = |length| format!("X\r\nCall-ID: {}\r\n", "x".repeat(length));
+    for (step, text) in [
+        ("one", "INVITE sip:b SIP/2.0\r\nVia: a\r\nCall-ID: one@a\r\nCSeq: 1\r\n\r\n".to_owned()),
+        ("two", "INVITE sip:b SIP/2.0\r\nCALL-id:two@a\r\n".to_owned()),
+        ("one again", "BYE sip:b SIP/2.0\r\ni : one@a\r\n".to_owned()),
+        ("three", "BYE sip:b SIP/2.0\ni:\t three\n".to_owned()),
+        ("one once more", "X\r\nCall-Id:  one@a\rX".to_owned()),
+        ("another case", "X\r\nCall-ID: ONE@a\r\n".to_owned()),
+        ("three again", "X\r\n\r\nCall-ID: three\r\n".to_owned()),
+        ("longest", long(255)),
+        ("too long", long(256)),
+        ("no end", "X\r\nCall-ID: one@a".to_owned()),
+        ("no value", "X\r\nCall-ID:\r\n\r\n".to_owned()),
+        ("no host", "X\r\nCall-ID: one@\r\n".to_owned()),
+        ("a blank", "X\r\nCall-ID: one a\r\n".to_owned()),
+        ("at the begin", "Call-ID: one@a\r\n".to_owned()),
+        ("further in", "X\r\n Call-ID: one@a\r\n".to_owned()),
+        ("nothing", String::new()),
+        ("two again", "X\r\nVia: a\r\nContent-Length: 0\r\nCall-ID: two@a\r\n\r\n".to_owned()),
+    ] {
+        play.ports.client += 1;
+        let packet = Packet { payload: text.into_bytes(), ..play.request(Kind::Udp) };
+        play.send(step, Side::Clients, &packet.bytes());
+    }
+}
+
+/// The states of `secure_tcp`.
+fn secure(play: &mut Play<'_, '_>) {
+    play.set("secure_tcp", 3);
+    let at = play.virtual_end();
+    let real = play.real_end();
+    play.adm(&format!("-A -t {at} -s rr"));
+    play.adm(&format!("-a -t {at} -r {real} -m"));
+    play.client_sends("syn", Kind::Tcp(SYN));
+    play.look();
+    play.client_sends("ack", Kind::Tcp(ACK));
+    play.look();
+    play.server_sends("syn ack", Kind::Tcp(SYN | ACK));
+    play.look();
+    play.client_sends("ack of it", Kind::Tcp(ACK));
+    play.look();
+    play.client_sends("fin", Kind::Tcp(FIN | ACK));
+    play.look();
+    play.server_sends("answer", Kind::Tcp(PUSH | ACK));
+    play.look();
+    play.client_sends("reset", Kind::Tcp(RST));
+    play.look();
+    play.adm(&format!("-d -t {at} -r {real}"));
+    play.ports.client += 1;
+    let direct = std::net::SocketAddr::new(real.ip(), at.port());
+    play.adm(&format!("-a -t {at} -r {direct} -g"));
+    play.client_sends("syn, direct", Kind::Tcp(SYN));
+    play.look();
+    play.client_sends("syn again", Kind::Tcp(SYN));
+    play.look();
+    play.client_sends("ack, direct", Kind::Tcp(ACK));
+    play.look();
+    play.set("secure_tcp", 0);
 }
 
 fn tcp(play: &mut Play<'_, '_>, way: Way) {

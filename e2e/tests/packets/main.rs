@@ -22,6 +22,7 @@ mod paths;
 mod persistence;
 mod reasons;
 mod schedulers;
+mod sip;
 mod states;
 mod tunnels;
 mod unusual;

@@ -17,7 +17,7 @@ use etherparse::{
     ip_number,
 };
 use rlvs_control::access::{Access, Limit, Prefix, Verdict as Says};
-use rlvs_datapath::abi::{RingLine, destination_flag, method, service_flag};
+use rlvs_datapath::abi::{RingLine, destination_flag, method, service_flag, settings_flag};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
@@ -209,10 +209,47 @@ fn every_reason_is_given_for_what_deserves_it_and_nothing_else_changes() {
             dropped(&mut case);
             unwelcome(&mut case);
             without_port(&mut case);
+            by_setting(&mut case);
         }
         let all: BTreeSet<Reason> = Reason::ALL.into_iter().collect();
         assert_eq!(case.produced, all);
     });
+}
+
+/// What only happens where it is asked for.
+fn by_setting(case: &mut Case<'_>) {
+    case.begin();
+    case.world.edit(|tables| {
+        let service = &mut tables.services[2];
+        service.flags |= service_flag::SPECIAL | service_flag::SIP;
+        service.persistence = 100;
+    });
+    case.drops(&case.to_port(80, Kind::Udp).bytes(), Reason::NoCallId, []);
+
+    case.begin();
+    case.world.edit(|tables| tables.settings.drop_rate = 1);
+    let local = "s1 local = yes".to_owned();
+    case.drops(&case.to_port(80, Kind::Tcp(SYN)).bytes(), Reason::Thinned, [local]);
+
+    case.begin();
+    case.world.edit(|tables| tables.settings.flags |= settings_flag::TELL_SERVERS);
+    let mut packet = reply(case.world.network, case.family, Kind::Tcp(ACK));
+    packet.source.set_ip(server(case.family, 12));
+    let frame = packet.bytes();
+    let input = Input::new(&frame, case.world.network.outside.index);
+    let outcome = case.world.step_with(&input).same();
+    let interface = case.world.network.outside.index;
+    assert_eq!(outcome.verdict, Verdict::Transmit { interface });
+    assert_eq!(outcome.bytes, complaint(&packet, Reason::UnknownReply));
+    case.changed(&outcome, Reason::UnknownReply, []);
+    // Not for a reset, nor for who is no server.
+    for (kind, port) in [(Kind::Tcp(RST), packet.source.port()), (Kind::Tcp(ACK), 9)] {
+        let mut packet = Packet { kind, ..packet.clone() };
+        packet.source.set_port(port);
+        let frame = packet.bytes();
+        let outcome = case.world.step_with(&Input::new(&frame, interface)).same();
+        assert_eq!(outcome.verdict, Verdict::Pass(Reason::NoService));
+    }
 }
 
 /// There is no pool.

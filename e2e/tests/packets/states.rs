@@ -33,6 +33,22 @@ const INPUT_ONLY: &str = "
     fin CL FW SS TW FW TW CL CW LA LI TW
     ack ES ES SS ES FW TW CL CW CL LI ES
     rst CL CL CL SR CL CL CL CL LA LI CL";
+/// The same of `secure_tcp`.
+const STRICT_INPUT: &str = "
+    syn SR ES ES SR SR SR SR SR SR SR SA
+    fin CL CW SS TW TW TW CL CW LA LI SA
+    ack ES ES SS SR FW TW CL CW CL LI SA
+    rst CL CL CL SR CL CL CL CL LA LI CL";
+const STRICT_OUTPUT: &str = "
+    syn SS ES SS SA SS SS SS SS SS LI SA
+    fin TW FW SS TW FW TW CL TW LA LI TW
+    ack ES ES SS ES FW TW CL CW LA ES ES
+    rst CL CL SS CL CL TW CL CL CL CL CL";
+const STRICT_INPUT_ONLY: &str = "
+    syn SA ES ES SR SA SA SA SA SA SA SA
+    fin CL FW SS TW FW TW CL CW LA LI TW
+    ack ES ES SS ES FW TW CL CW CL LI ES
+    rst CL CL CL SR CL CL CL CL LA LI CL";
 const SHORT: [&str; 11] = ["NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA"];
 const ACTIVE: [&str; 4] = ["SS", "SR", "SA", "ES"];
 
@@ -63,17 +79,26 @@ fn every_state_by_every_event_is_the_kernels() {
     network::run("states", |network| {
         let mut world = World::new(network, &plain(network, 4, method::DIRECT));
         let walks = [
-            (method::DIRECT, INPUT_ONLY, false),
-            (method::MASQUERADE, INPUT, false),
-            (method::MASQUERADE, OUTPUT, true),
+            (4, method::DIRECT, INPUT_ONLY, false, 0),
+            (4, method::MASQUERADE, INPUT, false, 0),
+            (4, method::MASQUERADE, OUTPUT, true, 0),
+            (6, method::DIRECT, INPUT_ONLY, false, 0),
+            (6, method::MASQUERADE, INPUT, false, 0),
+            (6, method::MASQUERADE, OUTPUT, true, 0),
+            (4, method::DIRECT, STRICT_INPUT_ONLY, false, settings_flag::SECURE_TCP),
+            (6, method::MASQUERADE, STRICT_INPUT, false, settings_flag::SECURE_TCP),
+            (4, method::MASQUERADE, STRICT_OUTPUT, true, settings_flag::SECURE_TCP),
         ];
-        for (family, (method, table, replies)) in
-            [4, 6].into_iter().flat_map(|family| walks.map(|walk| (family, walk)))
-        {
-            world.reset(&plain(network, family, method));
+        for (family, method, table, replies, flags) in walks {
+            world.reset(&Description { flags, ..plain(network, family, method) });
             let opening = request(network, family, Kind::Tcp(SYN)).bytes();
             let step = world.step_quietly(&Input::new(&opening, network.inside.index), false);
             assert_eq!(step.xdp, step.tc);
+            if !replies {
+                let entries = e2e::snapshot::connections(world.tables());
+                let first = State::NAMES[next(table, 0, "syn")];
+                assert!(entries.values().all(|value| value.starts_with(first)), "{entries:?}");
+            }
             for (before, (event, flags)) in
                 (0..11).flat_map(|state| EVENTS.map(|event| (state, event)))
             {

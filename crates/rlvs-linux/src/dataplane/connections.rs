@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rlvs_control::model::{Connection, Protocol};
+use rlvs_control::model::{Connection, EngineData, Protocol};
 use rlvs_datapath::abi::{Settings, WideSlot};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::ip::Slot;
@@ -16,7 +16,7 @@ use rlvs_datapath::wide;
 use super::error::Error;
 use super::load;
 use super::maps::Maps;
-use super::records::{address, client, octets, protocol_of};
+use super::records::{SIP, address, client, octets, protocol_of};
 
 /// The port of a template that leads nowhere any more, as in `ip_vs_check_template()`.
 const DEAD_PORT: u16 = 0xffff;
@@ -191,6 +191,7 @@ fn wide_entry(
                 true => u16::from_be_bytes(destination.port),
                 false => real_port,
             }),
+            engine: None,
         };
         return Some((connection, value));
     }
@@ -218,8 +219,15 @@ fn wide_entry(
         client,
         virtual_address: SocketAddr::new(virtual_address, at),
         destination: real(to),
+        engine: engine_data(slot.peer[0].get()),
     };
     Some((connection, value))
+}
+
+/// Shows what a template of a call knows of it: the hash of its Call-ID.
+fn engine_data(call: u64) -> Option<EngineData> {
+    let engine = SIP.to_owned();
+    (call != 0).then(|| EngineData { engine, data: format!("{call:016x}") })
 }
 
 fn shown(
@@ -249,6 +257,7 @@ fn shown(
         client: client(family, high, low, Value::port(key)),
         virtual_address: at(family, service.address, service.port),
         destination: at(destination.family, destination.address, destination.port),
+        engine: None,
     };
     Some((connection, value))
 }

@@ -230,6 +230,8 @@ pub(super) fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
     Error::Load { what: what.to_owned(), reason: reason + &age() }
 }
 
+/// One of how many new connections `drop_packet` 3 drops unless `am_droprate` says otherwise.
+pub(super) const DROP_RATE: u32 = 10;
 /// The oldest kernel that the programs are tested on.
 const KERNEL: (u32, u32) = (6, 1);
 
@@ -275,6 +277,7 @@ fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
         timeouts,
         services: 1,
         destinations: 1,
+        drop_rate_wanted: DROP_RATE,
         ..Settings::default()
     })
 }

@@ -214,7 +214,7 @@ impl Look {
             scheduler_flags: record.scheduler_flags as u8,
             one_packet: record.flags & service_flag::ONE_PACKET != 0,
             persistence: (record.persistence != 0).then_some(persistence),
-            persistence_engine: None,
+            persistence_engine: records::engine(record),
         };
         let entry = ServiceEntry { service, traffic: Traffic::default(), destinations: Vec::new() };
         Seen { entry, rates: self.rates(IDS + id), destination_rates: Vec::new() }

@@ -3,7 +3,7 @@
 use rlvs_datapath::abi::{Settings, settings_flag};
 
 use super::error::Error;
-use super::load;
+use super::load::{self, DROP_RATE};
 use super::maps::Maps;
 use super::pins;
 use super::stages::Group;
@@ -41,25 +41,58 @@ const fn meaningless(name: &'static str, max: u32, default: u32, about: &'static
     Parameter { name, max, default, about, state: State::Meaningless }
 }
 
+const fn carried(
+    name: &'static str,
+    max: u32,
+    default: u32,
+    about: &'static str,
+    get: fn(&Settings) -> u32,
+    set: fn(&mut Settings, u32),
+) -> Parameter {
+    Parameter { name, max, default, about, state: State::Carried { get, set } }
+}
+
+/// The mode of `drop_packet` and `secure_tcp` that does not ask how much memory there is.
+const ALWAYS: u32 = 3;
+/// What connection synchronisation needs, and there is not.
+const NO_DAEMON: &str = "no daemon tells other directors of connections here";
+const NO_ESTIMATOR: &str = "a timer of the programs estimates rates; no thread does";
+
 /// Every setting, by name.
-pub const ALL: [Parameter; 24] = [
-    not_yet("am_droprate", u32::MAX, 10, "how often drop_packet 3 drops: one of so many"),
+pub const ALL: [Parameter; 31] = [
+    carried(
+        "am_droprate",
+        u32::MAX,
+        DROP_RATE,
+        "how often drop_packet 3 drops: one of so many new connections on a CPU, 0 none",
+        |settings| settings.drop_rate_wanted,
+        |settings, value| {
+            settings.drop_rate_wanted = value;
+            settings.drop_rate = if settings.drop_rate == 0 { 0 } else { value };
+        },
+    ),
     meaningless(
         "amemthresh",
         u32::MAX,
         1024,
         "tables have the size that they were made with, and never run short of memory",
     ),
-    not_yet("backup_only", 1, 0, "1: balance nothing while a backup daemon runs"),
-    not_yet("cache_bypass", 1, 0, "1: without a real server, on to the original destination"),
-    Parameter {
-        name: "conn_reuse_mode",
-        max: 3,
-        default: 1,
-        about: "a SYN on a connection that is over: 0 follows it, 1 opens a new one; with 2 added, \
-                over direct routing also where the old one waits in FIN_WAIT",
-        state: State::Carried { get: reuse, set: set_reuse },
-    },
+    meaningless("backup_only", 1, 0, NO_DAEMON),
+    meaningless(
+        "cache_bypass",
+        1,
+        0,
+        "only addresses of this host are balanced, so it is the original destination itself",
+    ),
+    carried(
+        "conn_reuse_mode",
+        3,
+        1,
+        "a SYN on a connection that is over: 0 follows it, 1 opens a new one; with 2 added, over \
+         direct routing also where the old one waits in FIN_WAIT",
+        reuse,
+        set_reuse,
+    ),
     meaningless(
         "conntrack",
         1,
@@ -72,109 +105,133 @@ pub const ALL: [Parameter; 24] = [
         0,
         "memory never runs short; where the table is full, connections that are there go on",
     ),
-    not_yet("drop_packet", 3, 0, "3: drop one new connection of am_droprate"),
-    Parameter {
-        name: "expire_nodest_conn",
-        max: 1,
-        default: 0,
-        about: "connections of a removed real server: 0 stay silent until it returns or they run \
-                out, 1 are opened anew to another",
-        state: State::Carried {
-            get: |settings| u32::from(settings.flags & settings_flag::EXPIRE_REMOVED != 0),
-            set: |settings, value| put(settings, settings_flag::EXPIRE_REMOVED, value != 0),
+    carried(
+        "drop_packet",
+        ALWAYS,
+        0,
+        "3 drops one new connection of am_droprate; 1 and 2 would where memory runs short, which it \
+         never does, and are taken as 0",
+        |settings| if settings.drop_rate == 0 { 0 } else { ALWAYS },
+        |settings, value| {
+            settings.drop_rate = if value == ALWAYS { settings.drop_rate_wanted } else { 0 };
         },
-    },
-    Parameter {
-        name: "expire_quiescent_template",
-        max: 1,
-        default: 0,
-        about: "a client whose persistent real server has weight 0: 0 stays with it, 1 gets another",
-        state: State::Carried {
-            get: |settings| u32::from(settings.flags & settings_flag::EXPIRE_QUIESCENT != 0),
-            set: |settings, value| put(settings, settings_flag::EXPIRE_QUIESCENT, value != 0),
-        },
-    },
+    ),
+    meaningless("est_nice", 19, 0, NO_ESTIMATOR),
+    carried(
+        "expire_nodest_conn",
+        1,
+        0,
+        "connections of a removed real server: 0 stay silent until it returns or they run out, 1 are \
+         opened anew to another",
+        |settings| has(settings, settings_flag::EXPIRE_REMOVED),
+        |settings, value| put(settings, settings_flag::EXPIRE_REMOVED, value != 0),
+    ),
+    carried(
+        "expire_quiescent_template",
+        1,
+        0,
+        "a client whose persistent real server has weight 0: 0 stays with it, 1 gets another",
+        |settings| has(settings, settings_flag::EXPIRE_QUIESCENT),
+        |settings, value| put(settings, settings_flag::EXPIRE_QUIESCENT, value != 0),
+    ),
     meaningless(
         "ignore_tunneled",
         1,
         0,
         "what is decapsulated here is balanced by the interface it comes out of",
     ),
-    not_yet("nat_icmp_send", 1, 0, "1: tell NAT servers that a connection is not known"),
-    not_yet("pmtu_disc", 1, 1, "0: outer headers without the don't-fragment flag"),
-    Parameter {
-        name: "run_estimation",
-        max: 1,
-        default: 1,
-        about: "0 stops rates where they are; counters go on",
-        state: State::Carried {
-            get: |settings| u32::from(settings.flags & settings_flag::NO_ESTIMATION == 0),
-            set: |settings, value| put(settings, settings_flag::NO_ESTIMATION, value == 0),
-        },
-    },
+    not_yet("lblc_expiration", u32::MAX, 86_400, "seconds that lblc remembers an address unused"),
+    not_yet("lblcr_expiration", u32::MAX, 86_400, "the same of lblcr"),
+    carried(
+        "nat_icmp_send",
+        1,
+        0,
+        "1 tells NAT servers by ICMP that nothing is known of the connection of a packet of theirs",
+        |settings| has(settings, settings_flag::TELL_SERVERS),
+        |settings, value| put(settings, settings_flag::TELL_SERVERS, value != 0),
+    ),
+    meaningless(
+        "pmtu_disc",
+        1,
+        1,
+        "packets are not cut into fragments here, so their sender must learn which are too long",
+    ),
+    carried(
+        "run_estimation",
+        1,
+        1,
+        "0 stops rates where they are; counters go on",
+        |settings| has(settings, settings_flag::NO_ESTIMATION) ^ 1,
+        |settings, value| put(settings, settings_flag::NO_ESTIMATION, value == 0),
+    ),
     not_yet("schedule_icmp", 1, 0, "1: balance ICMP errors of no known connection"),
-    not_yet("secure_tcp", 3, 0, "stricter states against floods of SYNs"),
-    Parameter {
-        name: "sloppy_sctp",
-        max: 1,
-        default: 0,
-        about: "1: any packet but ABORT opens an SCTP association, not INIT alone",
-        state: State::Carried {
-            get: |settings| u32::from(settings.flags & settings_flag::SLOPPY_SCTP != 0),
-            set: |settings, value| put(settings, settings_flag::SLOPPY_SCTP, value != 0),
-        },
-    },
-    Parameter {
-        name: "sloppy_tcp",
-        max: 1,
-        default: 0,
-        about: "1: any segment but RST opens a TCP connection, not SYN alone, so that those of \
-                another director go on here",
-        state: State::Carried {
-            get: |settings| u32::from(settings.flags & settings_flag::SLOPPY_TCP != 0),
-            set: |settings, value| put(settings, settings_flag::SLOPPY_TCP, value != 0),
-        },
-    },
+    carried(
+        "secure_tcp",
+        ALWAYS,
+        0,
+        "3 takes TCP connections for established when the server has spoken, not before; 1 and 2 \
+         would where memory runs short, which it never does, and are taken as 0",
+        |settings| has(settings, settings_flag::SECURE_TCP) * ALWAYS,
+        |settings, value| put(settings, settings_flag::SECURE_TCP, value == ALWAYS),
+    ),
+    carried(
+        "sloppy_sctp",
+        1,
+        0,
+        "1: any packet but ABORT opens an SCTP association, not INIT alone",
+        |settings| has(settings, settings_flag::SLOPPY_SCTP),
+        |settings, value| put(settings, settings_flag::SLOPPY_SCTP, value != 0),
+    ),
+    carried(
+        "sloppy_tcp",
+        1,
+        0,
+        "1: any segment but RST opens a TCP connection, not SYN alone, so that those of another \
+         director go on here",
+        |settings| has(settings, settings_flag::SLOPPY_TCP),
+        |settings, value| put(settings, settings_flag::SLOPPY_TCP, value != 0),
+    ),
     meaningless(
         "snat_reroute",
         1,
         1,
         "answers are routed by the client's address as they are sent",
     ),
-    not_yet("sync_persist_mode", 1, 0, "1: tell of templates only"),
-    not_yet("sync_ports", 64, 1, "ports to tell of connections by"),
-    not_yet(
-        "sync_refresh_period",
-        u32::MAX,
+    meaningless("sync_persist_mode", 1, 0, NO_DAEMON),
+    meaningless("sync_ports", 64, 1, NO_DAEMON),
+    meaningless("sync_qlen_max", u32::MAX, 0, NO_DAEMON),
+    meaningless("sync_refresh_period", u32::MAX, 0, NO_DAEMON),
+    meaningless("sync_retries", 3, 0, NO_DAEMON),
+    meaningless("sync_sock_size", u32::MAX, 0, NO_DAEMON),
+    meaningless("sync_threshold", u32::MAX, 3, NO_DAEMON),
+    meaningless("sync_version", 1, 1, NO_DAEMON),
+    carried(
+        "tcp_mss",
+        u16::MAX as u32,
         0,
-        "seconds from one telling of a connection to the next",
+        "the largest segment that ends of connections may announce to each other through here, in \
+         bytes; 0 leaves what they announce (rlvs's own)",
+        |settings| settings.mss,
+        |settings, value| settings.mss = value,
     ),
-    not_yet("sync_retries", 3, 0, "how often a connection is told of again"),
-    Parameter {
-        name: "tcp_mss",
-        max: u16::MAX as u32,
-        default: 0,
-        about: "the largest segment that ends of connections may announce to each other through \
-                here, in bytes; 0 leaves what they announce (rlvs's own)",
-        state: State::Carried {
-            get: |settings| settings.mss,
-            set: |settings, value| settings.mss = value,
-        },
-    },
 ];
 
 fn reuse(settings: &Settings) -> u32 {
-    let has = |flag| settings.flags & flag != 0;
-    match (has(settings_flag::FOLLOW_OVER), has(settings_flag::REUSE_FIN_WAIT)) {
-        (true, _) => 0,
-        (false, false) => 1,
-        (false, true) => 3,
+    match (has(settings, settings_flag::FOLLOW_OVER), has(settings, settings_flag::REUSE_FIN_WAIT))
+    {
+        (1, _) => 0,
+        (_, 0) => 1,
+        _ => 3,
     }
 }
 
 fn set_reuse(settings: &mut Settings, value: u32) {
     put(settings, settings_flag::FOLLOW_OVER, value == 0);
     put(settings, settings_flag::REUSE_FIN_WAIT, value & 2 != 0);
+}
+
+fn has(settings: &Settings, flag: u32) -> u32 {
+    u32::from(settings.flags & flag != 0)
 }
 
 fn put(settings: &mut Settings, flag: u32, on: bool) {
@@ -188,7 +245,7 @@ impl Parameter {
         ALL.iter().find(|parameter| parameter.name == name)
     }
 
-    /// Says why the setting keeps its default, if it does.
+    /// Says that the setting keeps its default, if it does.
     #[must_use]
     pub fn unheeded(&self) -> Option<&'static str> {
         match self.state {
@@ -196,6 +253,12 @@ impl Parameter {
             State::NotYet => Some("not carried out yet"),
             State::Meaningless => Some("without meaning here"),
         }
+    }
+
+    /// Says why it has none, if it is without meaning here.
+    #[must_use]
+    pub fn why_meaningless(&self) -> Option<&'static str> {
+        matches!(self.state, State::Meaningless).then_some(self.about)
     }
 
     fn value(&self, settings: &Settings) -> u32 {
@@ -227,8 +290,13 @@ impl Parameter {
         if let State::Carried { set, .. } = self.state {
             set(&mut settings, value);
         }
-        if settings.mss != 0 {
-            load::ensure_group(Group::Clamps)?;
+        let wanted = [
+            (settings.mss, Group::Clamps),
+            (settings.drop_rate, Group::Guard),
+            (settings.flags & settings_flag::TELL_SERVERS, Group::Special),
+        ];
+        for (_, group) in wanted.into_iter().filter(|(number, _)| *number != 0) {
+            load::ensure_group(group)?;
         }
         maps.settings.update(0, &settings)
     }
@@ -240,7 +308,7 @@ mod tests {
 
     #[test]
     fn what_is_set_is_read_back() {
-        let mut settings = Settings::default();
+        let mut settings = Settings { drop_rate_wanted: DROP_RATE, ..Settings::default() };
         for parameter in &ALL {
             assert_eq!(parameter.value(&settings), parameter.default, "{}", parameter.name);
         }
@@ -257,6 +325,14 @@ mod tests {
             ("sloppy_tcp", 1, 1),
             ("sloppy_tcp", 0, 0),
             ("tcp_mss", 1400, 1400),
+            ("nat_icmp_send", 1, 1),
+            ("nat_icmp_send", 0, 0),
+            ("secure_tcp", 3, 3),
+            ("secure_tcp", 2, 0),
+            ("drop_packet", 3, 3),
+            ("am_droprate", 7, 7),
+            ("drop_packet", 1, 0),
+            ("am_droprate", 5, 5),
         ] {
             let parameter = Parameter::named(name).expect("a setting");
             let State::Carried { get, set } = parameter.state else { panic!("{name}") };
@@ -264,6 +340,7 @@ mod tests {
             assert_eq!(get(&settings), shown, "{name}");
         }
         assert_eq!(settings.flags, settings_flag::EXPIRE_REMOVED);
+        assert_eq!(settings.drop_rate, 0);
     }
 
     #[test]

@@ -90,6 +90,14 @@ pub(super) fn service_id(record: &Service) -> ServiceId {
     }
 }
 
+/// The one persistence engine.
+pub(super) const SIP: &str = "sip";
+
+/// Returns the name of a service's persistence engine.
+pub(super) fn engine(record: &Service) -> Option<String> {
+    (record.flags & service_flag::SIP != 0).then(|| SIP.to_owned())
+}
+
 pub(super) fn scheduler_name(number: u32) -> &'static str {
     scheduler::name(number).unwrap_or(NO_SCHEDULER)
 }

@@ -301,7 +301,10 @@ fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Erro
         }
         None => ([0; 16], 0),
     };
-    record.flags &= !service_flag::ONE_PACKET;
+    record.flags &= !(service_flag::ONE_PACKET | service_flag::SIP);
+    if service.persistence_engine.is_some() {
+        record.flags |= service_flag::SIP;
+    }
     if service.one_packet {
         record.flags |= service_flag::ONE_PACKET;
     }
@@ -313,22 +316,20 @@ fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Erro
     if record.flags & service_flag::SPECIAL != 0 {
         load::ensure_group(Group::Special)?;
     }
+    if record.flags & service_flag::SIP != 0 {
+        load::ensure_group(Group::Sip)?;
+    }
     Ok(())
 }
 
 /// Refuses what the model can say and the programs do not carry out.
 fn carried_out(service: &WantedService) -> Result<(), Error> {
-    let not_yet = |what: &str| Err(Error::NotYet(what.to_owned()));
     match service.id {
         ServiceId::Address { protocol: Protocol::Sctp, port: 0, .. } => {
-            return not_yet("a service of SCTP without a port");
+            Err(Error::NotYet("a service of SCTP without a port".to_owned()))
         }
-        ServiceId::Mark { .. } | ServiceId::Address { .. } => {}
+        ServiceId::Mark { .. } | ServiceId::Address { .. } => Ok(()),
     }
-    if service.persistence_engine.is_some() {
-        return not_yet("a persistence engine (--pe)");
-    }
-    Ok(())
 }
 
 impl Table for BpfTable {

@@ -95,5 +95,6 @@ pub fn typed(line: &ConnectionLine) -> Option<Connection> {
         client: line.client,
         virtual_address: line.virtual_address,
         destination: line.destination,
+        engine: line.engine.clone(),
     })
 }

@@ -348,6 +348,9 @@ const fn meaning(reason: Reason) -> &'static str {
         Reason::TooFast => "the client's network opens connections too fast",
         Reason::TooMany => "the client's network has as many connections as it may have",
         Reason::NoPort => "no address and port of full NAT is free; `rlvs snat` adds some",
+        Reason::NoCallId => "the service persists by SIP's Call-ID, and it has none",
+        Reason::Thinned => "`rlvs set drop_packet` drops one new connection of so many",
+        Reason::UnknownReply => "a server's packet of which no connection is known",
     }
 }
 

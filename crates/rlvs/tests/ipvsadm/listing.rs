@@ -115,7 +115,8 @@ fn connections_have_their_columns() {
     let machine = Machine::new();
     let connection = |protocol, state, expires_s, ends: [&str; 3]| {
         let [client, virtual_address, destination] = ends.map(|end| end.parse().unwrap());
-        Connection { protocol, state, expires_s, client, virtual_address, destination }
+        let engine = None;
+        Connection { protocol, state, expires_s, client, virtual_address, destination, engine }
     };
     machine.table.memory.borrow_mut().tracked = vec![
         connection(

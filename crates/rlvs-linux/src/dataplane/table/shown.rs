@@ -21,7 +21,7 @@ impl BpfTable {
                 scheduler_flags: record.scheduler_flags as u8,
                 one_packet: record.flags & service_flag::ONE_PACKET != 0,
                 persistence: self.persistence(&record),
-                persistence_engine: None,
+                persistence_engine: records::engine(&record),
             },
             traffic: self.service_traffic(id),
             destinations: list.into_iter().map(|id| self.destination_entry(id)).collect(),
