@@ -13,7 +13,7 @@ use rlvs_control::memory::MemoryTable;
 use rlvs_control::model::{
     Destination, DestinationId, Family, ForwardingMethod, Protocol, Service, ServiceId,
 };
-use rlvs_control::table::Table;
+use rlvs_control::table::{Removal, Table};
 use rlvs_linux::dataplane::table::{BpfTable, Work};
 use serde_json::Value;
 
@@ -146,9 +146,36 @@ fn ten_thousand_services_cost_no_system_call_each() {
         table.commit().unwrap();
     };
     let work = both(&stage, add);
-    assert_eq!(work, Work { published: MANY.into(), updates: 0, routes: 0 });
+    assert_eq!(work, Work { published: MANY.into(), updates: 0, routes: 0, ended: 0 });
     let again = both(&stage, add);
     assert_eq!(again, work, "those that are gone cost none either");
+}
+
+#[test]
+fn connections_of_many_removed_servers_are_searched_for_once() {
+    let stage = Stage::attached(Wiring::Plain, PROGRAM);
+    let service = service(1);
+    let server = |number| real_server(number, ForwardingMethod::DirectRoute);
+    let work = both(&stage, |table| {
+        table.set_removal(Removal::Reset);
+        table.add_service(&service).unwrap();
+        (0..50).for_each(|number| table.add_destination(service.id, &server(number)).unwrap());
+        table.batch();
+        (0..50).for_each(|number| table.delete_destination(service.id, server(number).id).unwrap());
+        table.commit().unwrap();
+    });
+    assert_eq!(work.ended, 1);
+    let work = both(&stage, |table| {
+        table.set_removal(Removal::Reset);
+        table.add_service(&service).unwrap();
+        table.add_destination(service.id, &server(1)).unwrap();
+        table.batch();
+        table.delete_destination(service.id, server(1).id).unwrap();
+        table.add_destination(service.id, &server(1)).unwrap();
+        table.delete_service(service.id).unwrap();
+        table.commit().unwrap();
+    });
+    assert_eq!(work.ended, 2, "before what is added again has connections, and at the end");
 }
 
 #[test]

@@ -64,17 +64,18 @@ pub(super) fn list(maps: &Maps) -> Result<Vec<Connection>, Error> {
 /// Times that entries are aged which packets keep young meanwhile.
 const ENDING_PASSES: u32 = 1000;
 
-/// Makes every entry of a destination one whose time has run out: packets find it no more, and the
-/// sweep removes it and counts. Returns how many connections and templates there were.
+/// Makes every entry of these destinations one whose time has run out: packets find it no more, and
+/// the sweep removes it and counts. Returns how many connections and templates there were. All the
+/// tables are searched, however few the destinations are.
 ///
 /// # Errors
 /// Packets kept some young all the time.
-pub(super) fn end(maps: &Maps, destination: u32) -> Result<u64, Error> {
+pub(super) fn end(maps: &Maps, destinations: &BTreeSet<u32>) -> Result<u64, Error> {
     let settings = maps.settings();
     let mut ended = None;
     for _ in 0..ENDING_PASSES {
         let now = Time(maps.now()? & TIME_MASK);
-        let young = young_entries(maps, &settings, now, destination);
+        let young = young_entries(maps, &settings, now, destinations);
         let connections = young.iter().filter(|entry| !entry.value.is_reply()).count() as u64;
         let ended = *ended.get_or_insert(connections);
         if young.is_empty() {
@@ -107,13 +108,13 @@ fn young_entries<'a>(
     maps: &'a Maps,
     settings: &Settings,
     now: Time,
-    destination: u32,
+    destinations: &BTreeSet<u32>,
 ) -> Vec<Young<'a>> {
     let young = |word: Option<&'a AtomicU64>, value: u64, template: Option<u32>| {
         let value = Value(value);
         let of_state = || settings.timeouts.get(value.state().0 as usize).copied();
         let timeout = template.or_else(of_state)?;
-        let is_it = value.is_live() && value.destination() == destination;
+        let is_it = value.is_live() && destinations.contains(&value.destination());
         let is_young = is_it && now.since(value.time()) <= timeout;
         is_young.then_some(Young { word: word?, value, timeout })
     };

@@ -83,6 +83,9 @@ pub struct BpfTable {
     forgotten: bool,
     /// What becomes of the connections of what is removed.
     removal: Removal,
+    /// Removed destinations whose connections are still to be ended.
+    resets: BTreeSet<u32>,
+    ended: u64,
     published: u64,
     ways: Ways,
     /// Who is guarded, once a service is added.
@@ -125,6 +128,8 @@ impl BpfTable {
             batched: false,
             forgotten: false,
             removal: Removal::default(),
+            resets: BTreeSet::new(),
+            ended: 0,
             published: 0,
             ways: Ways::default(),
             guards: None,
@@ -415,8 +420,7 @@ impl Table for BpfTable {
         let id = self.live(id)?;
         self.unsettled(id);
         self.retire_service(id)?;
-        self.settled();
-        Ok(self.forget(false)?)
+        self.end_removal()
     }
 
     fn add_destination(&mut self, service: ServiceId, to: &Wanted) -> Result<(), Error> {
@@ -426,6 +430,8 @@ impl Table for BpfTable {
         if self.listed(service_number, to.id).is_ok() {
             return Err(Error::DestinationExists);
         }
+        // What it had before ends, not what it is about to get.
+        self.end_resets()?;
         self.forget(false)?;
         let place = self.ways.place(to.id.address);
         pool::prepare(&self.maps, service_number, to, place)?;
@@ -507,8 +513,7 @@ impl Table for BpfTable {
             state.unwrap_or_else(|| State::new(kind, members))
         })?;
         self.retire(id)?;
-        self.settled();
-        Ok(self.forget(false)?)
+        self.end_removal()
     }
 
     fn flush(&mut self) -> Result<(), Error> {
@@ -520,8 +525,7 @@ impl Table for BpfTable {
                 self.retire_service(id)?;
             }
         }
-        self.settled();
-        Ok(self.forget(false)?)
+        self.end_removal()
     }
 
     fn set_removal(&mut self, removal: Removal) {
@@ -534,7 +538,8 @@ impl Table for BpfTable {
 
     fn commit(&mut self) -> Result<(), Error> {
         self.batched = false;
-        self.put_in_force()
+        self.put_in_force()?;
+        Ok(self.end_resets()?)
     }
 
     fn services(&mut self) -> Result<Vec<ServiceEntry>, Error> {
@@ -624,7 +629,7 @@ impl Table for BpfTable {
     fn end_connections(&mut self, service: ServiceId, id: DestinationId) -> Result<u64, Error> {
         self.put_in_force()?;
         let id = self.known(service, id)?;
-        Ok(connections::end(&self.maps, id)?)
+        Ok(connections::end(&self.maps, &BTreeSet::from([id]))?)
     }
 
     fn connection_table_size(&mut self) -> Result<u32, Error> {

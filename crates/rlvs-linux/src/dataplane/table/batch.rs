@@ -46,13 +46,15 @@ pub struct Work {
     pub updates: u64,
     /// Questions for a route, each of several system calls.
     pub routes: u64,
+    /// Searches of all connections for those of removed destinations.
+    pub ended: u64,
 }
 
 impl BpfTable {
     /// Returns the work done since the table was opened.
     pub fn work(&self) -> Work {
         let updates = self.maps.updates();
-        Work { published: self.published, updates, routes: self.ways.asked() }
+        Work { published: self.published, updates, routes: self.ways.asked(), ended: self.ended }
     }
 
     /// Begins an addition to a service's list, and returns what is first of the list so far.
@@ -209,6 +211,7 @@ impl Drop for BpfTable {
     fn drop(&mut self) {
         // Whoever cares for the answer has asked for it by `commit`.
         drop(self.put_in_force());
+        drop(self.end_resets());
     }
 }
 

@@ -4,7 +4,7 @@
 //! available, only in no list.
 
 use rlvs_control::model::ServiceId;
-use rlvs_control::table::Removal;
+use rlvs_control::table::{Error as TableError, Removal};
 use rlvs_datapath::abi::{
     Counts, Destination, Schedule, Service, destination_flag, service_flag, settings_flag,
 };
@@ -20,7 +20,7 @@ const REMEMBERED_S: u32 = 120;
 impl BpfTable {
     /// Takes a destination out of service but remembers it. It must be out of the list already, or
     /// its whole list gone. One that has its connections still keeps them only if that is asked for now.
-    pub(super) fn retire(&self, id: u32) -> Result<(), Error> {
+    pub(super) fn retire(&mut self, id: u32) -> Result<(), Error> {
         let mut record = self.destination_record(id);
         let keeps = self.keeps();
         if !serves(&record) || keeps && !is_listed(&record) {
@@ -37,7 +37,26 @@ impl BpfTable {
         // It is out of the list, and leads its connections where it led.
         self.maps.destinations.write(id, record);
         if self.removal == Removal::Reset {
-            connections::end(&self.maps, id)?;
+            self.resets.insert(id);
+        }
+        Ok(())
+    }
+
+    /// Ends an edit that has removed something.
+    pub(super) fn end_removal(&mut self) -> Result<(), TableError> {
+        self.settled();
+        if !self.batched {
+            self.end_resets()?;
+        }
+        Ok(self.forget(false)?)
+    }
+
+    /// Ends the connections of what was removed ([`Removal::Reset`]), in one search for all of them.
+    pub(super) fn end_resets(&mut self) -> Result<(), Error> {
+        let resets = std::mem::take(&mut self.resets);
+        if !resets.is_empty() {
+            self.ended += 1;
+            connections::end(&self.maps, &resets)?;
         }
         Ok(())
     }
@@ -49,7 +68,7 @@ impl BpfTable {
     }
 
     /// Takes a service and all its destinations out of service but remembers them.
-    pub(super) fn retire_service(&self, id: u32) -> Result<(), Error> {
+    pub(super) fn retire_service(&mut self, id: u32) -> Result<(), Error> {
         let known: Vec<u32> =
             self.destinations.range(service_range(id)).map(|(_, &id)| id).collect();
         let mut record = self.service_record(id);

@@ -110,10 +110,10 @@ impl Runner {
             Err(error) => return Err(error.into()),
         };
         let now = Instant::now();
-        let ready: Vec<u64> = self.events[..count].iter().map(EpollEvent::data).collect();
-        for token in ready {
-            if let Ok(id) = u32::try_from(token) {
-                self.go_on(CheckId(id), now);
+        for at in 0..count {
+            let event = self.events[at];
+            if let Ok(id) = u32::try_from(event.data()) {
+                self.go_on(CheckId(id), event.events(), now);
             }
         }
         self.end_silent(now);
@@ -149,9 +149,9 @@ impl Runner {
         self.epoll.add(probe, EpollEvent::new(flags, u64::from(id.0)))
     }
 
-    fn go_on(&mut self, id: CheckId, now: Instant) {
+    fn go_on(&mut self, id: CheckId, flags: EpollFlags, now: Instant) {
         let Some(running) = self.running.get_mut(&id) else { return };
-        match running.probe.ready() {
+        match running.probe.ready(flags) {
             Progress::Waiting => {}
             Progress::Reopened => {
                 let watched = self.running.get(&id).map(|it| self.watch(id, &it.probe));

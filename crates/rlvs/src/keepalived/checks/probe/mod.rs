@@ -9,6 +9,7 @@ mod socket;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::SockType;
 use rlvs_conf::desired::CheckerKind;
 use rlvs_control::checks::Outcome;
@@ -92,9 +93,12 @@ impl Probe {
         })
     }
 
-    /// Goes on after its descriptor has become ready.
-    pub(super) fn ready(&mut self) -> Progress {
+    /// Goes on after its descriptor has become ready, as `flags` say.
+    pub(super) fn ready(&mut self, flags: EpollFlags) -> Progress {
         match self {
+            Self::Tcp(_) if !flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) => {
+                Progress::Ended(Outcome::Good)
+            }
             // A connection that is being opened becomes ready when it stands or has failed.
             Self::Tcp(stream) => Progress::Ended(match stream.take_error() {
                 Ok(None) => Outcome::Good,
