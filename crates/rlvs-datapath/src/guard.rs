@@ -427,7 +427,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Counts a connection that the sweep has come upon for the network of its client, if the
     /// connections of networks are limited. Returns whether it did.
-    #[inline(never)]
+    #[inline(always)]
     pub fn note_source(&self, high: u64, low: u64, value: Value) -> bool {
         if value.is_reply() || is_ending(value.state()) {
             return false;

@@ -180,6 +180,11 @@ pub trait Tables: Sized {
     fn release_template(&self, high: u64, low: u64, value: u64) -> bool {
         Context::of(self).is_some_and(|context| context.release_template(high, low, Value(value)))
     }
+    /// Counts a connection for the network of its client, as [`Context::note_source`].
+    #[inline(always)]
+    fn note_source(&self, high: u64, low: u64, value: Value) -> bool {
+        Context::of(self).is_some_and(|context| context.note_source(high, low, value))
+    }
     /// Returns whether a destination is overloaded, as `schedulers::is_overloaded`.
     #[inline(always)]
     fn is_overloaded(&self, id: u32) -> bool {
