@@ -1,9 +1,10 @@
 //! Who may open connections: lists of networks, and limits for those that may.
 //!
-//! A stage that is about to open a connection of a guarded service leaves who asks in its CPU's row of
-//! the map `limits` and hands on to [`Stage::Guard`], which looks into the *book*, leaves its answer
-//! there and hands back. So the guard is told of a client and not of a frame, one program serves all
-//! kinds of packets, and packets of connections that are there never meet it.
+//! A stage that is about to open a connection of a guarded service looks the client up in the *book*
+//! ([`Tables::consult`]). Whom the lists let in, but only so often or so many at a time, it leaves in its
+//! CPU's row of the map `limits` and hands on to [`Stage::Guard`], which leaves its answer there and hands
+//! back. So the guard is told of a client and not of a frame, one program serves all kinds of packets,
+//! and packets of connections that are there never meet it.
 //!
 //! The book is a map of lines that the control plane makes anew for every change and puts in force by
 //! one store. Line 0 holds the rules of all services, those behind it the rules of services, by
@@ -190,6 +191,8 @@ struct Client {
 
 /// Set in an answer if a refusal is told by ICMP.
 const TOLD: u32 = 1 << 30;
+/// The lists let a client in, whose connections are limited.
+const LIMITED: u32 = 1 << 29;
 
 /// Carries out the stage [`Stage::Guard`]: answers what this CPU asks.
 #[inline(always)]
@@ -198,10 +201,8 @@ pub fn guard<T: Tables>(tables: &T) -> Verdict {
     let context = Context { tables, settings, now: Time::now(tables, settings) };
     let Some(row) = tables.limit(tables.cpu()) else { return Verdict::Drop(Reason::Inconsistent) };
     let back = tables.read(&row.back) as u32;
-    let answer = tables.forget(context.judge(row).into()) as u32;
-    let told = u64::from(answer != DONE && answer & TOLD != 0) << 32;
-    tables.write(&row.back, told | u64::from(back));
-    let answer = if answer == DONE { DONE } else { answer & !TOLD };
+    let answer = tables.forget(context.measure(row).into()) as u32;
+    let answer = context.note_telling(row, answer);
     tables.write(&row.answer, u64::from(context.now.0) << 32 | u64::from(answer));
     Verdict::Next(Stage::from_number(back))
 }
@@ -250,6 +251,10 @@ impl<'a, T: Tables> Context<'a, T> {
             self.tables.write(&row.answer, 0);
             return answer as u32;
         }
+        let judged = self.tables.consult(high, low, service);
+        if judged != LIMITED {
+            return self.note_telling(row, judged);
+        }
         if self.is_searched_for(packet, service) {
             return DONE;
         }
@@ -270,15 +275,22 @@ impl<'a, T: Tables> Context<'a, T> {
             && self.tables.read(&errand.service) == u64::from(service)
     }
 
-    /// Decides what this CPU asks.
+    /// Notes for [`tells_refusals`](Self::tells_refusals) whether a refusal is told, and returns the answer
+    /// without that.
     #[inline(always)]
-    fn judge(&self, row: &Limit) -> u32 {
-        let [high, low] = &row.source;
-        let service = (self.tables.read(&row.asked) >> 32) as u32;
+    fn note_telling(&self, row: &Limit, answer: u32) -> u32 {
+        let told = u64::from(answer != DONE && answer & TOLD != 0) << 32;
+        let back = self.tables.read(&row.back) & 0xffff_ffff;
+        self.tables.write(&row.back, told | back);
+        if answer == DONE { DONE } else { answer & !TOLD }
+    }
+
+    /// Decides by the lists alone whether an address, in two words, may open a connection: [`DONE`], the
+    /// number of a reason with [`TOLD`], or [`LIMITED`].
+    #[inline(always)]
+    pub fn judge(&self, high: u64, low: u64, service: u32) -> u32 {
         let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
         let family = record.family;
-        let (high, low) = (self.tables.read(high), self.tables.read(low));
-        let client = Client { high, low, service, family };
         let Some(book) = self.tables.book() else { return DONE };
         let Some(all) = book.line(0) else { return DONE };
         let all = Rules::of(all);
@@ -296,10 +308,27 @@ impl<'a, T: Tables> Context<'a, T> {
         if end & way::RANK == 0 && (own.flags | all.flags) & rules_flag::ALLOWS != 0 {
             return told | Reason::NotAllowed as u32;
         }
+        if (own.flags | all.flags) & rules_flag::LIMITS != 0 { LIMITED } else { DONE }
+    }
+
+    /// Decides whether the client that this CPU asks for has had its share.
+    #[inline(always)]
+    fn measure(&self, row: &Limit) -> u32 {
+        let [high, low] = &row.source;
+        let service = (self.tables.read(&row.asked) >> 32) as u32;
+        let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
+        let (high, low) = (self.tables.read(high), self.tables.read(low));
+        let client = Client { high, low, service, family: record.family };
+        let Some(book) = self.tables.book() else { return DONE };
+        let Some(all) = book.line(0) else { return DONE };
+        let all = Rules::of(all);
+        let own = own_rules::<T>(book, &all, record);
         let limits = if own.flags & rules_flag::LIMITS != 0 { own } else { all };
         if limits.flags & rules_flag::LIMITS == 0 {
             return DONE;
         }
+        let flags = if own.flags & rules_flag::PRESENT != 0 { own.flags } else { all.flags };
+        let told = if flags & rules_flag::TELLS != 0 { TOLD } else { 0 };
         let counted = record.flags & service_flag::ONE_PACKET == 0;
         match self.limit(&limits, &client, counted) {
             DONE => DONE,

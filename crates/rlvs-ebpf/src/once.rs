@@ -51,6 +51,8 @@ once! {
     };
     release_template as "rlvs_release_template" (high, low, value) =>
         with(|context| context.release_template(high, low, Value(value)).into());
+    consult as "rlvs_consult" (high, low, service) =>
+        with(|context| context.judge(high, low, service as u32).into());
     note_source as "rlvs_note_source" (high, low, value) =>
         with(|context| context.note_source(high, low, Value(value)).into());
     sweep as "rlvs_sweep" (job, bit, slot) => with(|context| {
