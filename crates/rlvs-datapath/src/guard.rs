@@ -15,7 +15,8 @@
 //! node, 11 ways to go on. It is searched by 64 bits: IPv4 addresses, and the upper half of IPv6 ones,
 //! from where another tree goes on if longer prefixes begin with that half. A tree has two roots, one
 //! behind the other, for words below 2^63 and above, so that a bound and a word are compared by one
-//! subtraction.
+//! subtraction. IPv4 addresses first take a step by their upper bits, through a table of ways: of 100,000
+//! prefixes, few are left in each part of it.
 
 use crate::abi::{Limit, Line, SLOTS6, SOURCE_BUCKETS, Service, Source, Word, service_flag};
 use crate::connection::{Context, Key, Value};
@@ -28,6 +29,12 @@ use crate::stage::Stage;
 use crate::state::State;
 use crate::tables::{Book, TIME_BITS, TIME_MASK, Tables, Time};
 
+/// Ways in a line of a table.
+pub const WAYS: usize = 2 * crate::abi::LINE_WORDS;
+/// Bits of the index of the smallest table, of one line.
+pub const BITS_LEAST: u32 = WAYS.ilog2();
+/// Bits of the index of the largest table, of 256 KiB.
+pub const BITS_MOST: u32 = 16;
 /// Bounds in a node.
 pub const BOUNDS: usize = 10;
 /// Nodes from a root to the end, at most: 11^7 ranges.
@@ -52,8 +59,10 @@ pub mod way {
 /// Rules of a service, or of all, as a line has them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// First root of the tree for IPv4; 0 for none.
+    /// First line of the table for IPv4; 0 for none.
     pub root4: u32,
+    /// Upper bits of an IPv4 address that are an index of the table, at least [`BITS_LEAST`].
+    pub bits4: u32,
     /// The same for IPv6.
     pub root6: u32,
     /// [`rules_flag`] bits.
@@ -92,7 +101,8 @@ impl Rules {
         Self {
             root4: roots as u32,
             root6: (roots >> 32) as u32,
-            flags: flags as u32,
+            flags: flags as u32 & 0xffff,
+            bits4: (flags as u32) >> 16,
             lines: (flags >> 32) as u32,
             rate,
             burst,
@@ -106,7 +116,7 @@ impl Rules {
     pub const fn line(&self) -> Line {
         let mut words = [0; crate::abi::LINE_WORDS];
         words[0] = self.root4 as u64 | (self.root6 as u64) << 32;
-        words[1] = self.flags as u64 | (self.lines as u64) << 32;
+        words[1] = self.flags as u64 | (self.bits4 as u64) << 16 | (self.lines as u64) << 32;
         words[2] = self.rate;
         words[3] = self.burst;
         words[4] = self.number;
@@ -132,6 +142,16 @@ pub fn node(bounds: &[u64], ways: &[u32]) -> Line {
     line
 }
 
+/// Returns a line of a table.
+pub fn table_line(ways: &[u32]) -> Line {
+    let mut line = Line::default();
+    for (word, pair) in line.words.iter_mut().zip(ways.chunks(2)) {
+        let way = |at: usize| u64::from(pair.get(at).copied().unwrap_or(way::END));
+        *word = way(0) | way(1) << 32;
+    }
+    line
+}
+
 /// Returns the way on from a node for a word below 2^63, without a branch on it.
 #[inline(always)]
 fn follow(line: &Line, word: u64) -> u32 {
@@ -142,6 +162,17 @@ fn follow(line: &Line, word: u64) -> u32 {
     let at = BOUNDS - below as usize;
     let pair = line.words.get(BOUNDS + at / 2).copied().unwrap_or(0);
     (pair >> (at % 2 * 32)) as u32
+}
+
+/// Returns the way on from the table for an IPv4 address.
+#[inline(always)]
+fn enter<B: Book + ?Sized>(book: &B, rules: &Rules, address: u32) -> u32 {
+    let index = address >> (32_u32.wrapping_sub(rules.bits4) & 31);
+    let Some(line) = book.line(rules.root4.wrapping_add(index / WAYS as u32)) else {
+        return way::END;
+    };
+    let pair = line.words.get(index as usize % WAYS / 2).copied().unwrap_or(0);
+    (pair >> (index % 2 * 32)) as u32
 }
 
 /// Searches a tree. `forget` is [`Tables::forget`].
@@ -168,9 +199,16 @@ pub fn seek<B: Book + ?Sized>(
     (family, high, low): (u8, u64, u64),
     forget: impl Fn(u64) -> u64,
 ) -> u32 {
-    let (root, first) = if family == 4 { (rules.root4, low) } else { (rules.root6, high) };
+    let root = if family == 4 { rules.root4 } else { rules.root6 };
     if root == 0 {
         return way::END;
+    }
+    let (root, first) = match family {
+        4 => (forget(enter(book, rules, low as u32).into()) as u32, low),
+        _ => (root, high),
+    };
+    if root & way::END != 0 {
+        return root;
     }
     let end = descend(book, root, first, &forget);
     if end & (way::END | way::LOWER) != way::LOWER {
