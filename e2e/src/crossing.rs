@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
+use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use rlvs_control::model::{
 use rlvs_control::table::{Error, Table};
 use rlvs_linux::dataplane::attach::{self, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
+use rlvs_linux::dataplane::marks::{self, Rule};
 use rlvs_linux::dataplane::parameters::Parameter;
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::ethtool;
@@ -57,6 +59,7 @@ pub struct Crossing<'a> {
     pub network: &'a Network,
     balancer: Balancer,
     table: Option<Shared>,
+    is_marked: bool,
     clients: UdpSocket,
     servers: UdpSocket,
     question: u16,
@@ -110,6 +113,7 @@ pub fn run(test: &str, balancer: Balancer, work: impl FnOnce(Crossing<'_>) + Sen
             network,
             balancer,
             table: None,
+            is_marked: false,
             clients: listen(outside, "in0p"),
             servers: listen(outside, "out0p"),
             question: 0,
@@ -215,6 +219,51 @@ impl Crossing<'_> {
         }
     }
 
+    /// Has packets from clients to an address get a firewall mark, until [`unmark`](Self::unmark).
+    ///
+    /// # Panics
+    /// It is refused.
+    pub fn mark(&mut self, address: IpAddr, mark: u32) {
+        let is_v4 = address.is_ipv4();
+        match self.balancer {
+            Balancer::Kernel => {
+                // Its mark need not come from netfilter, which the oracle's kernel has not all of.
+                let protocol = if is_v4 { "ip" } else { "ipv6" };
+                tc("qdisc add dev in0 ingress");
+                tc(&format!(
+                    "filter add dev in0 ingress protocol {protocol} flower dst_ip {address} \
+                     action skbedit mark {mark}"
+                ));
+            }
+            Balancer::Ours => {
+                let prefix = if is_v4 { 32 } else { 128 };
+                let rule = Rule { address, prefix, protocol: 0, ports: (0, u16::MAX), mark };
+                self.table = None;
+                assert!(marks::add(&rule).unwrap());
+            }
+        }
+        self.is_marked = true;
+    }
+
+    /// Takes all marks back.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub fn unmark(&mut self) {
+        if !std::mem::take(&mut self.is_marked) {
+            return;
+        }
+        match self.balancer {
+            Balancer::Kernel => tc("qdisc del dev in0 ingress"),
+            Balancer::Ours => {
+                self.table = None;
+                for rule in marks::list().unwrap() {
+                    assert!(marks::delete(&rule).unwrap());
+                }
+            }
+        }
+    }
+
     /// Sends a frame in and returns all that came out for it, in the order of each wire.
     ///
     /// # Panics
@@ -267,6 +316,12 @@ impl Crossing<'_> {
             && frame.get(34..36) == Some(&[0, 0])
             && frame.get(38..42) == Some(&[0x6c, 0x76, high, low])
     }
+}
+
+/// Runs `tc`.
+fn tc(line: &str) {
+    let status = Command::new("tc").args(line.split_whitespace()).status().unwrap();
+    assert!(status.success(), "tc {line}");
 }
 
 fn open(balancer: Balancer) -> Result<Box<dyn Table>, Error> {

@@ -88,7 +88,7 @@ impl Director {
         let after = Destination {
             address: octets(server.address),
             port: server.port.to_be_bytes(),
-            flags: destination_flag::AVAILABLE,
+            flags: destination_flag::AVAILABLE | before.flags & destination_flag::LOCAL,
             weight: one.weight,
             last_weight: one.last_weight,
             upper: server.upper,

@@ -53,6 +53,8 @@ pub struct Network {
 pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 0xfe];
 /// Servers whose neighbour entry is known: the last byte of their addresses.
 pub const SERVERS: std::ops::RangeInclusive<u8> = 11..=18;
+/// The director's own addresses on the clients' side: the last byte.
+const OWN_VIPS: [u8; 5] = [1, 100, 101, 102, 103];
 const MTU: u32 = 1500;
 
 /// Returns the MAC address of a server.
@@ -89,6 +91,14 @@ pub fn unresolved_client(family: u8) -> IpAddr {
 #[must_use]
 pub fn vip(family: u8, number: u8) -> IpAddr {
     address(family, [192, 0, 2, number], [1, number.into()])
+}
+
+/// Tells whether an address is the director's own.
+#[must_use]
+pub fn is_own(address: IpAddr) -> bool {
+    let family = if address.is_ipv4() { 4 } else { 6 };
+    address == server(family, 1)
+        || OWN_VIPS.into_iter().any(|number| address == vip(family, number))
 }
 
 fn address(family: u8, four: [u8; 4], [net, host]: [u16; 2]) -> IpAddr {
@@ -211,10 +221,10 @@ fn set_up(namespace: &Namespace, outside: &Namespace, cpu: u32) -> Network {
                 routes.insert(address, bits, Way::Unresolved { interface: port.index });
             }
         };
-        own(&mut rtnetlink, &mut routes, &inside, vip(family, 1), network);
         own(&mut rtnetlink, &mut routes, &outside, server(family, 1), network);
-        for number in 100..104 {
-            own(&mut rtnetlink, &mut routes, &inside, vip(family, number), all);
+        for number in OWN_VIPS {
+            let bits = if number == 1 { network } else { all };
+            own(&mut rtnetlink, &mut routes, &inside, vip(family, number), bits);
         }
         let hop = |port: &Port, neighbour| Way::Hop {
             interface: port.index,

@@ -18,6 +18,7 @@ use rlvs_datapath::state::State;
 use rlvs_wire::checksum;
 
 use crate::host::HostTables;
+use crate::network;
 
 /// Id of the first reply endpoint.
 pub const FIRST_REPLY: u32 = 0x0002_0001;
@@ -152,7 +153,7 @@ impl Description {
                     address: octets(server.address),
                     port: server.port.to_be_bytes(),
                     method: server.method,
-                    flags: destination_flag::AVAILABLE,
+                    flags: destination_flag::AVAILABLE | place(server.address),
                     service: service_id,
                     reply,
                     weight: server.weight,
@@ -246,4 +247,9 @@ pub fn octets(address: IpAddr) -> [u8; 16] {
         IpAddr::V4(address) => (u128::from(address.to_bits()) << 96).to_be_bytes(),
         IpAddr::V6(address) => address.octets(),
     }
+}
+
+/// Returns what the control plane finds of a destination's place.
+fn place(address: IpAddr) -> u8 {
+    if network::is_own(address) { destination_flag::LOCAL } else { 0 }
 }

@@ -21,7 +21,7 @@ use record::Record;
 use toolchain::Toolchain;
 
 /// The programs of the package, each an object of its own.
-const PROGRAMS: [&str; 3] = ["rlvs", "bench", "decap"];
+const PROGRAMS: [&str; 4] = ["rlvs", "bench", "decap", "capture"];
 
 /// What `cargo xtask ebpf` takes.
 #[derive(clap::Args)]

@@ -109,7 +109,11 @@ fn request<A: Ip, F: Frame, T: Tables>(
             return Verdict::Pass(Reason::FromPeer);
         }
         Ok(way) => Some(way),
+        Err(Verdict::Pass(Reason::Local)) if destination.flags & destination_flag::LOCAL == 0 => {
+            return Verdict::Next(Stage::lost::<A>());
+        }
         Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => None,
+        Err(Verdict::Drop(Reason::Unreachable)) => return Verdict::Next(Stage::lost::<A>()),
         Err(verdict) => return verdict,
     };
     let port = match &found {

@@ -44,11 +44,15 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             return Verdict::Pass(Reason::FromPeer);
         }
         Ok(way) => Some(way),
+        Err(Verdict::Pass(Reason::Local)) if destination.flags & destination_flag::LOCAL == 0 => {
+            return Verdict::Next(Stage::lost::<A>());
+        }
         // XDP leaves it to TC, with nothing but the table changed.
         Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL && PORTS => match opened {
             Some(stage) => return Verdict::Next(stage),
             None => None,
         },
+        Err(Verdict::Drop(Reason::Unreachable)) => return Verdict::Next(Stage::lost::<A>()),
         Err(verdict) => return verdict,
     };
     track();

@@ -19,7 +19,7 @@ use crate::local::Sender;
 use crate::moved::Moved;
 use crate::process::Half;
 use crate::reason::Reason;
-use crate::refuse::leave_too_big;
+use crate::refuse::cut_or_leave;
 use crate::schedule::{Opening, quiet};
 use crate::stage::Stage;
 use crate::state;
@@ -56,6 +56,17 @@ pub fn begin<A: Ip, F: Frame, T: Tables>(
     Ok(layout.with(ports, layout.protocol, flags))
 }
 
+/// Returns a packet with any headers, all of it or a fragment whose datagram's first is known.
+#[inline(always)]
+pub(crate) fn known<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+) -> Result<Packet<A>, Reason> {
+    let layout: Layout<A> = A::layout(frame, context.tables)?;
+    let origin = context.origin(frame, &layout, context.datagram(&layout))?;
+    Ok(Origin(context.tables.forget(origin.0)).packet(&layout))
+}
+
 /// Finds the parts of a packet and has `work` send it, which is told the hash of the
 /// datagram if others of it follow, else 0.
 #[inline(always)]
@@ -66,16 +77,7 @@ fn carry<A: Ip, F: Frame, T: Tables>(
 ) -> Result<Verdict, Reason> {
     let layout = A::layout(frame, context.tables)?;
     let datagram = context.datagram(&layout);
-    let origin = match layout.piece {
-        Piece::Later => {
-            let known = context.recall(datagram).ok_or(Reason::Fragment)?;
-            Origin::new(Piece::Later, (known >> TIME_BITS) as u8, 0, (known >> 32) as u32)
-        }
-        piece @ (Piece::Whole | Piece::First) => {
-            let (ports, flags) = layout.ports(frame)?;
-            Origin::new(piece, layout.protocol, flags, ports)
-        }
-    };
+    let origin = context.origin(frame, &layout, datagram)?;
     let origin = Origin(context.tables.forget(origin.0));
     let packet = origin.packet(&layout);
     let transport = if origin.is_later() { 0 } else { layout.transport };
@@ -144,7 +146,7 @@ fn balance<A: Ip, F: Frame, T: Tables>(
             false => context.track_request::<A, true>(packet, &found),
         };
         let destination = found.value.destination();
-        let too_big = |frame: &mut Moved<'_, F>, _| leave_too_big::<A, _>(frame);
+        let too_big = |frame: &mut Moved<'_, F>, _| cut_or_leave::<A, _>(frame);
         deliver::<A, _, T, true>(context, frame, packet, destination, track, too_big, None)
     })
 }
@@ -169,7 +171,7 @@ fn open<A: Ip, F: Frame, T: Tables>(
     }
     Ok(match context.open::<A, _, true>(frame, packet, service) {
         Opening::To(id) => {
-            let too_big = |frame: &mut Moved<'_, F>, _| leave_too_big::<A, _>(frame);
+            let too_big = |frame: &mut Moved<'_, F>, _| cut_or_leave::<A, _>(frame);
             let opened = Some(Stage::odd::<A>());
             deliver::<A, _, T, true>(context, frame, packet, id, || {}, too_big, opened)
         }
@@ -203,6 +205,26 @@ impl<T: Tables> Context<'_, T> {
         let protocol = if A::FAMILY == 4 { layout.protocol } else { 0 };
         let more = u64::from(A::FAMILY) << 8 | u64::from(protocol);
         hash::mix(&self.settings.keys, A::hash_flow(&self.settings.keys, &flow), more) | 2
+    }
+
+    /// Returns what a packet says of ports and flags, or its datagram's first fragment has said.
+    #[inline(always)]
+    fn origin<A: Ip, F: Frame>(
+        &self,
+        frame: &mut F,
+        layout: &Layout<A>,
+        datagram: u64,
+    ) -> Result<Origin, Reason> {
+        match layout.piece {
+            Piece::Later => {
+                let known = self.recall(datagram).ok_or(Reason::Fragment)?;
+                Ok(Origin::new(Piece::Later, (known >> TIME_BITS) as u8, 0, (known >> 32) as u32))
+            }
+            piece @ (Piece::Whole | Piece::First) => {
+                let (ports, flags) = layout.ports(frame)?;
+                Ok(Origin::new(piece, layout.protocol, flags, ports))
+            }
+        }
     }
 
     #[inline(always)]

@@ -28,6 +28,7 @@ use crate::hop;
 
 use crate::forward::{account, does_not_fit};
 use crate::ip::{End, Flow, Ip, Packet, Substitute, V4, V6};
+use crate::mss;
 use crate::reason::Reason;
 use crate::refuse::{Complaint, complain, complain_of_length};
 use crate::schedule::{DONE, OPENED, THERE};
@@ -109,6 +110,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
     // A server that has become this host gets nothing: it would answer itself.
     let way = match context.way_to_destination(frame, row, destination) {
         Ok(way) => way,
+        Err(Verdict::Drop(Reason::Unreachable)) => return Verdict::Next(Stage::lost::<A>()),
         Err(verdict) => return verdict,
     };
     if let Some(mtu) = does_not_fit(frame, packet, 0, &way) {
@@ -153,6 +155,9 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     };
     if let Some(mtu) = does_not_fit(frame, packet, 0, &way) {
         return complain_of_length(context, frame, packet, mtu);
+    }
+    if let Err(verdict) = mss::limit(context, frame, packet) {
+        return verdict;
     }
     context.track_wide_reply(slot, packet.protocol, packet.flags);
     if exchange(frame, packet, &ends) == 0 {

@@ -28,8 +28,9 @@ const LOCAL: u32 = 4;
 
 impl<'a, T: Tables> Context<'a, T> {
     /// Returns the way to a destination, which may be of another family than the packet. One that is
-    /// this host itself is to be passed, as [`Reason::Local`]; so is one to which no route leads at
-    /// all, as the look-up does not tell.
+    /// this host itself is to be passed, as [`Reason::Local`]; the same is said of one to which no route
+    /// leads at all, as the look-up does not tell: whoever asks looks at
+    /// [`LOCAL`](crate::abi::destination_flag::LOCAL).
     #[inline(always)]
     pub fn way_to_destination<F: Frame>(
         &self,

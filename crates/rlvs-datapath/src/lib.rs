@@ -14,6 +14,7 @@ pub mod abi;
 pub mod apart;
 pub mod association;
 pub mod connection;
+pub mod cut;
 pub mod endpoint;
 pub mod errors;
 pub mod estimate;

@@ -5,7 +5,7 @@ use rlvs_wire::{checksum, tcp, u8_at};
 
 use crate::connection::Context;
 use crate::frame::{Deltas, Frame, Verdict};
-use crate::ip::Ip;
+use crate::ip::{Ip, Packet};
 use crate::process;
 use crate::reason::Reason;
 use crate::tables::Tables;
@@ -27,6 +27,30 @@ pub fn clamp<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F
     }
     let is_new = context.glance(&half.key).is_none();
     Verdict::Next(process::behind::<A>(&packet, is_new && !half.is_reply))
+}
+
+/// Lowers what a packet announces that has not come by [`clamp`], as no endpoint names it.
+#[inline(always)]
+pub(crate) fn limit<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+) -> Result<(), Verdict> {
+    let limit = context.settings.mss;
+    if limit == 0 || packet.protocol != tcp::PROTOCOL || packet.flags & tcp::SYN == 0 {
+        return Ok(());
+    }
+    let at = said_at::<A, F, T>(frame, context.tables);
+    if at != 0 && lower_at::<A, F>(frame, at, limit as u16) == 0 {
+        return Err(Verdict::Pass(Reason::Malformed));
+    }
+    Ok(())
+}
+
+/// As [`lower`], out of line; returns 1 if it is done.
+#[inline(never)]
+fn lower_at<A: Ip, F: Frame>(frame: &mut F, at: u32, limit: u16) -> u32 {
+    lower::<A, F>(frame, at as usize, limit).into()
 }
 
 /// Returns the offset of what the option says, 0 if there is no such option.

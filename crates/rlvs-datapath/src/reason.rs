@@ -35,7 +35,7 @@ pub enum Reason {
     ReplyTaken = 13,
     /// Dropped: the destination was removed.
     Removed = 14,
-    /// Dropped: no route to the destination or client.
+    /// Answered with ICMP, or dropped: no route to the destination. Dropped: none to the client.
     Unreachable = 15,
     /// Answered with ICMP, a server's packet by the stack to which it is passed, or dropped where its
     /// sender allows fragments: longer than the next hop takes.

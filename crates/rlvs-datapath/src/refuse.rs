@@ -3,10 +3,12 @@
 
 use rlvs_wire::{checksum, ethernet, icmp, ipv4, ipv6, put_at, tcp, u16_at};
 
+use crate::association;
 use crate::connection::Context;
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
 use crate::reason::Reason;
+use crate::stage::Stage;
 use crate::tables::Tables;
 
 /// What is wrong with a packet, in ICMP's words.
@@ -14,6 +16,8 @@ use crate::tables::Tables;
 pub enum Complaint {
     /// Nobody serves this port: type 3 code 3, ICMPv6 type 1 code 4.
     PortUnreachable,
+    /// No way leads to whom the packet is for: type 3 code 1, ICMPv6 type 1 code 3.
+    HostUnreachable,
     /// The time to live ran out: type 11 code 0, ICMPv6 type 3 code 0.
     TimeExceeded,
     /// Longer than the way takes: type 3 code 4, ICMPv6 type 2 code 0.
@@ -37,6 +41,8 @@ impl Complaint {
         let (kind, code, rest) = match (self, family) {
             (Self::PortUnreachable, 4) => (3, 3, 0),
             (Self::PortUnreachable, _) => (1, 4, 0),
+            (Self::HostUnreachable, 4) => (3, 1, 0),
+            (Self::HostUnreachable, _) => (1, 3, 0),
             (Self::TimeExceeded, 4) => (11, 0, 0),
             (Self::TimeExceeded, _) => (3, 0, 0),
             (Self::TooBig { mtu }, 4) => (3, 4, mtu & 0xffff),
@@ -88,8 +94,23 @@ pub(crate) fn complain<A: Ip, F: Frame, T: Tables>(
     verdict
 }
 
-/// Tells the sender of a packet how long it may be, unless he lets routers cut it into fragments,
-/// which we do not.
+/// A packet to whose destination no way leads: its sender is told, as `dst_link_failure()` does.
+#[inline(always)]
+pub fn lost<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    let packet = match A::parse(frame) {
+        Err(Reason::OtherProtocol) => association::parse::<A, F>(frame),
+        parsed => parsed,
+    };
+    match packet {
+        Ok(packet) => {
+            let (complaint, reason) = (Complaint::HostUnreachable, Reason::Unreachable);
+            complain(context, frame, &packet, complaint, reason)
+        }
+        Err(_) => Verdict::Drop(Reason::Unreachable),
+    }
+}
+
+/// Tells the sender of a packet how long it may be, unless he lets routers cut it into fragments.
 #[inline(always)]
 pub(crate) fn complain_of_length<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
@@ -98,7 +119,7 @@ pub(crate) fn complain_of_length<A: Ip, F: Frame, T: Tables>(
     mtu: u32,
 ) -> Verdict {
     if may_be_cut::<A, F>(frame) {
-        return Verdict::Drop(Reason::TooBig);
+        return Verdict::Next(Stage::cut::<A>());
     }
     complain(context, frame, packet, Complaint::TooBig { mtu }, Reason::TooBig)
 }
@@ -109,6 +130,16 @@ pub(crate) fn complain_of_length<A: Ip, F: Frame, T: Tables>(
 pub(crate) fn leave_too_big<A: Ip, F: Frame>(frame: &mut F) -> Verdict {
     if may_be_cut::<A, F>(frame) {
         Verdict::Drop(Reason::TooBig)
+    } else {
+        Verdict::Pass(Reason::TooBig)
+    }
+}
+
+/// As [`leave_too_big`] for a packet to a destination, which may be cut behind a tunnel's header.
+#[inline(always)]
+pub(crate) fn cut_or_leave<A: Ip, F: Frame>(frame: &mut F) -> Verdict {
+    if may_be_cut::<A, F>(frame) {
+        Verdict::Next(Stage::cut::<A>())
     } else {
         Verdict::Pass(Reason::TooBig)
     }

@@ -2,11 +2,13 @@
 //! does: routers between this host and a real server know of the tunnel only.
 //!
 //! Such an error quotes the outer header and the begin of what is behind it. The client gets one that
-//! quotes its own packet, from the virtual address; an MTU is less the outer headers.
+//! quotes its own packet, from the virtual address; an MTU is less the outer headers. Where the outer header
+//! is of the other IP version, the error is translated as RFC 2473, section 8, has it; the kernel's IPVS
+//! tells such a client nothing.
 
 use rlvs_wire::{
-    DESTINATION_PORT, SOURCE_PORT, gre, gue, icmp, ipip, ipv4, ipv6, put_at, u8_at, u16_at, u32_at,
-    u64_at, udp,
+    DESTINATION_PORT, SOURCE_PORT, ethernet, gre, gue, icmp, ipip, ipv4, ipv6, put_at, u8_at,
+    u16_at, u32_at, u64_at, udp,
 };
 
 use crate::abi::{Tunnel, method};
@@ -14,21 +16,31 @@ use crate::connection::Context;
 use crate::errors::{Quote, is_error, is_other, with_ports};
 use crate::frame::{Frame, Verdict};
 use crate::hop;
-use crate::ip::{IP, L4_V4, L4_V6, Packet, V4, V6};
+use crate::ip::{IP, Ip, L4_V4, L4_V6, Packet, V4, V6};
 use crate::reason::Reason;
 use crate::refuse::{complete_v4, complete_v6};
+use crate::stage::Stage;
 use crate::tables::Tables;
 
 /// An error about a packet that this host may have sent through a tunnel.
 #[inline(always)]
 pub fn relay<A: Relayed, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    match tell::<A, F, T>(context, frame) {
+    match tell::<A, A, F, T>(context, frame) {
         Ok(verdict) | Err(verdict) => verdict,
     }
 }
 
+/// As [`relay`], where what is in the tunnel is of the other IP version.
 #[inline(always)]
-fn tell<A: Relayed, F: Frame, T: Tables>(
+pub fn across<A: Relayed, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    match tell::<A, A::Other, F, T>(context, frame) {
+        Ok(verdict) | Err(verdict) => verdict,
+    }
+}
+
+/// Tells a client of version `B` of an error of version `A`.
+#[inline(always)]
+fn tell<A: Relayed, B: Relayed, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
 ) -> Result<Verdict, Verdict> {
@@ -40,7 +52,11 @@ fn tell<A: Relayed, F: Frame, T: Tables>(
         udp::PROTOCOL => Verdict::Pass(Reason::NoService),
         _ => Verdict::Pass(reason),
     };
-    let packet: Packet<A> = A::inner(frame, at).map_err(other)?;
+    let is_across = A::FAMILY != B::FAMILY;
+    if !is_across && frame.byte(at).is_some_and(|first| first >> 4 == A::Other::FAMILY) {
+        return Ok(Verdict::Next(Stage::across::<A>()));
+    }
+    let packet: Packet<B> = B::inner(frame, at).map_err(other)?;
     let stranger = Verdict::Pass(Reason::NoConnection);
     let half = context.half(&packet).ok_or(stranger)?;
     let found = context.find_live(&half.key).ok_or(stranger)?;
@@ -54,14 +70,30 @@ fn tell<A: Relayed, F: Frame, T: Tables>(
     {
         return Err(stranger);
     }
-    let header = A::less(outer.header, tunnel.overhead.into());
+    // Whoever lets routers cut a packet does not ask for the MTU.
+    if packet.flags & UNFRAGMENTED == 0 && A::mtu(outer.header).is_some() {
+        return Err(stranger);
+    }
+    let overhead = tunnel.overhead.into();
+    let header = if is_across {
+        A::translated(outer.header, overhead).ok_or(Verdict::Pass(Reason::OtherProtocol))?
+    } else {
+        A::less(outer.header, overhead)
+    };
     let way = context.way_to_client(frame, packet.source)?;
+    // The kernel would take it for a packet of the version that it was.
+    if is_across && way.resolve {
+        return Err(Verdict::Pass(Reason::Unresolved));
+    }
     if !context.may_complain() {
         return Err(Verdict::Drop(Reason::IcmpLimited));
     }
-    A::replace(frame, at, header).ok_or(Verdict::Drop(Reason::NoRoom))?;
+    B::replace(frame, at, header).ok_or(Verdict::Drop(Reason::NoRoom))?;
     Ok(hop::send(frame, &way))
 }
+
+/// Flag of a packet inside that routers may not cut.
+const UNFRAGMENTED: u8 = 1;
 
 /// What an error says, and of which outer packet.
 #[derive(Clone, Copy, Debug)]
@@ -99,17 +131,25 @@ fn inside<A: Relayed, F: Frame>(frame: &mut F, protocol: u8) -> u32 {
     (at + behind) as u32
 }
 
-/// Errors about tunnels of an IP version, and what is in them of the same.
+/// Errors about tunnels of an IP version, and packets of it in tunnels.
 pub trait Relayed: Quote {
+    /// The other IP version.
+    type Other: Relayed;
     /// Offset of what is behind the outer header that is quoted.
     const BEHIND: usize;
 
     /// Reads an error and the outer header that it quotes.
     fn outer<F: Frame>(frame: &mut F) -> Result<Outer<Self>, Reason>;
-    /// Reads the packet at an offset, of which 8 bytes behind the IP header are quoted at least.
+    /// Reads the packet at an offset, of which 8 bytes behind the IP header are quoted at least. Its flags
+    /// say whether routers may cut it.
     fn inner<F: Frame>(frame: &mut F, at: usize) -> Result<Packet<Self>, Reason>;
+    /// Returns the MTU that an error tells, if it is one that does.
+    fn mtu(header: u64) -> Option<u32>;
     /// Returns what an error says, its MTU less that many bytes.
     fn less(header: u64, overhead: u32) -> u64;
+    /// Returns the same as the other IP version says it, if it can: all but an MTU comes to the host's being
+    /// unreachable, as routers in the tunnel are not on the client's way.
+    fn translated(header: u64, overhead: u32) -> Option<u64>;
     /// Makes the frame an error about the packet at an offset.
     fn replace<F: Frame>(frame: &mut F, at: usize, header: u64) -> Option<()>;
 }
@@ -121,6 +161,10 @@ const BEHIND_V4: usize = QUOTE_V4 + ipv4::LENGTH;
 const BEHIND_V6: usize = QUOTE_V6 + ipv6::LENGTH;
 const INNER_V4: usize = ipv4::LENGTH + QUOTED;
 const INNER_V6: usize = ipv6::LENGTH + QUOTED;
+/// Type and code of what tells an MTU.
+const TOO_BIG_V4: u64 = 0x0304;
+/// The same of IPv6.
+const TOO_BIG_V6: u64 = 0x0200;
 /// The checksum of an ICMP header.
 const CHECKSUM: u64 = 0xffff << 32;
 /// The smallest MTU that is told (RFC 791).
@@ -129,6 +173,7 @@ const MTU_MIN_V4: u32 = 68;
 const MTU_MIN_V6: u32 = 1280;
 
 impl Relayed for V4 {
+    type Other = V6;
     const BEHIND: usize = BEHIND_V4;
 
     #[inline(always)]
@@ -155,9 +200,8 @@ impl Relayed for V4 {
     #[inline(always)]
     fn inner<F: Frame>(frame: &mut F, at: usize) -> Result<Packet<Self>, Reason> {
         let head = frame.at::<INNER_V4>(at).ok_or(Reason::Malformed)?;
-        // Whoever lets routers cut a packet does not ask for the MTU.
         let part = u16_at(head, ipv4::FRAGMENT);
-        if u8_at(head, 0) != 0x45 || part & !ipv4::DONT_FRAGMENT != 0 || part == 0 {
+        if u8_at(head, 0) != 0x45 || part & !ipv4::DONT_FRAGMENT != 0 {
             return Err(Reason::OtherProtocol);
         }
         Ok(Packet {
@@ -166,20 +210,36 @@ impl Relayed for V4 {
             source_port: u16_at(head, ipv4::LENGTH + SOURCE_PORT),
             target_port: u16_at(head, ipv4::LENGTH + DESTINATION_PORT),
             protocol: with_ports(u8_at(head, ipv4::PROTOCOL))?,
-            flags: 0,
+            flags: if part != 0 { UNFRAGMENTED } else { 0 },
             ttl: 0,
             length: 0,
         })
     }
 
     #[inline(always)]
+    fn mtu(header: u64) -> Option<u32> {
+        if header >> 48 == TOO_BIG_V4 { Some(header as u32 & 0xffff) } else { None }
+    }
+
+    #[inline(always)]
     fn less(header: u64, overhead: u32) -> u64 {
-        const TOO_BIG: u64 = 0x0304;
-        let mtu = header as u32 & 0xffff;
-        if header >> 48 != TOO_BIG {
-            return header;
+        match Self::mtu(header) {
+            Some(mtu) => header & !0xffff | u64::from(mtu.saturating_sub(overhead).max(MTU_MIN_V4)),
+            None => header,
         }
-        header & !0xffff | u64::from(mtu.saturating_sub(overhead).max(MTU_MIN_V4))
+    }
+
+    #[inline(always)]
+    fn translated(header: u64, overhead: u32) -> Option<u64> {
+        const UNREACHABLE: u64 = 0x0103;
+        match Self::mtu(header) {
+            Some(mtu) => {
+                let mtu = mtu.saturating_sub(overhead).max(MTU_MIN_V6);
+                Some(TOO_BIG_V6 << 48 | u64::from(mtu))
+            }
+            None if header >> 56 == u64::from(icmp::SOURCE_QUENCH) => None,
+            None => Some(UNREACHABLE << 48),
+        }
     }
 
     #[inline(always)]
@@ -188,6 +248,7 @@ impl Relayed for V4 {
         let quote: [u8; INNER_V4] = *frame.at::<INNER_V4>(at)?;
         frame.reframe(0, LENGTH)?;
         let head = frame.head::<LENGTH>()?;
+        put_at(head, ethernet::TYPE, ethernet::IPV4.to_be_bytes());
         put_at(head, QUOTE_V4, quote);
         complete_v4(head, header);
         Some(())
@@ -195,6 +256,7 @@ impl Relayed for V4 {
 }
 
 impl Relayed for V6 {
+    type Other = V4;
     const BEHIND: usize = BEHIND_V6;
 
     #[inline(always)]
@@ -231,20 +293,38 @@ impl Relayed for V6 {
             source_port: u16_at(head, ipv6::LENGTH + SOURCE_PORT),
             target_port: u16_at(head, ipv6::LENGTH + DESTINATION_PORT),
             protocol: with_ports(u8_at(head, ipv6::NEXT_HEADER))?,
-            flags: 0,
+            flags: UNFRAGMENTED,
             ttl: 0,
             length: 0,
         })
     }
 
     #[inline(always)]
+    fn mtu(header: u64) -> Option<u32> {
+        if header >> 48 == TOO_BIG_V6 { Some(header as u32) } else { None }
+    }
+
+    #[inline(always)]
     fn less(header: u64, overhead: u32) -> u64 {
-        const TOO_BIG: u64 = 0x0200;
-        if header >> 48 != TOO_BIG {
-            return header;
+        match Self::mtu(header) {
+            Some(mtu) => {
+                let mtu = mtu.saturating_sub(overhead).max(MTU_MIN_V6);
+                header & !u64::from(u32::MAX) | u64::from(mtu)
+            }
+            None => header,
         }
-        let mtu = (header as u32).saturating_sub(overhead).max(MTU_MIN_V6);
-        header & !u64::from(u32::MAX) | u64::from(mtu)
+    }
+
+    #[inline(always)]
+    fn translated(header: u64, overhead: u32) -> Option<u64> {
+        const UNREACHABLE: u64 = 0x0301;
+        Some(match Self::mtu(header) {
+            Some(mtu) => {
+                let mtu = mtu.saturating_sub(overhead).clamp(MTU_MIN_V4, 0xffff);
+                TOO_BIG_V4 << 48 | u64::from(mtu)
+            }
+            None => UNREACHABLE << 48,
+        })
     }
 
     #[inline(always)]
@@ -253,6 +333,7 @@ impl Relayed for V6 {
         let quote: [u8; INNER_V6] = *frame.at::<INNER_V6>(at)?;
         frame.reframe(0, LENGTH)?;
         let head = frame.head::<LENGTH>()?;
+        put_at(head, ethernet::TYPE, ethernet::IPV6.to_be_bytes());
         put_at(head, QUOTE_V6, quote);
         complete_v6(head, header);
         Some(())

@@ -6,8 +6,8 @@ use crate::ip::{Ip, V4, V6};
 use crate::process::settle;
 use crate::tables::Tables;
 use crate::{
-    apart, association, errors, fragment, full, guard, mss, opening, quoted, relay, rest,
-    schedulers, special,
+    apart, association, cut, errors, fragment, full, guard, mss, opening, quoted, refuse, relay,
+    rest, schedulers, special,
 };
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
@@ -64,6 +64,12 @@ macro_rules! stages {
                 lease: Lease4 lease4, Lease6 lease6 = full::lease, FullNat;
                 /// The place is found, and the connection is to be entered.
                 enter: Enter4 enter4, Enter6 enter6 = full::enter, FullNat;
+                /// An ICMP error may be about a tunnel's packet that has one of the other version in it.
+                across: Across4 across4, Across6 across6 = relay::across, Tunnels;
+                /// A packet that may be cut is too long for its destination.
+                cut: Cut4 cut4, Cut6 cut6 = cut::cut, Tunnels;
+                /// No way leads to a packet's destination.
+                lost: Lost4 lost4, Lost6 lost6 = refuse::lost, Unusual;
             }
         }
     };

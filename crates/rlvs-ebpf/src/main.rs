@@ -23,8 +23,8 @@ use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::process::{process, settle};
 use rlvs_datapath::stage::Stage;
 use rlvs_datapath::{
-    apart, association, errors, fragment, full, guard, local, mss, opening, quoted, relay, rest,
-    schedulers, special,
+    apart, association, cut, errors, fragment, full, guard, local, mss, opening, quoted, refuse,
+    relay, rest, schedulers, special,
 };
 
 use crate::frame::{TcFrame, XdpFrame};

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acl;
+pub mod capture;
 pub mod check;
 pub mod configuration;
 pub mod doctor;

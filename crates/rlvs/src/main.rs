@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
 use rlvs::{
-    acl, check, configuration, doctor, drain, face, keepalived, lab, man, mark, metrics, proc, set,
-    snat, status, top, trace,
+    acl, capture, check, configuration, doctor, drain, face, keepalived, lab, man, mark, metrics,
+    proc, set, snat, status, top, trace,
 };
 
 const KEEPALIVED: &str = "keepalived";
@@ -37,6 +37,8 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Tells what would become of a packet, and why; nothing is sent, nothing changes
     Trace(trace::Arguments),
+    /// Tells of packets as the balancer has them: what came, what was decided and why, what went
+    Capture(capture::Arguments),
     /// Lets a real server run empty: no new connections, and waits until those it has have ended
     Drain(drain::DrainArguments),
     /// Gives a drained real server its weight back
@@ -95,6 +97,7 @@ fn main() -> ExitCode {
         Command::Top => top::run(),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
+        Command::Capture(arguments) => capture::run(&arguments),
         Command::Drain(arguments) => drain::drain(&arguments),
         Command::Undrain(arguments) => drain::undrain(&arguments),
         Command::Set(arguments) => set::run(&arguments),

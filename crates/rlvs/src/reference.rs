@@ -78,7 +78,10 @@ pub fn sentence(reason: Reason) -> &'static str {
             "Dropped: its destination was removed; `rlvs set expire_nodest_conn 1` opens such connections \
              anew."
         }
-        Reason::Unreachable => "Dropped: there is no route to the destination or the client.",
+        Reason::Unreachable => {
+            "Answered with ICMP host unreachable: there is no route to the destination. Dropped: there is \
+             none to the client."
+        }
         Reason::TooBig => {
             "Answered with ICMP, or dropped where its sender allows fragments: it is longer than the next \
              hop takes."

@@ -5,6 +5,7 @@
 //! `RLVS_RECORD=1 cargo test -p e2e --test oracle kernel` writes the file anew.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod apart;
 mod canonical;
 mod files;
 mod guest;

@@ -10,6 +10,9 @@ use e2e::scene;
 
 use crate::canonical::canonical;
 
+/// Number of the client that most scenarios have.
+const EVERYBODYS: u8 = 7;
+
 /// The scenario's own ports, so that what earlier ones have left behind does not matter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports {
@@ -26,6 +29,9 @@ pub(crate) struct Play<'a, 'n> {
     crossing: &'a mut Crossing<'n>,
     pub(crate) family: u8,
     pub(crate) ports: Ports,
+    /// Number of the client's address.
+    pub(crate) client: u8,
+    number: u16,
     text: String,
 }
 
@@ -33,13 +39,14 @@ impl<'a, 'n> Play<'a, 'n> {
     pub(crate) fn new(crossing: &'a mut Crossing<'n>, number: u16, family: u8) -> Self {
         let ports =
             Ports { client: 20_000 + 50 * number, service: 1000 + number, real: 8000 + number };
-        Self { crossing, family, ports, text: String::new() }
+        Self { crossing, family, ports, client: EVERYBODYS, number, text: String::new() }
     }
 
     /// Ends the scenario; returns its text.
     pub(crate) fn end(self) -> String {
         let (status, _) = self.crossing.ipvsadm("-C");
         assert_eq!(status, 0);
+        self.crossing.unmark();
         self.text
     }
 
@@ -53,7 +60,12 @@ impl<'a, 'n> Play<'a, 'n> {
     }
 
     pub(crate) fn client_end(&self) -> SocketAddr {
-        (network::client(self.family, 7), self.ports.client).into()
+        (network::client(self.family, self.client), self.ports.client).into()
+    }
+
+    /// Has a client that no other scenario has, for services without a port of their own.
+    pub(crate) fn own_client(&mut self) {
+        self.client = 20 + (self.number % 200) as u8;
     }
 
     /// Where server 11 of a NAT destination listens.
@@ -66,6 +78,13 @@ impl<'a, 'n> Play<'a, 'n> {
         let (status, _) = self.crossing.ipvsadm(line);
         assert_eq!(status, 0, "{line}");
         writeln!(self.text, "$ ipvsadm {line}").unwrap();
+    }
+
+    /// Has packets to the virtual address marked.
+    pub(crate) fn mark(&mut self, mark: u32) {
+        let at = self.virtual_end().ip();
+        self.crossing.mark(at, mark);
+        writeln!(self.text, "$ mark {mark} to {at}").unwrap();
     }
 
     pub(crate) fn set(&mut self, name: &str, value: u32) {
@@ -143,7 +162,7 @@ impl<'a, 'n> Play<'a, 'n> {
             from: network::server_mac(12),
             to: self.network().outside.mac,
             source: network::server(self.family, 12),
-            target: network::client(self.family, 7),
+            target: network::client(self.family, self.client),
             ttl: 64,
             kind,
             rest,
@@ -155,7 +174,13 @@ impl<'a, 'n> Play<'a, 'n> {
     /// listing.
     pub(crate) fn look(&mut self) {
         writeln!(self.text, "> look").unwrap();
-        let own = format!(":{} ", self.ports.service);
+        let own = match self.client {
+            EVERYBODYS => format!(":{} ", self.ports.service),
+            _ => SocketAddr::new(self.client_end().ip(), 0)
+                .to_string()
+                .trim_end_matches('0')
+                .to_owned(),
+        };
         let (_, all) = self.crossing.ipvsadm("-L -n -c");
         let mut lines: Vec<String> =
             all.lines().filter(|line| line.contains(&own) && !is_over(line)).map(coarse).collect();
@@ -186,11 +211,11 @@ fn is_over(line: &str) -> bool {
     line.contains(" 00:00 ")
 }
 
-/// Returns a line of `-L -c` with the time rounded up.
+/// Returns a line of `-L -c` with the time in steps of 5 s; both tables say a second more or less.
 fn coarse(line: &str) -> String {
     let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let (minutes, seconds) = words[1].split_once(':').unwrap();
     let left = minutes.parse::<u32>().unwrap() * 60 + seconds.parse::<u32>().unwrap();
-    words[1] = left.next_multiple_of(5).to_string();
+    words[1] = ((left + 3) / 5 * 5).to_string();
     words.join(" ")
 }

@@ -6,11 +6,12 @@ use e2e::packet::{Kind, Message, Packet, set_udp_checksum, transport};
 use e2e::unusual::{extended, fragments, optioned, resized};
 use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 
+use crate::apart;
 use crate::play::Play;
 
-type Scenario = Box<dyn Fn(&mut Play<'_, '_>)>;
+pub(crate) type Scenario = Box<dyn Fn(&mut Play<'_, '_>)>;
 /// A scenario of any way, and one of none.
-type OfWay = fn(&mut Play<'_, '_>, Way);
+pub(crate) type OfWay = fn(&mut Play<'_, '_>, Way);
 type OfNone = fn(&mut Play<'_, '_>);
 
 const PUSH: u8 = 8;
@@ -18,26 +19,33 @@ const PUSH: u8 = 8;
 /// How a service reaches its real server, server 11: options of `ipvsadm -a`, the server's family if
 /// it is another than the service's.
 #[derive(Clone, Copy, Debug)]
-struct Way {
+pub(crate) struct Way {
     name: &'static str,
-    options: &'static str,
+    pub(crate) options: &'static str,
     /// Family of the service, of the server.
-    families: [u8; 2],
+    pub(crate) families: [u8; 2],
     /// Longest packet of the service's family that fits 1,500 bytes.
     longest: usize,
 }
 
 impl Way {
-    fn is_nat(self) -> bool {
+    fn title(self) -> String {
+        match self.families {
+            [family, outer] if family == outer => format!("{}{family}", self.name),
+            [family, outer] => format!("{}{family}in{outer}", self.name),
+        }
+    }
+
+    pub(crate) fn is_nat(self) -> bool {
         self.options == "-m"
     }
 
-    fn is_tunnel(self) -> bool {
+    pub(crate) fn is_tunnel(self) -> bool {
         self.options.starts_with("-i")
     }
 
     /// Adds service and server.
-    fn serve(self, play: &mut Play<'_, '_>, protocol: &str) {
+    pub(crate) fn serve(self, play: &mut Play<'_, '_>, protocol: &str) {
         let at = play.virtual_end();
         play.adm(&format!("-A {protocol} {at} -s rr"));
         self.add(play, protocol, 11, "");
@@ -68,8 +76,12 @@ fn ways() -> Vec<Way> {
             all.push(way(name, options, [family; 2], 1500 - ip - extra));
         }
     }
-    all.push(way("ipip", "-i", [4, 6], 1460));
-    all.push(way("ipip", "-i", [6, 4], 1480));
+    for (families, longest) in [([4, 6], 1460), ([6, 4], 1480)] {
+        all.push(way("ipip", "-i", families, longest));
+        let gue = "-i --tun-type gue --tun-port 6080 --tun-csum";
+        all.push(way("gue+c", gue, families, longest - 12));
+        all.push(way("gre+c", "-i --tun-type gre --tun-csum", families, longest - 8));
+    }
     all
 }
 
@@ -89,19 +101,15 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
         ("removal", removal),
     ];
     for way in ways() {
-        let [family, outer] = way.families;
-        let name = if family == outer {
-            format!("{}{family}", way.name)
-        } else {
-            format!("{}{family}in{outer}", way.name)
-        };
-        for (part, scenario) in each {
+        for (part, scenario) in each.into_iter().chain(apart::OF_WAYS) {
             // What a scenario is about does not depend on the tunnel's header.
-            let once = ["removal", "reset", "headers", "last hop"];
-            if way.is_tunnel() && way.name != "ipip" && once.contains(&part) {
+            let varies =
+                ["tcp", "udp", "type of service", "errors of clients", "too long", "fragments"];
+            if way.is_tunnel() && way.name != "ipip" && !varies.contains(&part) {
                 continue;
             }
-            all.push((format!("{name} {part}"), family, Box::new(move |play| scenario(play, way))));
+            let scenario = Box::new(move |play: &mut Play<'_, '_>| scenario(play, way));
+            all.push((format!("{} {part}", way.title()), way.families[0], scenario));
         }
     }
     // Behind all others, for the kernel believes what they say of ways.
@@ -117,8 +125,9 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
 fn plain() -> Vec<(String, u8, Scenario)> {
     let mut all: Vec<(String, u8, Scenario)> = Vec::new();
     for family in [4, 6] {
-        let plain: [(&str, OfNone); 5] = [
+        let plain: [(&str, OfNone); 6] = [
             ("nobody", nobody),
+            ("nowhere", apart::nowhere),
             ("strangers", strangers),
             ("reuse", reuse),
             ("persistence", persistence),
@@ -199,7 +208,7 @@ fn udp(play: &mut Play<'_, '_>, way: Way) {
 }
 
 /// Sets type of service and don't-fragment flag, or traffic class and flow label.
-fn marked(frame: &[u8], tos: u8, unfragmented: bool) -> Vec<u8> {
+pub(crate) fn marked(frame: &[u8], tos: u8, unfragmented: bool) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if transport(&frame) == 34 {
         frame[15] = tos;
@@ -237,7 +246,7 @@ fn last_hop(play: &mut Play<'_, '_>, way: Way) {
 }
 
 /// Errors: type and code, and the header's second half.
-fn kinds(family: u8) -> Vec<([u8; 2], [u8; 4])> {
+pub(crate) fn kinds(family: u8) -> Vec<([u8; 2], [u8; 4])> {
     let (none, mtu) = ([0; 4], [0, 0, 5, 0x14]);
     if family == 4 {
         vec![([3, 3], none), ([3, 1], none), ([3, 4], mtu), ([4, 0], none), ([11, 0], none)]
@@ -247,7 +256,7 @@ fn kinds(family: u8) -> Vec<([u8; 2], [u8; 4])> {
 }
 
 /// Quotes so many bytes from a packet's transport header on.
-fn quote(packet: &Packet, bytes: usize) -> Vec<u8> {
+pub(crate) fn quote(packet: &Packet, bytes: usize) -> Vec<u8> {
     let header = if packet.source.is_ipv4() { 20 } else { 40 };
     let all = packet.bytes()[14..].to_vec();
     all[..all.len().min(header + bytes)].to_vec()
@@ -294,7 +303,12 @@ fn errors_of_servers(play: &mut Play<'_, '_>, way: Way) {
         if way.is_tunnel() {
             let outer = way.families[1];
             let packet = &out[0].1[14..];
-            for (kind, rest) in kinds(outer) {
+            let other = marked(&play.request(kind).bytes(), 0, false);
+            let cuttable = play.send("goes on", Side::Clients, &other);
+            let cuttable = &cuttable[0].1[14..];
+            for (kind, rest, packet, may) in kinds(outer).into_iter().flat_map(|(kind, rest)| {
+                [(kind, rest, packet, ""), (kind, rest, cuttable, " of what may be cut")]
+            }) {
                 let error = Message {
                     from: server_mac(12),
                     to: play.network().outside.mac,
@@ -305,7 +319,7 @@ fn errors_of_servers(play: &mut Play<'_, '_>, way: Way) {
                     rest,
                     payload: packet.to_vec(),
                 };
-                play.send(&format!("{protocol} {kind:?}"), Side::Servers, &error.bytes());
+                play.send(&format!("{protocol} {kind:?}{may}"), Side::Servers, &error.bytes());
             }
         }
         play.look();

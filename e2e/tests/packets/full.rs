@@ -176,6 +176,44 @@ fn both_ends_are_replaced_both_ways() {
     });
 }
 
+/// What both ends announce is lowered where that is limited, though no endpoint names the answer.
+#[test]
+fn what_both_ends_announce_is_lowered() {
+    network::run("full-mss", |network| {
+        let limited = Description { mss: 1300, ..scene(network, 4, &[11]) };
+        let mut world = World::new(network, &limited);
+        let (said, lowered) = ([2, 4, 5, 180], [2, 4, 5, 20]);
+        for family in [4, 6] {
+            begin(&mut world, family, &[11], 8);
+            world.edit(|tables| tables.settings.mss = 1300);
+            let packet = from(&world, family, Kind::Tcp(SYN), 7, 4242);
+            let outcome = world.step(&packet.with_options(&said)).same();
+            let port = port_of(&outcome);
+            let sent = Packet {
+                from: network.outside.mac,
+                to: server_mac(11),
+                source: pool_end(family, port),
+                target: real_end(family),
+                ttl: packet.ttl - 1,
+                ..packet.clone()
+            };
+            assert_eq!(outcome.bytes, sent.with_options(&lowered));
+            let back = to_pool(network, family, Kind::Tcp(SYN | ACK), port);
+            let frame = back.with_options(&said);
+            let outcome = world.step_with(&Input::new(&frame, network.outside.index)).same();
+            let given = Packet {
+                from: network.inside.mac,
+                to: GATEWAY_MAC,
+                source: virtual_end(family),
+                target: packet.source,
+                ttl: back.ttl - 1,
+                ..back
+            };
+            assert_eq!(outcome.bytes, given.with_options(&lowered));
+        }
+    });
+}
+
 /// A datagram without checksum stays without.
 #[test]
 fn a_missing_checksum_stays_missing() {

@@ -139,6 +139,9 @@ fn complaint(packet: &Packet, reason: Reason) -> Vec<u8> {
             Reason::TooBig => Icmpv4Type::DestinationUnreachable(
                 icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1500 },
             ),
+            Reason::Unreachable => {
+                Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Host)
+            }
             _ => Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port),
         };
         let quote = &frame[14..34 + transport_bytes];
@@ -161,6 +164,7 @@ fn complaint(packet: &Packet, reason: Reason) -> Vec<u8> {
         let kind = match reason {
             Reason::Expired => Icmpv6Type::TimeExceeded(TimeExceededCode::HopLimitExceeded),
             Reason::TooBig => Icmpv6Type::PacketTooBig { mtu: 1500 },
+            Reason::Unreachable => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Address),
             _ => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port),
         };
         let quote = &frame[14..54 + transport_bytes];
@@ -400,7 +404,7 @@ fn dropped(case: &mut Case<'_>) {
     case.drops(&ack.bytes(), Reason::Removed, []);
 
     case.begin();
-    case.drops(&case.to_port(83, Kind::Tcp(SYN)).bytes(), Reason::Unreachable, opened(6, 5));
+    case.answers(&case.to_port(83, Kind::Tcp(SYN)), Reason::Unreachable, opened(6, 5));
 
     case.begin();
     let _: Outcome = case.world.step(&syn).same();

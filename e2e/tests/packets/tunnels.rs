@@ -7,6 +7,7 @@ use e2e::network::{self, GATEWAY_MAC, Network, client, server, server_mac, vip};
 use e2e::packet::{Kind, Message, Packet, set_udp_checksum, transport};
 use e2e::scene::{TCP, TUNNEL_PORT, UDP, description, request, service, tunnelled};
 use e2e::table::Description;
+use e2e::unusual::fragments;
 use e2e::world::World;
 use rlvs_datapath::abi::{tunnel_checksum, tunnel_form};
 use rlvs_datapath::frame::Verdict;
@@ -364,6 +365,56 @@ fn outer_headers_count_for_what_the_next_hop_takes() {
     });
 }
 
+/// XDP leaves it to TC, which gives it to the stack with its outer headers; over IPv6, where the stack
+/// would not cut it either, its sender is told.
+#[test]
+fn what_may_be_cut_is_left_to_the_stack_in_its_tunnel() {
+    network::run("tun-cut", |network| {
+        let mut world = World::new(network, &Case::all()[0].description(network));
+        for case in Case::all().into_iter().filter(|case| case.inner == 4) {
+            world.reset(&case.description(network));
+            let packet = Packet { payload: vec![1; 1472], ..request(network, 4, Kind::Udp) };
+            let mut frame = packet.bytes();
+            mark(&mut frame, 0, false);
+            let step = world.step(&frame);
+            if case.outer == 6 {
+                let step = step.same();
+                let interface = network.inside.index;
+                assert_eq!(step.verdict, Verdict::Transmit { interface }, "{case:?}");
+                let mtu = (1500 - case.overhead() as u16).to_be_bytes();
+                assert_eq!(step.bytes[34..36], [3, 4], "{case:?}");
+                assert_eq!(step.bytes[40..42], mtu, "{case:?}");
+                continue;
+            }
+            assert_eq!(step.xdp.verdict, Verdict::Pass(Reason::Local), "{case:?}");
+            assert_eq!(step.xdp.bytes, frame, "{case:?}");
+            assert_eq!(step.tc.verdict, Verdict::Arrive, "{case:?}");
+            let inner = lowered(&packet, 0, false);
+            let mut outer = case.around(&inner, 0, port_of(case, &step.tc.bytes), true);
+            // The stack takes one off again.
+            outer[8] += 1;
+            outer[10..12].fill(0);
+            let checksum = !sum(&outer[..20], 0);
+            outer[10..12].copy_from_slice(&checksum.to_be_bytes());
+            let ethernet = [&[0; 12][..], &[8, 0]].concat();
+            assert_eq!(step.tc.bytes, [ethernet, outer].concat(), "{case:?}");
+        }
+    });
+}
+
+/// Pieces of a long datagram are as long as the sender's link takes, and nobody asks for them to be whole.
+#[test]
+fn pieces_too_long_for_a_tunnel_are_left_to_the_stack() {
+    network::run("tun-pieces", |network| {
+        let world = World::new(network, &Case::all()[0].description(network));
+        let packet = Packet { payload: vec![7; 4000], ..request(network, 4, Kind::Udp) };
+        let pieces = fragments(&packet.bytes(), 0x4321, 1480);
+        let verdicts = pieces.iter().map(|piece| world.step(piece).tc.verdict);
+        let out = Verdict::Transmit { interface: network.outside.index };
+        assert_eq!(verdicts.collect::<Vec<_>>(), [Verdict::Arrive, Verdict::Arrive, out]);
+    });
+}
+
 #[test]
 fn a_tunnel_without_source_or_room_takes_nothing() {
     network::run("tun-none", |network| {
@@ -468,9 +519,9 @@ fn clients_are_told_of_errors_about_a_tunnel() {
     network::run("tun-errors", |network| {
         let mut world = World::new(network, &Case::all()[0].description(network));
         let back = Verdict::Transmit { interface: network.inside.index };
-        for case in Case::all().into_iter().filter(|case| case.inner == case.outer) {
-            let (too_big, unreachable) =
-                if case.outer == 4 { ([3, 4], [3, 1]) } else { ([2, 0], [1, 3]) };
+        let kinds = |family| if family == 4 { [[3, 4], [3, 1]] } else { [[2, 0], [1, 3]] };
+        for case in Case::all() {
+            let ([too_big, unreachable], told_as) = (kinds(case.outer), kinds(case.inner));
             for kind in [Kind::Tcp(SYN), Kind::Udp] {
                 world.reset(&case.description(network));
                 let packet = Packet { payload: vec![9; 600], ..request(network, case.inner, kind) };
@@ -479,16 +530,22 @@ fn clients_are_told_of_errors_about_a_tunnel() {
                 let sent = world.step(&frame).same().bytes[ETHERNET..].to_vec();
                 let inner = lowered(&packet, 0, true);
                 let from = |message: &Message| message.bytes();
-                for (said, mtu, left) in
-                    [(too_big, 1400, 1400 - case.overhead()), (unreachable, 0, 0)]
-                {
+                let said_and_told = [
+                    (too_big, 1400, told_as[0], 1400 - case.overhead()),
+                    (unreachable, 0, told_as[1], 0),
+                ];
+                for (said, mtu, told_as, left) in said_and_told {
                     for quoted in [case.overhead() + 48, sent.len()] {
                         let message = error(case, network, &sent[..quoted], said, mtu);
                         let input = from(&message);
                         let step =
                             world.step_with(&Input::new(&input, network.outside.index)).same();
                         assert_eq!(step.verdict, back, "{case:?} {kind:?} {said:?}");
-                        assert_eq!(step.bytes, told(case, network, &inner, said, left), "{case:?}");
+                        assert_eq!(
+                            step.bytes,
+                            told(case, network, &inner, told_as, left),
+                            "{case:?}"
+                        );
                     }
                 }
                 // Of another tunnel, of a connection that is not there, cut short: not ours.

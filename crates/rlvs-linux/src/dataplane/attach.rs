@@ -13,7 +13,6 @@ use aya::programs::{ProgramError, SchedClassifier, Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
 use rlvs_datapath::abi::{INTERFACE_BUCKETS, Interface, interface_flag, settings_flag};
 
-use super::clsact;
 use super::error::Error;
 use super::load::{self, Sizes, TC, XDP};
 use super::local;
@@ -21,6 +20,7 @@ use super::maps::{Maps, reason};
 use super::pins::{self, Folder, LINK, Unfinished};
 use super::stages::Body;
 use super::sys;
+use super::{capture, clsact};
 use crate::route::{Link, Rtnetlink, XdpPrograms};
 use crate::sysctl;
 
@@ -533,6 +533,20 @@ pub fn placed(folder: &Folder) -> Result<Vec<Placed>, Error> {
     Ok(links.into_iter().filter(|link| !link.loopback).map(place).collect())
 }
 
+/// Returns the ids of the programs that pinned links run, by the links' names.
+///
+/// # Errors
+/// A missing capability.
+pub fn programs(folder: &Folder) -> Result<Vec<u32>, Error> {
+    let names = folder.names()?.into_iter().filter(|name| name.starts_with(LINK));
+    names
+        .map(|name| {
+            let asked = Error::io(format!("asking about {}", pins::shown(folder, &name)));
+            sys::link(&folder.path(&name)).map(|link| link.program).map_err(asked)
+        })
+        .collect()
+}
+
 /// Lists the interfaces on which no program hangs, although [`attach`] would choose them.
 ///
 /// # Errors
@@ -553,10 +567,14 @@ pub fn has_live_links(folder: &Folder) -> bool {
         .any(|name| sys::link_interface(&folder.path(name)).is_ok_and(|index| index != 0))
 }
 
-/// Removes the folders of network namespaces that are gone.
+/// Removes the folders of network namespaces that are gone, and what is left of a capture in the
+/// calling thread's.
 ///
 /// # Errors
 /// A missing capability.
 pub fn collect() -> Result<usize, Error> {
+    if let Some(folder) = pins::open()? {
+        capture::collect(&folder)?;
+    }
     pins::collect(has_live_links)
 }

@@ -25,6 +25,9 @@ pub enum Error {
     /// No data plane in this network namespace.
     #[error("no interface of this network namespace is attached; `rlvs attach` does that")]
     NotAttached,
+    /// Somebody else looks at packets.
+    #[error("another `rlvs capture` runs in this network namespace; only one can")]
+    Capturing,
     /// The pins are of another layout.
     #[error(
         "the pinned maps have layout {found}, this program knows layout {known}; \

@@ -18,15 +18,20 @@ use super::pins::{self, Folder};
 use crate::route::{Link, Rtnetlink};
 use crate::sysctl;
 
-const KIND_OUT: &str = "out";
+pub(super) const KIND_OUT: &str = "out";
 /// Answers come in by the loopback device from an address of this host, which the kernel takes for
 /// forged unless told otherwise.
 const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
 
 /// Puts the hooks there that a destination needs.
 pub(super) fn prepare(maps: &Maps, to: &Destination, place: u8) -> Result<(), Error> {
-    if to.method != ForwardingMethod::Masquerade {
-        return Ok(());
+    match to.method {
+        ForwardingMethod::Masquerade => {}
+        // What is too long for it goes through the stack.
+        ForwardingMethod::Tunnel(_) if to.id.address.is_ipv4() => {
+            return accept_own_addresses(maps);
+        }
+        _ => return Ok(()),
     }
     let mut settings = maps.settings();
     let before = settings.flags;

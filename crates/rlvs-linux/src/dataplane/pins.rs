@@ -272,7 +272,7 @@ fn remove(root: &Folder, name: &str) -> Result<(), Error> {
         clsact::detach_all(&folder, cookie)?;
     }
     let path = root.path(name);
-    let failed = |error| Error::io(format!("removing {ROOT}/{name}"))(error);
+    let failed = |error: io::Error| Error::io(format!("removing {ROOT}/{name}"))(error);
     let entries = match fs::read_dir(&path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -285,7 +285,16 @@ fn remove(root: &Folder, name: &str) -> Result<(), Error> {
     // Links first: no packet may meet half a table.
     names.sort_by_key(|name| !name.to_string_lossy().starts_with(LINK));
     for entry in names {
-        fs::remove_file(path.join(entry)).map_err(failed)?;
+        let path = path.join(entry);
+        // What a capture has pinned is in a folder.
+        if path.is_dir() {
+            for pin in fs::read_dir(&path).map_err(failed)? {
+                fs::remove_file(pin.map_err(failed)?.path()).map_err(failed)?;
+            }
+            fs::remove_dir(path).map_err(failed)?;
+        } else {
+            fs::remove_file(path).map_err(failed)?;
+        }
     }
     fs::remove_dir(&path).map_err(failed)
 }

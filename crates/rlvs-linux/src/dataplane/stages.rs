@@ -274,6 +274,6 @@ fn connect(bpf: &mut Ebpf, stages: &[(Body, Stage)]) -> Result<(), Error> {
     Ok(())
 }
 
-fn missing(what: &str) -> Error {
+pub(super) fn missing(what: &str) -> Error {
     Error::Load { what: what.to_owned(), reason: "the object does not have it".to_owned() }
 }

@@ -70,6 +70,8 @@ unsafe impl Element for abi::Wides {}
 unsafe impl Element for abi::MarkRules {}
 // SAFETY: as above.
 unsafe impl Element for abi::Line {}
+// SAFETY: as above; taken.rs asserts its size.
+unsafe impl Element for super::capture::Wanted {}
 // SAFETY: an integer.
 unsafe impl Element for u64 {}
 // SAFETY: a cell of an integer.
