@@ -292,8 +292,9 @@ impl Bpf {
             .unwrap_or_else(|error| panic!("loading {}: {error:?}", path.display()));
         let others: &[&str] = if body == Body::Tc { &[OUT] } else { &[] };
         // The others are dear, and few tests need them.
-        let groups = [Group::Unusual, Group::Peers, Group::Clamps, Group::Tunnels];
-        let missing = stages::load(&mut ebpf, &[body], &groups, others);
+        let groups = [Group::Ordinary, Group::Unusual, Group::Peers, Group::Clamps, Group::Tunnels];
+        let all: Vec<_> = groups.into_iter().flat_map(Group::stages).collect();
+        let missing = stages::load(&mut ebpf, &[body], &all, others);
         let missing = missing.unwrap_or_else(|error| panic!("loading {body:?}: {error}"));
         assert_eq!(missing, [""; 0], "stages that this kernel does not take");
         let maps = maps.map(|(name, elements, bytes)| {

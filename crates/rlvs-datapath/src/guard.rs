@@ -1,9 +1,10 @@
 //! Who may open connections: lists of networks, and limits for those that may.
 //!
-//! A stage that is about to open a connection of a guarded service leaves who asks in its CPU's row of
-//! the map `limits` and hands on to [`Stage::Guard`], which looks into the *book*, leaves its answer
-//! there and hands back. So the guard is told of a client and not of a frame, one program serves all
-//! kinds of packets, and packets of connections that are there never meet it.
+//! A stage that is about to open a connection of a guarded service looks the client up in the *book*
+//! ([`Tables::consult`]). Whom the lists let in, but only so often or so many at a time, it leaves in its
+//! CPU's row of the map `limits` and hands on to [`Stage::Guard`], which leaves its answer there and hands
+//! back. So the guard is told of a client and not of a frame, one program serves all kinds of packets,
+//! and packets of connections that are there never meet it.
 //!
 //! The book is a map of lines that the control plane makes anew for every change and puts in force by
 //! one store. Line 0 holds the rules of all services, those behind it the rules of services, by
@@ -14,7 +15,8 @@
 //! node, 11 ways to go on. It is searched by 64 bits: IPv4 addresses, and the upper half of IPv6 ones,
 //! from where another tree goes on if longer prefixes begin with that half. A tree has two roots, one
 //! behind the other, for words below 2^63 and above, so that a bound and a word are compared by one
-//! subtraction.
+//! subtraction. IPv4 addresses first take a step by their upper bits, through a table of ways: of 100,000
+//! prefixes, few are left in each part of it.
 
 use crate::abi::{Limit, Line, SLOTS6, SOURCE_BUCKETS, Service, Source, Word, service_flag};
 use crate::connection::{Context, Key, Value};
@@ -27,6 +29,12 @@ use crate::stage::Stage;
 use crate::state::State;
 use crate::tables::{Book, TIME_BITS, TIME_MASK, Tables, Time};
 
+/// Ways in a line of a table.
+pub const WAYS: usize = 2 * crate::abi::LINE_WORDS;
+/// Bits of the index of the smallest table, of one line.
+pub const BITS_LEAST: u32 = WAYS.ilog2();
+/// Bits of the index of the largest table, of 256 KiB.
+pub const BITS_MOST: u32 = 16;
 /// Bounds in a node.
 pub const BOUNDS: usize = 10;
 /// Nodes from a root to the end, at most: 11^7 ranges.
@@ -51,8 +59,10 @@ pub mod way {
 /// Rules of a service, or of all, as a line has them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// First root of the tree for IPv4; 0 for none.
+    /// First line of the table for IPv4; 0 for none.
     pub root4: u32,
+    /// Upper bits of an IPv4 address that are an index of the table, at least [`BITS_LEAST`].
+    pub bits4: u32,
     /// The same for IPv6.
     pub root6: u32,
     /// [`rules_flag`] bits.
@@ -91,7 +101,8 @@ impl Rules {
         Self {
             root4: roots as u32,
             root6: (roots >> 32) as u32,
-            flags: flags as u32,
+            flags: flags as u32 & 0xffff,
+            bits4: (flags as u32) >> 16,
             lines: (flags >> 32) as u32,
             rate,
             burst,
@@ -105,7 +116,7 @@ impl Rules {
     pub const fn line(&self) -> Line {
         let mut words = [0; crate::abi::LINE_WORDS];
         words[0] = self.root4 as u64 | (self.root6 as u64) << 32;
-        words[1] = self.flags as u64 | (self.lines as u64) << 32;
+        words[1] = self.flags as u64 | (self.bits4 as u64) << 16 | (self.lines as u64) << 32;
         words[2] = self.rate;
         words[3] = self.burst;
         words[4] = self.number;
@@ -131,6 +142,16 @@ pub fn node(bounds: &[u64], ways: &[u32]) -> Line {
     line
 }
 
+/// Returns a line of a table.
+pub fn table_line(ways: &[u32]) -> Line {
+    let mut line = Line::default();
+    for (word, pair) in line.words.iter_mut().zip(ways.chunks(2)) {
+        let way = |at: usize| u64::from(pair.get(at).copied().unwrap_or(way::END));
+        *word = way(0) | way(1) << 32;
+    }
+    line
+}
+
 /// Returns the way on from a node for a word below 2^63, without a branch on it.
 #[inline(always)]
 fn follow(line: &Line, word: u64) -> u32 {
@@ -141,6 +162,17 @@ fn follow(line: &Line, word: u64) -> u32 {
     let at = BOUNDS - below as usize;
     let pair = line.words.get(BOUNDS + at / 2).copied().unwrap_or(0);
     (pair >> (at % 2 * 32)) as u32
+}
+
+/// Returns the way on from the table for an IPv4 address.
+#[inline(always)]
+fn enter<B: Book + ?Sized>(book: &B, rules: &Rules, address: u32) -> u32 {
+    let index = address >> (32_u32.wrapping_sub(rules.bits4) & 31);
+    let Some(line) = book.line(rules.root4.wrapping_add(index / WAYS as u32)) else {
+        return way::END;
+    };
+    let pair = line.words.get(index as usize % WAYS / 2).copied().unwrap_or(0);
+    (pair >> (index % 2 * 32)) as u32
 }
 
 /// Searches a tree. `forget` is [`Tables::forget`].
@@ -167,9 +199,16 @@ pub fn seek<B: Book + ?Sized>(
     (family, high, low): (u8, u64, u64),
     forget: impl Fn(u64) -> u64,
 ) -> u32 {
-    let (root, first) = if family == 4 { (rules.root4, low) } else { (rules.root6, high) };
+    let root = if family == 4 { rules.root4 } else { rules.root6 };
     if root == 0 {
         return way::END;
+    }
+    let (root, first) = match family {
+        4 => (forget(enter(book, rules, low as u32).into()) as u32, low),
+        _ => (root, high),
+    };
+    if root & way::END != 0 {
+        return root;
     }
     let end = descend(book, root, first, &forget);
     if end & (way::END | way::LOWER) != way::LOWER {
@@ -190,6 +229,8 @@ struct Client {
 
 /// Set in an answer if a refusal is told by ICMP.
 const TOLD: u32 = 1 << 30;
+/// The lists let a client in, whose connections are limited.
+const LIMITED: u32 = 1 << 29;
 
 /// Carries out the stage [`Stage::Guard`]: answers what this CPU asks.
 #[inline(always)]
@@ -198,10 +239,8 @@ pub fn guard<T: Tables>(tables: &T) -> Verdict {
     let context = Context { tables, settings, now: Time::now(tables, settings) };
     let Some(row) = tables.limit(tables.cpu()) else { return Verdict::Drop(Reason::Inconsistent) };
     let back = tables.read(&row.back) as u32;
-    let answer = tables.forget(context.judge(row).into()) as u32;
-    let told = u64::from(answer != DONE && answer & TOLD != 0) << 32;
-    tables.write(&row.back, told | u64::from(back));
-    let answer = if answer == DONE { DONE } else { answer & !TOLD };
+    let answer = tables.forget(context.measure(row).into()) as u32;
+    let answer = context.note_telling(row, answer);
     tables.write(&row.answer, u64::from(context.now.0) << 32 | u64::from(answer));
     Verdict::Next(Stage::from_number(back))
 }
@@ -250,6 +289,10 @@ impl<'a, T: Tables> Context<'a, T> {
             self.tables.write(&row.answer, 0);
             return answer as u32;
         }
+        let judged = self.tables.consult(high, low, service);
+        if judged != LIMITED {
+            return self.note_telling(row, judged);
+        }
         if self.is_searched_for(packet, service) {
             return DONE;
         }
@@ -270,11 +313,20 @@ impl<'a, T: Tables> Context<'a, T> {
             && self.tables.read(&errand.service) == u64::from(service)
     }
 
-    /// Decides what this CPU asks.
+    /// Notes for [`tells_refusals`](Self::tells_refusals) whether a refusal is told, and returns the answer
+    /// without that.
     #[inline(always)]
-    fn judge(&self, row: &Limit) -> u32 {
-        let [high, low] = &row.source;
-        let service = (self.tables.read(&row.asked) >> 32) as u32;
+    fn note_telling(&self, row: &Limit, answer: u32) -> u32 {
+        let told = u64::from(answer != DONE && answer & TOLD != 0) << 32;
+        let back = self.tables.read(&row.back) & 0xffff_ffff;
+        self.tables.write(&row.back, told | back);
+        if answer == DONE { DONE } else { answer & !TOLD }
+    }
+
+    /// Decides by the lists alone whether an address, in two words, may open a connection: [`DONE`], the
+    /// number of a reason with [`TOLD`], or [`LIMITED`].
+    #[inline(always)]
+    pub fn judge(&self, high: u64, low: u64, service: u32) -> u32 {
         let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
         if self.thins(row) {
             return Reason::Thinned as u32;
@@ -283,8 +335,6 @@ impl<'a, T: Tables> Context<'a, T> {
             return DONE;
         }
         let family = record.family;
-        let (high, low) = (self.tables.read(high), self.tables.read(low));
-        let client = Client { high, low, service, family };
         let Some(book) = self.tables.book() else { return DONE };
         let Some(all) = book.line(0) else { return DONE };
         let all = Rules::of(all);
@@ -302,10 +352,27 @@ impl<'a, T: Tables> Context<'a, T> {
         if end & way::RANK == 0 && (own.flags | all.flags) & rules_flag::ALLOWS != 0 {
             return told | Reason::NotAllowed as u32;
         }
+        if (own.flags | all.flags) & rules_flag::LIMITS != 0 { LIMITED } else { DONE }
+    }
+
+    /// Decides whether the client that this CPU asks for has had its share.
+    #[inline(always)]
+    fn measure(&self, row: &Limit) -> u32 {
+        let [high, low] = &row.source;
+        let service = (self.tables.read(&row.asked) >> 32) as u32;
+        let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
+        let (high, low) = (self.tables.read(high), self.tables.read(low));
+        let client = Client { high, low, service, family: record.family };
+        let Some(book) = self.tables.book() else { return DONE };
+        let Some(all) = book.line(0) else { return DONE };
+        let all = Rules::of(all);
+        let own = own_rules::<T>(book, &all, record);
         let limits = if own.flags & rules_flag::LIMITS != 0 { own } else { all };
         if limits.flags & rules_flag::LIMITS == 0 {
             return DONE;
         }
+        let flags = if own.flags & rules_flag::PRESENT != 0 { own.flags } else { all.flags };
+        let told = if flags & rules_flag::TELLS != 0 { TOLD } else { 0 };
         let counted = record.flags & service_flag::ONE_PACKET == 0;
         match self.limit(&limits, &client, counted) {
             DONE => DONE,
@@ -447,7 +514,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Counts a connection that the sweep has come upon for the network of its client, if the
     /// connections of networks are limited. Returns whether it did.
-    #[inline(never)]
+    #[inline(always)]
     pub fn note_source(&self, high: u64, low: u64, value: Value) -> bool {
         if value.is_reply() || is_ending(value.state()) {
             return false;

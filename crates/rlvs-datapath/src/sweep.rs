@@ -28,6 +28,20 @@ pub struct Job {
     pub family: u8,
 }
 
+impl Job {
+    /// Reads what [`number`](Self::number) wrote.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        Self { word: number as u32, family: (number >> 32) as u8 }
+    }
+
+    /// Returns the job in one number.
+    #[inline(always)]
+    pub const fn number(self) -> u64 {
+        (self.family as u64) << 32 | self.word as u64
+    }
+}
+
 /// What became of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Swept {
@@ -125,7 +139,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let word = self.tables.read(&slot.key);
         if self.counts_sources() && wide::kind_of(word) == wide::kind::REQUEST {
             let (high, low) = slot.address(self.tables, word);
-            self.note_source(high, low, value);
+            self.tables.note_source(high, low, value);
         }
     }
 
@@ -141,7 +155,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let over = value.is_live() && !self.is_young(value) && self.retire::<A, true>(slot, value);
         if value.is_live() && !over && self.counts_sources() {
             let (high, low) = slot.address(self.tables, self.tables.read(slot.key()));
-            self.note_source(high, low, value);
+            self.tables.note_source(high, low, value);
         }
         Swept { removed: u64::from(over), left: value.0 != 0 && !over }
     }

@@ -9,6 +9,7 @@ use crate::abi::{
 };
 use crate::connection::{self, Context, Value};
 use crate::ip::{V4, V6};
+use crate::reason::Reason;
 use crate::special::IN_PLACE;
 use crate::{schedulers, wide};
 
@@ -179,6 +180,17 @@ pub trait Tables: Sized {
     #[inline(always)]
     fn release_template(&self, high: u64, low: u64, value: u64) -> bool {
         Context::of(self).is_some_and(|context| context.release_template(high, low, Value(value)))
+    }
+    /// Looks a client up in the book of access, as [`Context::judge`].
+    #[inline(always)]
+    fn consult(&self, high: u64, low: u64, service: u32) -> u32 {
+        let refused = Reason::Inconsistent as u32;
+        Context::of(self).map_or(refused, |context| context.judge(high, low, service))
+    }
+    /// Counts a connection for the network of its client, as [`Context::note_source`].
+    #[inline(always)]
+    fn note_source(&self, high: u64, low: u64, value: Value) -> bool {
+        Context::of(self).is_some_and(|context| context.note_source(high, low, value))
     }
     /// Returns whether a destination is overloaded, as `schedulers::is_overloaded`.
     #[inline(always)]

@@ -425,6 +425,14 @@ impl Tables for Maps {
         once::release_template(high, low, value) != 0
     }
     #[inline(always)]
+    fn consult(&self, high: u64, low: u64, service: u32) -> u32 {
+        once::consult(high, low, service.into()) as u32
+    }
+    #[inline(always)]
+    fn note_source(&self, high: u64, low: u64, value: Value) -> bool {
+        once::note_source(high, low, value.0) != 0
+    }
+    #[inline(always)]
     fn is_overloaded(&self, id: u32) -> bool {
         once::is_overloaded(id.into()) != 0
     }

@@ -10,6 +10,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use rlvs_datapath::connection::{self, Context, Key, Value};
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::schedulers;
+use rlvs_datapath::sweep::Job;
 use rlvs_datapath::wide;
 use rlvs_wire::crc32c;
 
@@ -50,6 +51,14 @@ once! {
     };
     release_template as "rlvs_release_template" (high, low, value) =>
         with(|context| context.release_template(high, low, Value(value)).into());
+    consult as "rlvs_consult" (high, low, service) =>
+        with(|context| context.judge(high, low, service as u32).into());
+    note_source as "rlvs_note_source" (high, low, value) =>
+        with(|context| context.note_source(high, low, Value(value)).into());
+    sweep as "rlvs_sweep" (job, bit, slot) => with(|context| {
+        let swept = context.sweep(Job::from_number(job), bit as u32, slot as u32);
+        swept.removed | u64::from(swept.left) << 32
+    });
     is_overloaded as "rlvs_is_overloaded" (id) =>
         schedulers::is_overloaded(&Maps, id as u32).into();
     look_for_peer as "rlvs_look_for_peer" (sender, first) =>

@@ -11,6 +11,7 @@ use rlvs_datapath::sweep::{Job, SLOTS, WORD};
 use rlvs_datapath::tables::{Tables, Time, bump};
 
 use crate::maps::{Maps, SWEEP, Sweep};
+use crate::once;
 
 /// Time between two slices of work.
 const TICK_NS: u64 = 8_000_000;
@@ -45,11 +46,9 @@ fn with_context(work: impl FnOnce(&Context<'_, Maps>)) {
 extern "C" fn slot(index: u64, slice: *mut Slice) -> i64 {
     // SAFETY: bpf_loop hands on the slice that `group` was given.
     let slice = unsafe { &mut *slice };
-    with_context(|context| {
-        let swept = context.sweep(slice.job(), slice.bit, index as u32);
-        slice.removed += swept.removed;
-        slice.left |= swept.left as u32;
-    });
+    let swept = once::sweep(slice.job().number(), slice.bit.into(), index);
+    slice.removed += swept & 0xffff_ffff;
+    slice.left |= (swept >> 32) as u32;
     0
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rlvs_datapath::abi::{LINE_WORDS, Line};
-use rlvs_datapath::guard::{self, BOUNDS, NO_BOUND, rules_flag, way};
+use rlvs_datapath::guard::{self, BITS_LEAST, BITS_MOST, BOUNDS, NO_BOUND, WAYS, rules_flag, way};
 
 use super::{Access, Rules, Verdict};
 use crate::model::ServiceId;
@@ -81,7 +81,7 @@ fn rules(rules: &Rules, unit_ns: u64, lines: &mut Vec<Line>) -> guard::Rules {
     let ranges = ranges(rules, true);
     if ranges.len() > 1 || ranges.iter().any(|(_, end)| *end != way::END) {
         let words: Vec<Range> = ranges.iter().map(|(first, end)| (*first as u64, *end)).collect();
-        record.root4 = tree(&words, lines);
+        (record.root4, record.bits4) = table(&words, lines);
     }
     let ranges = self::ranges(rules, false);
     if ranges.len() > 1 || ranges.iter().any(|(_, end)| *end != way::END) {
@@ -166,6 +166,35 @@ fn upper(ranges: &[(u128, u32)], lines: &mut Vec<Line>) -> Vec<Range> {
         }
     }
     upper
+}
+
+/// Makes a table of ranges of IPv4 addresses, the first of which begins at 0, with about as many elements
+/// as ranges. Returns the number of its first line, and the bits of its index.
+fn table(ranges: &[Range], lines: &mut Vec<Line>) -> (u32, u32) {
+    let bits = ranges.len().ilog2().clamp(BITS_LEAST, BITS_MOST);
+    let (mut ways, mut at) = (Vec::new(), 0);
+    for index in 0..1_u64 << bits {
+        let (first, behind) = (index << (32 - bits), (index + 1) << (32 - bits));
+        let mut part = vec![(first, ranges[at].1)];
+        while let Some(&(bound, end)) = ranges.get(at + 1).filter(|next| next.0 < behind) {
+            if bound == first {
+                part.pop();
+            }
+            part.push((bound, end));
+            at += 1;
+        }
+        ways.push(match part[..] {
+            [(_, end)] => end,
+            _ => {
+                let root = root(&part, lines);
+                lines.push(root);
+                lines.len() as u32 - 1
+            }
+        });
+    }
+    let number = lines.len() as u32;
+    lines.extend(ways.chunks(WAYS).map(guard::table_line));
+    (number, bits)
 }
 
 /// Makes a tree of ranges, the first of which begins at 0. Returns the number of its first root.

@@ -10,6 +10,7 @@ use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, IDS, LAYOUT, REASONS, ROUTES, SLOTS4, Settings,
     WIDE_DEFAULT,
 };
+use rlvs_datapath::stage::Stage;
 use rlvs_datapath::state::State;
 
 use super::error::Error;
@@ -105,12 +106,12 @@ pub(super) fn load(unfinished: &Unfinished, sizes: Sizes, bodies: &[Body]) -> Re
 /// # Errors
 /// As [`load`].
 pub(super) fn ensure_body(folder: &Folder, body: Body) -> Result<(), Error> {
-    if folder.path(pin_name(body)).exists() {
+    if folder.path(body.pin()).exists() {
         return Ok(());
     }
-    let groups = stages::groups(folder)?;
+    let stages = stages::present(folder)?;
     let mut bpf = reopen(folder)?;
-    tell(&stages::load(&mut bpf, &[body], &groups, &[])?);
+    tell(&stages::load(&mut bpf, &[body], &stages, &[])?);
     pin(&mut bpf, folder, body)
 }
 
@@ -120,8 +121,20 @@ pub(super) fn ensure_body(folder: &Folder, body: Body) -> Result<(), Error> {
 /// # Errors
 /// As [`load`].
 pub(super) fn ensure_group(group: Group) -> Result<(), Error> {
+    ensure(&group.stages().collect::<Vec<_>>())
+}
+
+/// As [`ensure_group`] the stages that every service of an IP version (4 or 6) needs.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn ensure_family(family: u8) -> Result<(), Error> {
+    ensure(&stages::of_family(family).collect::<Vec<_>>())
+}
+
+fn ensure(stages: &[Stage]) -> Result<(), Error> {
     let Some(folder) = pins::open()? else { return Err(Error::NotAttached) };
-    stages::ensure(&folder, group, || reopen(&folder)).map(|refused| tell(&refused))
+    stages::ensure(&folder, stages, || reopen(&folder)).map(|refused| tell(&refused))
 }
 
 /// Opens the object over the maps of a folder.
@@ -143,17 +156,10 @@ fn tell(refused: &[String]) {
     }
 }
 
-const fn pin_name(body: Body) -> &'static str {
-    match body {
-        Body::Xdp => XDP,
-        Body::Tc => TC,
-    }
-}
-
 /// Pins the program of a body that hangs on interfaces; those that it hands on to stay as long as the
 /// pinned maps that name them.
 fn pin(bpf: &mut Ebpf, folder: &Folder, body: Body) -> Result<(), Error> {
-    let path = folder.path(pin_name(body));
+    let path = folder.path(body.pin());
     match body {
         Body::Xdp => program::<&mut Xdp>(bpf, body.program())?.pin(path),
         Body::Tc => program::<&mut SchedClassifier>(bpf, body.program())?.pin(path),

@@ -187,7 +187,7 @@ struct Shadow {
 impl Shadow {
     /// Loads what the folder has for TC, and copies what is in its maps.
     fn new(folder: &Folder, live: Settings, is_v4: bool) -> Result<Self, Error> {
-        let groups = stages::groups(folder)?;
+        let present = stages::present(folder)?;
         // The other family's connections are not asked for: two places stand for them.
         let settings = match is_v4 {
             true => Settings { connections6_mask: 1, ..live },
@@ -207,7 +207,7 @@ impl Shadow {
         };
         shadow(&bpf)?;
         // What this kernel does not take is not in the live object either.
-        stages::load_for_packets(&mut bpf, &groups, is_v4)?;
+        stages::load_for_packets(&mut bpf, &present, if is_v4 { 4 } else { 6 })?;
         Ok(Self { bpf, settings })
     }
 

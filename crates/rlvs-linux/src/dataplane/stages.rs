@@ -1,7 +1,8 @@
 //! The programs of a body: the one that hangs on interfaces and those that it hands on to.
 //!
 //! Verifying them is what takes time. So they are given to the kernel by several threads at once, and
-//! those that few tables need, a [`Group`] at a time, when a table first needs them.
+//! the stages when a table first needs them: a [`Group`] at a time, or what services of one IP version
+//! need ([`of_family`]).
 
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +15,7 @@ pub use rlvs_datapath::stage::Group;
 use rlvs_datapath::stage::Stage;
 
 use super::error::Error;
-use super::load::{load_error, program_error};
+use super::load::{self, load_error, program_error};
 use super::maps::reason;
 use super::pins::{self, Folder};
 use super::sys;
@@ -41,12 +42,11 @@ impl Body {
         }
     }
 
-    /// Returns the groups that are loaded with it. What XDP has no stage for goes on to TC.
-    #[must_use]
-    pub const fn groups(self) -> &'static [Group] {
+    /// Returns the name of that program's pin.
+    pub(super) const fn pin(self) -> &'static str {
         match self {
-            Self::Xdp => &[Group::Ordinary],
-            Self::Tc => &[Group::Ordinary, Group::Unusual],
+            Self::Xdp => load::XDP,
+            Self::Tc => load::TC,
         }
     }
 
@@ -62,42 +62,51 @@ impl Body {
     }
 }
 
-/// Gives the kernel the programs of bodies with the stages that each has from the begin and those of some
-/// groups, and `others` besides, and connects them. Returns the programs that it did not take and that packets do without: Linux 6.1
-/// counts more stack than later ones.
+/// Returns the stages that every service of an IP version (4 or 6) needs.
+pub fn of_family(family: u8) -> impl Iterator<Item = Stage> {
+    [Group::Ordinary, Group::Unusual]
+        .into_iter()
+        .flat_map(Group::stages)
+        .filter(move |stage| is_for(*stage, family))
+}
+
+/// Returns whether packets of an IP version may need a stage.
+fn is_for(stage: Stage, family: u8) -> bool {
+    let other = if family == 4 { '6' } else { '4' };
+    !stage.name().ends_with(other)
+}
+
+/// Gives the kernel the programs of bodies with some stages, and `others` besides, and connects them.
+/// Returns the programs that it did not take and that packets do without: Linux 6.1 counts more stack
+/// than later ones.
 ///
 /// # Errors
 /// A missing capability, or what the kernel did not take.
 pub fn load(
     bpf: &mut Ebpf,
     bodies: &[Body],
-    groups: &[Group],
+    stages: &[Stage],
     others: &[&str],
 ) -> Result<Vec<String>, Error> {
-    let mut stages = Vec::new();
-    for &body in bodies {
-        let mut all = body.groups().to_vec();
-        all.extend(groups.iter().filter(|group| !body.groups().contains(group)));
-        stages.extend(all.into_iter().flat_map(Group::stages).map(|stage| (body, stage)));
-    }
+    let stages: Vec<_> =
+        bodies.iter().flat_map(|&body| stages.iter().map(move |&stage| (body, stage))).collect();
     let mut names: Vec<String> = bodies.iter().map(|body| body.program().to_owned()).collect();
     names.extend(others.iter().map(|&name| name.to_owned()));
     load_programs(bpf, &names).map_or(Ok(()), Err)?;
     load_stages(bpf, &stages)
 }
 
-/// Gives the kernel the first TC program with the stages that packets of one family without unusual
-/// headers may need of these groups, and connects them.
+/// Gives the kernel the first TC program with those of some stages that packets of one IP version
+/// without unusual headers may need, and connects them.
 ///
 /// # Errors
 /// As [`load`].
-pub(super) fn load_for_packets(bpf: &mut Ebpf, groups: &[Group], is_v4: bool) -> Result<(), Error> {
-    let other = if is_v4 { '6' } else { '4' };
-    let groups = groups.iter().filter(|group| !matches!(group, Group::Unusual | Group::Tunnels));
-    let stages: Vec<_> = groups
-        .flat_map(|group| group.stages())
-        .filter(|stage| !stage.name().ends_with(other))
-        .map(|stage| (Body::Tc, stage))
+pub(super) fn load_for_packets(bpf: &mut Ebpf, stages: &[Stage], family: u8) -> Result<(), Error> {
+    let stages: Vec<_> = stages
+        .iter()
+        .filter(|stage| !matches!(stage.group(), Group::Unusual | Group::Tunnels))
+        .filter(|stage| is_for(**stage, family))
+        .map(|&stage| (Body::Tc, stage))
         .collect();
     load_program(bpf, Body::Tc.program())?;
     load_stages(bpf, &stages).map(|_| ())
@@ -120,41 +129,36 @@ pub fn is_loaded(bpf: &Ebpf, body: Body, group: Group) -> bool {
     group.stages().all(has)
 }
 
-/// Gives the kernel what is not there yet of a group, for the bodies that are, in a folder of pins.
+/// Gives the kernel those of some stages that are not there yet, for the bodies that are, in a folder
+/// of pins.
 ///
 /// # Errors
 /// As [`load`].
 pub(super) fn ensure(
     folder: &Folder,
-    group: Group,
+    stages: &[Stage],
     open: impl FnOnce() -> Result<Ebpf, Error>,
 ) -> Result<Vec<String>, Error> {
     let mut missing = Vec::new();
-    for body in Body::ALL {
-        if has(folder, body, Stage::Rest4)? {
-            for stage in group.stages() {
-                if !has(folder, body, stage)? {
-                    missing.push((body, stage));
-                }
+    for body in Body::ALL.into_iter().filter(|body| folder.path(body.pin()).exists()) {
+        for &stage in stages {
+            if !has(folder, body, stage)? {
+                missing.push((body, stage));
             }
         }
     }
     if missing.is_empty() { Ok(Vec::new()) } else { load_stages(&mut open()?, &missing) }
 }
 
-/// Returns the groups that a body of a folder of pins has.
-pub(super) fn groups(folder: &Folder) -> Result<Vec<Group>, Error> {
-    let mut groups = Vec::new();
-    for group in Group::ALL {
-        for (body, stage) in
-            Body::ALL.into_iter().flat_map(|body| group.stages().map(move |stage| (body, stage)))
-        {
-            if !groups.contains(&group) && has(folder, body, stage)? {
-                groups.push(group);
-            }
+/// Returns the stages that a body of a folder of pins has.
+pub(super) fn present(folder: &Folder) -> Result<Vec<Stage>, Error> {
+    let mut stages = Vec::new();
+    for &stage in Stage::ALL {
+        if has(folder, Body::Xdp, stage)? || has(folder, Body::Tc, stage)? {
+            stages.push(stage);
         }
     }
-    Ok(groups)
+    Ok(stages)
 }
 
 fn has(folder: &Folder, body: Body, stage: Stage) -> Result<bool, Error> {
@@ -192,14 +196,18 @@ fn load_programs(bpf: &mut Ebpf, names: &[String]) -> Option<Error> {
     load_all(bpf, names).into_iter().next().map(|(_, error)| error)
 }
 
-/// Gives the kernel programs by as many threads as there are processors. Returns those that it refused.
+/// Gives the kernel programs by as many threads as there are processors, those of TC first: they are the
+/// longer ones, and no thread is to wait for the other's last. Returns those that it refused.
 fn load_all(bpf: &mut Ebpf, names: &[String]) -> Vec<(String, Error)> {
     let mut refused: Vec<_> = names
         .iter()
         .filter(|name| bpf.program(name).is_none())
         .map(|name| (name.clone(), missing(name)))
         .collect();
-    let queue = Mutex::new(bpf.programs_mut().filter(|(name, _)| names.iter().any(|n| n == name)));
+    let mut programs: Vec<_> =
+        bpf.programs_mut().filter(|(name, _)| names.iter().any(|n| n == name)).collect();
+    programs.sort_by_key(|(name, _)| *name);
+    let queue = Mutex::new(programs.into_iter());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
         let mut refused = Vec::new();

@@ -17,6 +17,7 @@ mod retire;
 mod ring;
 mod shown;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::atomic::Ordering;
@@ -60,6 +61,8 @@ pub struct BpfTable {
     _lock: Flock<File>,
     /// Every service, live or retired.
     services: BTreeMap<ServiceId, u32>,
+    /// A bit for each IP version whose stages are known to be there.
+    families: Cell<u8>,
     /// Every destination by its service, in the list or retired.
     destinations: BTreeMap<(u32, DestinationId), u32>,
     /// Reply endpoints in use, with the number of destinations that use each.
@@ -134,6 +137,7 @@ impl BpfTable {
             ways: Ways::default(),
             guards: None,
             services: BTreeMap::new(),
+            families: Cell::default(),
             destinations: BTreeMap::new(),
             replies: BTreeMap::new(),
             ring_cursor: 0,
@@ -365,9 +369,7 @@ impl Table for BpfTable {
         if associates(&record) {
             load::ensure_group(Group::Associations)?;
         }
-        if self.services.is_empty() {
-            load::ensure_group(Group::Unusual)?;
-        }
+        self.ensure_family(record.family)?;
         self.unsettled(id);
         if remembered.is_some() {
             let known: Vec<u32> =

@@ -151,7 +151,7 @@ impl Report {
         let Spread { median, least, most } = self.load_ms;
         let mark = if median <= LOAD_MS_MUST { "ok" } else { "MISSED" };
         println!(
-            "loading for a native interface (XDP and TC): {median:.0} ms ({least:.0}..{most:.0}), must \
+            "loading for a native interface and a service (XDP and TC): {median:.0} ms ({least:.0}..{most:.0}), must \
              {LOAD_MS_MUST:.0}  {mark}\n"
         );
         for capacity in &self.capacity {

@@ -51,6 +51,18 @@ impl BpfTable {
         load::ensure_group(Group::Special)
     }
 
+    /// Loads what every service of an IP version (4 or 6) needs, if this is the first of it.
+    pub(super) fn ensure_family(&self, family: u8) -> Result<(), crate::dataplane::Error> {
+        if self.families.get() & 1 << family != 0 {
+            return Ok(());
+        }
+        if !self.services.values().any(|&id| self.service_record(id).family == family) {
+            load::ensure_family(family)?;
+        }
+        self.families.set(self.families.get() | 1 << family);
+        Ok(())
+    }
+
     /// Marks a service by where its destinations are, and its neighbours if one is this host: they may
     /// be directors too.
     pub(super) fn mark_places(&self, service: u32) -> Result<(), crate::dataplane::Error> {
@@ -125,6 +137,8 @@ impl BpfTable {
             }
             ForwardingMethod::Tunnel(tunnel) => {
                 load::ensure_group(Group::Tunnels)?;
+                // Errors about the outer packets come by its IP version.
+                self.ensure_family(if to.id.address.is_ipv4() { 4 } else { 6 })?;
                 let (source, target) = (self.ways.source(to.id.address), to.id.address);
                 let headers = records::tunnel(tunnel, owner.family, source, target);
                 self.maps.tunnels.update(id, &headers)?;
