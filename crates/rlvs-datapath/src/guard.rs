@@ -290,10 +290,18 @@ impl<'a, T: Tables> Context<'a, T> {
             return answer as u32;
         }
         let judged = self.tables.consult(high, low, service);
-        if judged != LIMITED {
+        let is_thinned = judged == DONE && self.settings.drop_rate != 0;
+        if judged != LIMITED && !is_thinned {
             return self.note_telling(row, judged);
         }
+        // Taken from what may be opened once, before the search.
         if self.is_searched_for(packet, service) {
+            return DONE;
+        }
+        if self.thins(row) {
+            return self.note_telling(row, Reason::Thinned as u32);
+        }
+        if judged == DONE {
             return DONE;
         }
         for (word, value) in
@@ -328,9 +336,6 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(always)]
     pub fn judge(&self, high: u64, low: u64, service: u32) -> u32 {
         let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };
-        if self.thins(row) {
-            return Reason::Thinned as u32;
-        }
         if record.flags & service_flag::GUARDED == 0 {
             return DONE;
         }
