@@ -215,8 +215,9 @@ fn what_is_not_forwarded_has_a_reason() {
     assert_eq!(value["becomes"]["icmp"], serde_json::json!({"type": 3, "code": 3}), "{value:#}");
     // No way to the server.
     stage.ipvsadm(&format!("-a -t {empty} -r 198.51.100.7:80 -m")).ok();
-    let value = refused(&stage, empty, "dropped", "local");
+    let value = refused(&stage, empty, "answered", "unreachable");
     assert!(says(&value, "there is no route to the server"), "{value:#}");
+    assert_eq!(value["becomes"]["icmp"], serde_json::json!({"type": 3, "code": 1}), "{value:#}");
     assert_eq!(value["chosen"]["address"], "198.51.100.7", "{value:#}");
     // Other protocols, each by its own service.
     for (proto, option) in [("udp", "-u"), ("sctp", "--sctp-service")] {

@@ -479,8 +479,9 @@ fn as_master(variant: &Variant) {
     let last = wire.adverts().iter().rfind(ours).unwrap().time;
     assert_takes("keepalived's patience", taken - last, variant.master_down(100));
     wire.wait_advert(THEIRS, 100, taken);
-    handle.signal(Signal::SIGCONT).unwrap();
+    // Before, for it may run on before this thread does.
     let thawed = now();
+    handle.signal(Signal::SIGCONT).unwrap();
     wire.wait_log(&log, "took over while this process did not run");
     let spoken = wire.wait_advert(OURS, 200, thawed);
     assert_takes("our patience", spoken - thawed, variant.master_down(200));

@@ -104,7 +104,10 @@ pub fn load(
 pub(super) fn load_for_packets(bpf: &mut Ebpf, stages: &[Stage], family: u8) -> Result<(), Error> {
     let stages: Vec<_> = stages
         .iter()
-        .filter(|stage| !matches!(stage.group(), Group::Unusual | Group::Tunnels))
+        .filter(|stage| {
+            matches!(stage, Stage::Lost4 | Stage::Lost6)
+                || !matches!(stage.group(), Group::Unusual | Group::Tunnels)
+        })
         .filter(|stage| is_for(**stage, family))
         .map(|&stage| (Body::Tc, stage))
         .collect();

@@ -73,10 +73,10 @@ impl Scene {
             && !self.no_way;
         let is_error = self.becomes.as_ref().is_some_and(|becomes| becomes.icmp.is_some());
         match self.answer.outcome {
+            Outcome::Sent if is_error => Verdict::Answered,
             _ if is_local => Verdict::Local,
             // The stack has no way for it either.
             _ if self.no_way => Verdict::Dropped,
-            Outcome::Sent if is_error => Verdict::Answered,
             Outcome::Sent => Verdict::Forwarded,
             Outcome::Passed => Verdict::Passed,
             Outcome::Dropped => Verdict::Dropped,
