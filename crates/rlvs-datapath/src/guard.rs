@@ -331,8 +331,8 @@ impl<'a, T: Tables> Context<'a, T> {
         if answer == DONE { DONE } else { answer & !TOLD }
     }
 
-    /// Decides by the lists alone whether an address, in two words, may open a connection: [`DONE`], the
-    /// number of a reason with [`TOLD`], or [`LIMITED`].
+    /// Decides by the lists alone whether an address, in two words, may open a connection: `DONE`, the
+    /// number of a reason with `TOLD`, or `LIMITED`.
     #[inline(always)]
     pub fn judge(&self, high: u64, low: u64, service: u32) -> u32 {
         let Some(record) = self.tables.service(service) else { return Reason::Inconsistent as u32 };

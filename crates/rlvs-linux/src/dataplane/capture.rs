@@ -23,7 +23,7 @@ use rlvs_datapath::reason::Reason;
 use super::attach::{self, KIND_TC, KIND_XDP};
 use super::clsact;
 use super::error::Error;
-use super::load::{OUT, TC, XDP, load_error};
+use super::load::{self, OUT, TC, XDP, load_error};
 use super::local::KIND_OUT;
 use super::pins::{self, Folder};
 use super::{stages, sys};
@@ -236,7 +236,7 @@ impl Capture {
         let links = chosen(&folder, interfaces)?;
         let mut bpf = EbpfLoader::new()
             .map_pin_path("reasons", folder.path("reasons"))
-            .load(OBJECT)
+            .load(&load::object_of("capture.bpf.o", OBJECT)?)
             .map_err(|error| load_error("the maps of the capture", &error))?;
         let ring = bpf.take_map("taken").ok_or_else(|| stages::missing("taken"))?;
         let ring = RingBuf::try_from(ring).map_err(|error| load_error("its ring", &error))?;

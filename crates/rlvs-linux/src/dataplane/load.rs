@@ -1,5 +1,6 @@
 //! Makes the maps and programs of a network namespace and pins them.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::PathBuf;
 
@@ -167,11 +168,16 @@ fn pin(bpf: &mut Ebpf, folder: &Folder, body: Body) -> Result<(), Error> {
     .map_err(|error| load_error(body.program(), &error))
 }
 
-pub(super) fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
+pub(super) fn object() -> Result<Cow<'static, [u8]>, Error> {
+    object_of("rlvs.bpf.o", OBJECT)
+}
+
+/// Returns an object: the one built in, or that of the folder which a test of rebuilt ones names.
+pub(super) fn object_of(name: &str, built_in: &'static [u8]) -> Result<Cow<'static, [u8]>, Error> {
     match std::env::var_os(OBJECT_FOLDER) {
-        None => Ok(OBJECT.into()),
+        None => Ok(built_in.into()),
         Some(folder) => {
-            let path = PathBuf::from(folder).join("rlvs.bpf.o");
+            let path = PathBuf::from(folder).join(name);
             let bytes =
                 fs::read(&path).map_err(Error::io(format!("reading {}", path.display())))?;
             Ok(bytes.into())
