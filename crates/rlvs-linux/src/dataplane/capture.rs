@@ -33,7 +33,8 @@ use crate::route::Rtnetlink;
 #[path = "../../../rlvs-ebpf/src/taken.rs"]
 mod taken;
 
-pub use taken::{FRAME_MAX, Head, Wanted};
+use taken::Head;
+pub use taken::{FRAME_MAX, Wanted};
 
 /// The programs, compiled to BPF; kept beside their source.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../rlvs-ebpf/object/capture.bpf.o");

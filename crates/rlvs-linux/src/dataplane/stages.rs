@@ -100,7 +100,7 @@ pub fn load(
 /// without unusual headers may need, and connects them.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load()`].
 pub(super) fn load_for_packets(bpf: &mut Ebpf, stages: &[Stage], family: u8) -> Result<(), Error> {
     let stages: Vec<_> = stages
         .iter()
@@ -119,7 +119,7 @@ pub(super) fn load_for_packets(bpf: &mut Ebpf, stages: &[Stage], family: u8) -> 
 /// not take.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load()`].
 pub fn load_group(bpf: &mut Ebpf, body: Body, group: Group) -> Result<Vec<String>, Error> {
     let stages: Vec<_> = group.stages().map(|stage| (body, stage)).collect();
     load_stages(bpf, &stages)
@@ -136,7 +136,7 @@ pub fn is_loaded(bpf: &Ebpf, body: Body, group: Group) -> bool {
 /// of pins.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load()`].
 pub(super) fn ensure(
     folder: &Folder,
     stages: &[Stage],
@@ -235,7 +235,7 @@ fn load_all(bpf: &mut Ebpf, names: &[String]) -> Vec<(String, Error)> {
 /// Gives the kernel one program.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load()`].
 pub fn load_program(bpf: &mut Ebpf, name: &str) -> Result<(), Error> {
     let program = bpf.program_mut(name).ok_or_else(|| missing(name))?;
     load_one(name, program)
@@ -253,7 +253,7 @@ fn load_one(name: &str, program: &mut Program) -> Result<(), Error> {
 /// Tells the first program of a body where the loaded programs of all its stages are.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load()`].
 pub fn connect_all(bpf: &mut Ebpf, body: Body) -> Result<(), Error> {
     let stages: Vec<_> = Stage::ALL.iter().map(|&stage| (body, stage)).collect();
     connect(bpf, &stages)
