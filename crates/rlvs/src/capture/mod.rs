@@ -1,7 +1,7 @@
 //! `rlvs capture`: packets as the balancer had them: what came, what went, what was decided and why.
 //!
-//! What the balancer sends by XDP no tcpdump on this host sees. [`show`] puts a packet into a line,
-//! [`file`] into a file that Wireshark reads; the looking itself is
+//! What the balancer sends by XDP no tcpdump on this host sees. `show` puts a packet into a line,
+//! `file` into a file that Wireshark reads; the looking itself is
 //! [`rlvs_linux::dataplane::capture`].
 
 mod file;
