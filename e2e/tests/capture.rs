@@ -208,3 +208,24 @@ fn a_capture_that_is_killed_harms_nothing_and_is_tidied_up() {
         said.unwrap()
     });
 }
+
+#[test]
+fn a_capture_that_cannot_begin_leaves_things_as_they_were() {
+    let (stage, vip) = echo_stage(Wiring::Tuned);
+    let before = programs(&stage);
+    let pin = |from: &str, to: &str| {
+        let rename = || {
+            let folder = rlvs_linux::dataplane::pins::open().unwrap().unwrap();
+            std::fs::rename(folder.path(from), folder.path(to)).unwrap();
+        };
+        stage.lab.director().run(rename).unwrap();
+    };
+    // XDP has its program on the links already when that of TC is missed.
+    pin("program_tc", "elsewhere");
+    let said = stage.rlvs(&["capture", "--seconds", "1"]);
+    assert!(said.status != Some(0) && said.errors.contains("what the capture calls"), "{said:?}");
+    assert_eq!(programs(&stage), before);
+    pin("elsewhere", "program_tc");
+    visit(&stage, vip);
+    Running::begin(&stage, &["--json"]).end();
+}

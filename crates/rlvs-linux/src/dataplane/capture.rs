@@ -231,10 +231,8 @@ impl Capture {
     /// Nothing is attached, another capture runs, no such interface, a missing capability.
     pub fn begin(wanted: &Wanted, interfaces: &[String]) -> Result<Self, Error> {
         let folder = pins::open()?.ok_or(Error::NotAttached)?;
-        let _lock = folder.lock()?;
-        let live = live(&folder)?.ok_or(Error::Capturing)?;
-        give_back(&folder)?;
         let links = chosen(&folder, interfaces)?;
+        let unseen = names(&clsact::interfaces(&folder)?)?;
         let mut bpf = EbpfLoader::new()
             .map_pin_path("reasons", folder.path("reasons"))
             .load(&load::object_of("capture.bpf.o", OBJECT)?)
@@ -242,18 +240,28 @@ impl Capture {
         let ring = bpf.take_map("taken").ok_or_else(|| stages::missing("taken"))?;
         let ring = RingBuf::try_from(ring).map_err(|error| load_error("its ring", &error))?;
         sys::update(map(&bpf, "wanted")?, 0, wanted).map_err(Error::io("saying what is wanted"))?;
-        let unseen = clsact::interfaces(&folder)?;
-        let mut capture = Self { folder, _live: live, bpf, ring, unseen: names(&unseen)? };
+        let lock = folder.lock()?;
+        let live = live(&folder)?.ok_or(Error::Capturing)?;
+        let mut capture = Self { folder, _live: live, bpf, ring, unseen };
+        let hung = capture.hang_all(&links);
+        // What is dropped now takes the lock itself.
+        drop(lock);
+        hung.map(|()| capture)
+    }
+
+    /// Hangs the programs on links, after those that a killed capture has left there are off.
+    fn hang_all(&mut self, links: &[(Place, String)]) -> Result<(), Error> {
+        give_back(&self.folder)?;
         for place in Place::ALL {
             let links: Vec<_> = links.iter().filter(|(of, _)| *of == place).collect();
             if !links.is_empty() {
-                capture.prepare(place)?;
+                self.prepare(place)?;
             }
             for (_, link) in links {
-                hang(&capture.folder, place, link, capture.bpf.program_mut(place.program()))?;
+                hang(&self.folder, place, link, self.bpf.program_mut(place.program()))?;
             }
         }
-        Ok(capture)
+        Ok(())
     }
 
     /// Loads the program of a place, and tells it what to call.
@@ -261,10 +269,8 @@ impl Capture {
         let failed = |error: &dyn std::error::Error| load_error("what the capture calls", error);
         stages::load_program(&mut self.bpf, place.program())?;
         let path = self.folder.path(place.pinned());
-        let entry =
-            self.bpf.map_mut(place.entry()).ok_or_else(|| stages::missing(place.entry()))?;
-        entry.pin(self.folder.path(&pin_name(place))).map_err(|error| failed(&error))?;
-        let mut entry = ProgramArray::try_from(entry).map_err(|error| failed(&error))?;
+        let map = self.bpf.map_mut(place.entry()).ok_or_else(|| stages::missing(place.entry()))?;
+        let mut entry = ProgramArray::try_from(&mut *map).map_err(|error| failed(&error))?;
         match place {
             Place::Xdp => {
                 let program = Xdp::from_pin(path, XdpAttachType::Interface);
@@ -276,7 +282,9 @@ impl Capture {
                 entry.set(0, program.fd().map_err(|error| failed(&error))?, 0)
             }
         }
-        .map_err(|error| failed(&error))
+        .map_err(|error| failed(&error))?;
+        // From now on links of this place are given back.
+        map.pin(self.folder.path(&pin_name(place))).map_err(|error| failed(&error))
     }
 
     /// Returns the next packet that has been written down.
