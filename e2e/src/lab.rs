@@ -388,3 +388,47 @@ impl Random {
         bytes
     }
 }
+
+/// A folder of objects that are others to the loader, although they do the same: a byte follows their
+/// end.
+#[derive(Debug)]
+pub struct OtherObjects {
+    folder: PathBuf,
+    program: PathBuf,
+}
+
+impl OtherObjects {
+    /// Makes them for a program, in a folder of this name.
+    ///
+    /// # Panics
+    /// If they cannot be written.
+    pub fn new(role: &str, program: &str) -> Self {
+        let name = format!("rlvs-e2e-{}-{role}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir(&folder).expect("a folder of its own");
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/rlvs-ebpf/object");
+        for name in ["rlvs.bpf.o", "capture.bpf.o"] {
+            let mut object = std::fs::read(built.join(name)).expect("an object");
+            object.push(0);
+            std::fs::write(folder.join(name), object).expect("a copy");
+        }
+        Self { folder, program: PathBuf::from(program) }
+    }
+
+    /// Runs the program with these objects.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn rlvs(&self, namespace: &Namespace, words: &[&str]) -> Said {
+        let mut command = Command::new(&self.program);
+        command.args(words).env("RLVS_BPF_OBJECT_DIR", &self.folder).stdin(Stdio::null());
+        inside(namespace, &mut command);
+        command.output().expect("the program").into()
+    }
+}
+
+impl Drop for OtherObjects {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.folder).ok();
+    }
+}

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::maps::MapData;
-use e2e::lab::{Method, Stage, run, tool};
+use e2e::lab::{Method, OtherObjects, Stage, run, tool};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use rlvs::lab::topology::{HTTP_PORT, VIPS, Wiring};
 use rlvs_datapath::abi::AllCounts;
@@ -265,6 +265,10 @@ fn faults_of_native_xdp_and_of_a_small_table_are_found() {
     ];
     faults.iter().for_each(|fault| (fault.make)(&stage));
     assert_found(&stage, &faults);
+    OtherObjects::new("doctor", PROGRAM).rlvs(stage.lab.director(), &["upgrade"]).ok();
+    let (found, said) = doctor(&stage);
+    let version = ("version".to_owned(), "the attached programs".to_owned());
+    assert!(found.contains(&version), "{said}");
 
     stage.rlvs(&["detach"]).ok();
     let said = stage.rlvs(&["attach", "--mode", "generic"]).ok();

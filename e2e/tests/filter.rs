@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 
-use e2e::lab::{Method, Stage, connect, run, tcp_server, tool, wait_for};
+use e2e::lab::{Method, OtherObjects, Stage, connect, run, tcp_server, tool, wait_for};
 use rlvs::lab::topology::{DIRECTOR, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options, TcHook};
@@ -56,6 +56,7 @@ fn names_answering(stage: &Stage, method: Method, vip: usize) -> Vec<String> {
 
 #[test]
 fn connections_pass_by_the_filter_and_detaching_leaves_nothing() {
+    let others = OtherObjects::new("filter", PROGRAM);
     for (wiring, mode) in [(Wiring::Plain, Mode::Tc), (Wiring::Tuned, Mode::Native)] {
         let stage = Stage::bare(wiring, PROGRAM);
         let director = stage.lab.director();
@@ -75,6 +76,18 @@ fn connections_pass_by_the_filter_and_detaching_leaves_nothing() {
         }
         let status = stage.rlvs(&["status"]).ok();
         assert!(status.contains(&format!("interface     eth0: {} (", mode.name())), "{status}");
+        // Another version's programs take the filters over.
+        let before = filters(director);
+        let said = others.rlvs(director, &["upgrade"]).ok();
+        assert!(said.contains(": runs this version's programs from now on\n"), "{said}");
+        assert_eq!(ours(director), 1);
+        assert_ne!(filters(director), before);
+        let of_another = others.rlvs(director, &["status"]).ok();
+        for line in status.lines().filter(|line| line.starts_with("interface")) {
+            assert!(of_another.lines().any(|other| other == line), "{line}: {of_another}");
+        }
+        let target = SocketAddr::new(VIPS[0].of(Family::V4), PORT);
+        stage.as_client(|| drop(connect(target).unwrap()));
         stage.rlvs(&["detach"]).ok();
         assert_eq!((filters(director), has_qdisc(director)), (String::new(), false));
     }

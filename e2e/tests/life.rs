@@ -13,8 +13,8 @@ use aya::programs::tc::TcAttachType;
 use aya::programs::{ProgramInfo, SchedClassifier, loaded_programs};
 use e2e::bpf::map_ids;
 use e2e::lab::{
-    Method, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool, udp_client, udp_server,
-    wait_for, wait_until,
+    Method, OtherObjects, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool,
+    udp_client, udp_server, wait_for, wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -86,7 +86,7 @@ fn pinned(namespace: &Namespace) -> (BTreeSet<u32>, BTreeSet<u32>) {
             for name in folder.names().unwrap() {
                 if name.starts_with("program_") {
                     programs.insert(ProgramInfo::from_pin(folder.path(&name)).unwrap().id());
-                } else if !name.starts_with(pins::LINK) {
+                } else if name != "object" && !name.starts_with(pins::LINK) {
                     maps.insert(MapInfo::from_pin(folder.path(&name)).unwrap().id());
                 }
             }
@@ -288,6 +288,7 @@ fn uninstalling_leaves_nothing_in_any_namespace() {
         mkdir -p /run/rlvs/vrrp /run/rlvs/lab
         echo >/run/rlvs/vrrp/1-eth0-4-51
         echo >/run/rlvs/lab/lock
+        "$1" upgrade --all | sed 's/namespace [0-9]*:/namespace N:/' | sort
         "$1" uninstall
         test ! -e /run/rlvs
         ! grep /run/rlvs /proc/mounts
@@ -307,9 +308,94 @@ fn uninstalling_leaves_nothing_in_any_namespace() {
         "#,
     );
     let text = said.clone().ok();
-    assert!(text.contains("\n2\nrlvs: removed 2 data plane(s) and /run/rlvs/bpf\n"), "{said:?}");
+    let upgraded = "rlvs: network namespace N: runs this version's programs\n\
+                    rlvs: this network namespace: runs this version's programs\n";
+    assert!(text.contains(upgraded), "{said:?}");
+    assert!(
+        text.contains("programs\nrlvs: removed 2 data plane(s) and /run/rlvs/bpf\n"),
+        "{said:?}"
+    );
     assert_eq!(text.matches("not attached").count(), 2, "{said:?}");
     assert!(text.ends_with("rlvs: removed 0 data plane(s) and /run/rlvs/bpf\n"), "{said:?}");
+}
+
+/// Returns the numbers of the maps that are the programs' own, and of the programs.
+fn programs(namespace: &Namespace) -> (BTreeSet<u32>, BTreeSet<u32>) {
+    let stages = || {
+        let folder = pins::open().unwrap().unwrap();
+        let id = |name| MapInfo::from_pin(folder.path(name)).unwrap().id();
+        ["stages_xdp", "stages_tc"].map(id)
+    };
+    (BTreeSet::from(namespace.run(stages).unwrap()), pinned(namespace).1)
+}
+
+#[test]
+fn programs_are_exchanged_under_load_and_no_connection_notices() {
+    let (Some(wrk), Some(_)) = (tool("wrk"), tool("nginx")) else { return };
+    let stage = Stage::attached(Wiring::Tuned, PROGRAM);
+    stage.ipvsadm("--set 900 2 2").ok();
+    let target = SocketAddr::new(VIPS[0].of(Family::V4), 80);
+    stage.serve("-t", target, Method::Nat, 80);
+    let echo = SocketAddr::new(VIPS[1].of(Family::V4), 7);
+    for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+        tcp_server(namespace, 7, Some(server.title));
+        udp_server(namespace, echo, "");
+    }
+    stage.serve("-t", echo, Method::Direct, 7);
+    stage.serve("-u", echo, Method::Direct, 7);
+    let director = stage.lab.director();
+    let others = OtherObjects::new("exchanged", PROGRAM);
+    let mut held: Vec<_> = stage.as_client(|| (0..8).map(|_| connect(echo).unwrap()).collect());
+    let mut command = Command::new(wrk);
+    command.args(["-t1", "-c8", "-d120s", "-H", "Connection: close"]);
+    command.arg(format!("http://{target}/")).stdin(Stdio::null()).stdout(Stdio::piped());
+    inside(stage.lab.client(), &mut command);
+    let mut load = command.spawn().unwrap();
+    let saved = stage.ipvsadm("-S -n").ok();
+    // There and back: by the command, and by one that only adds what needs a stage more.
+    for turn in ["there", "back"] {
+        let before = programs(director);
+        if turn == "there" {
+            let said = others.rlvs(director, &["upgrade"]).ok();
+            assert!(said.contains(": runs this version's programs from now on\n"), "{said}");
+            assert!(!others.rlvs(director, &["upgrade"]).ok().contains("from now on"));
+        } else {
+            stage.ipvsadm("-A -f 7 -s rr -p 60").ok();
+            stage.ipvsadm("-D -f 7").ok();
+        }
+        let after = programs(director);
+        assert!(before.0.is_disjoint(&after.0) && before.1.is_disjoint(&after.1), "{turn}");
+        wait_until("what the others had", &Vec::new(), || left(&before));
+        for connection in &mut held {
+            connection.stream.write_all(turn.as_bytes()).unwrap();
+            let mut said = vec![0; turn.len()];
+            std::io::Read::read_exact(&mut connection.stream, &mut said).unwrap();
+            assert_eq!(said, turn.as_bytes());
+        }
+    }
+    assert_eq!(load.try_wait().unwrap(), None, "the load ended before the last exchange");
+    kill(Pid::from_raw(load.id() as i32), Signal::SIGINT).unwrap();
+    let said = Said::from(load.wait_with_output().unwrap()).ok();
+    assert!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
+    assert_eq!(stage.ipvsadm("-S -n").ok(), saved);
+    the_sweep_runs(&stage, echo);
+}
+
+/// Two datagrams make connections of two seconds, which vanish.
+fn the_sweep_runs(stage: &Stage, echo: SocketAddr) {
+    let counts = || -> Vec<(u32, u32)> {
+        let rows = stage.counts("-u", echo);
+        rows.into_iter().map(|(_, active, idle)| (active, idle)).collect()
+    };
+    stage.as_client(|| {
+        for _ in 0..2 {
+            let socket = udp_client(echo).unwrap();
+            socket.send(b"x").unwrap();
+            assert_eq!(socket.recv(&mut [0; 4]).unwrap(), 1);
+        }
+    });
+    assert_eq!(counts(), [(0, 1), (0, 1)]);
+    wait_until("UDP connections", &vec![(0, 0), (0, 0)], counts);
 }
 
 fn start_restore(stage: &Stage) -> Child {

@@ -14,6 +14,7 @@ use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
+use rlvs_linux::dataplane::upgrade::{self, Upgraded, Whose};
 use rlvs_linux::ipvs::table::KernelTable;
 use rlvs_linux::vrrp;
 
@@ -111,6 +112,48 @@ pub fn detach() -> Result<ExitCode> {
     attach::detach()?;
     println!("rlvs: detached; the virtual-server table of this network namespace is gone");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Arguments of `rlvs upgrade`.
+#[derive(Args, Debug)]
+pub struct UpgradeArguments {
+    /// In every network namespace of the machine
+    #[arg(long)]
+    all: bool,
+}
+
+/// Runs `rlvs upgrade`. What fails in one network namespace keeps none of the others from it.
+///
+/// # Errors
+/// A missing capability.
+pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
+    let mut status = ExitCode::SUCCESS;
+    let all = if arguments.all {
+        upgrade::upgrade_all()?
+    } else {
+        let own = upgrade::upgrade().transpose();
+        own.map(|outcome| (Whose::Own, outcome)).into_iter().collect()
+    };
+    if all.is_empty() {
+        println!("rlvs: nothing is attached{}", if arguments.all { "" } else { " here" });
+    }
+    for (namespace, outcome) in all {
+        let name = match namespace {
+            Whose::Own => "this network namespace".to_owned(),
+            Whose::Other(cookie) => format!("network namespace {cookie}"),
+        };
+        match outcome {
+            Ok(Upgraded::Exchanged) => {
+                println!("rlvs: {name}: runs this version's programs from now on");
+            }
+            Ok(Upgraded::Unchanged) => println!("rlvs: {name}: runs this version's programs"),
+            Err(error) => {
+                eprintln!("rlvs: {name}: {:#}", anyhow::Error::new(error));
+                status = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(status)
 }
 
 /// Runs `rlvs uninstall`. Labs go too, but for those that somebody is at; keepalived should have ended

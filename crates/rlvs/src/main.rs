@@ -65,6 +65,8 @@ enum Command {
     Load(configuration::Arguments),
     /// Gives full NAT addresses, for real servers of `ipvsadm -m --snat`
     Snat(snat::Arguments),
+    /// Makes what is attached run this version's programs; packets and connections go on
+    Upgrade(face::UpgradeArguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall,
     /// Runs the how-to in network namespaces of this machine
@@ -111,6 +113,7 @@ fn main() -> ExitCode {
         Command::Acl(arguments) => acl::run(&arguments),
         Command::Snat(arguments) => snat::run(&arguments),
         Command::Load(arguments) => configuration::run(&arguments),
+        Command::Upgrade(arguments) => face::upgrade(&arguments),
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),

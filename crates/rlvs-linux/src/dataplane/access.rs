@@ -72,7 +72,7 @@ fn put_in_force(maps: &Maps, lines: &[Line]) -> Result<(), Error> {
 
 /// The book in force, mapped; `None` if there has never been one.
 fn open_book(maps: &Maps) -> Result<Option<Memory<Line>>, Error> {
-    let id = match sys::lookup_map(maps.book.fd().as_fd()) {
+    let id = match sys::lookup_id(maps.book.fd().as_fd(), 0) {
         Ok(id) => id,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("asking for the book of access")(error)),

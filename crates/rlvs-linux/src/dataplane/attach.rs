@@ -20,7 +20,7 @@ use super::maps::{Maps, reason};
 use super::pins::{self, Folder, LINK, Unfinished};
 use super::stages::Body;
 use super::sys;
-use super::{capture, clsact};
+use super::{capture, clsact, upgrade};
 use crate::route::{Link, Rtnetlink, XdpPrograms};
 use crate::sysctl;
 
@@ -122,6 +122,7 @@ fn bodies(options: &Options) -> Result<&'static [Body], Error> {
 
 fn attach_more(folder: &Folder, options: &Options) -> Result<Vec<Attached>, Error> {
     let _lock = folder.lock()?;
+    upgrade::ensure(folder)?;
     attach_all(folder, &Maps::open(folder)?, options)
 }
 

@@ -10,6 +10,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use aya::maps::{MapData, ProgramArray, RingBuf};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -75,7 +76,7 @@ impl Place {
     }
 
     /// The balancer's program, as it is pinned.
-    const fn pinned(self) -> &'static str {
+    pub(super) const fn pinned(self) -> &'static str {
         match self {
             Self::Xdp => XDP,
             Self::Tc => TC,
@@ -328,9 +329,18 @@ pub(super) fn collect(folder: &Folder) -> Result<(), Error> {
         return Ok(());
     }
     let _lock = folder.lock()?;
+    settle(folder).map(drop)
+}
+
+/// Tidies up after a capture that was killed; the caller holds the folder's lock. Returns whether none
+/// runs.
+pub(super) fn settle(folder: &Folder) -> Result<bool, Error> {
+    if !folder.path(FOLDER).exists() {
+        return Ok(true);
+    }
     match live(folder)? {
-        Some(_live) => tidy(folder),
-        None => Ok(()),
+        Some(_live) => tidy(folder).map(|()| true),
+        None => Ok(false),
     }
 }
 
@@ -378,7 +388,7 @@ fn chosen(folder: &Folder, interfaces: &[String]) -> Result<Vec<(Place, String)>
 }
 
 /// All pinned links: where they are, name, index of the interface.
-fn placed(folder: &Folder) -> Result<impl Iterator<Item = (Place, String, u32)>, Error> {
+pub(super) fn placed(folder: &Folder) -> Result<impl Iterator<Item = (Place, String, u32)>, Error> {
     Ok(folder.names()?.into_iter().filter_map(|name| {
         let (kind, index) = attach::pinned_link(&name)?;
         let place = Place::ALL.into_iter().find(|place| place.kind() == kind)?;
@@ -410,6 +420,21 @@ fn hang(
     .map_err(|error| failed(&error))
 }
 
+/// Makes a pinned link run a program that is pinned elsewhere.
+pub(super) fn hang_pinned(
+    folder: &Folder,
+    place: Place,
+    name: &str,
+    program: PathBuf,
+) -> Result<(), Error> {
+    let mut program = match place {
+        Place::Xdp => Xdp::from_pin(program, XdpAttachType::Interface).map(Program::Xdp),
+        Place::Tc | Place::Out => SchedClassifier::from_pin(program).map(Program::SchedClassifier),
+    }
+    .map_err(|error| load_error(place.pinned(), &error))?;
+    hang(folder, place, name, Some(&mut program))
+}
+
 /// Makes every link run the balancer's program again, and removes what was pinned for a capture.
 fn give_back(folder: &Folder) -> Result<(), Error> {
     let mut pinned = Vec::new();
@@ -420,16 +445,7 @@ fn give_back(folder: &Folder) -> Result<(), Error> {
     }
     for (place, name, index) in placed(folder)? {
         if pinned.contains(&place) && attach::is_live(folder, &name, index) {
-            let path = folder.path(place.pinned());
-            let failed = |error: &dyn std::error::Error| load_error(place.pinned(), error);
-            let mut program = match place {
-                Place::Xdp => Xdp::from_pin(path, XdpAttachType::Interface).map(Program::Xdp),
-                Place::Tc | Place::Out => {
-                    SchedClassifier::from_pin(path).map(Program::SchedClassifier)
-                }
-            }
-            .map_err(|error| failed(&error))?;
-            hang(folder, place, &name, Some(&mut program))?;
+            hang_pinned(folder, place, &name, folder.path(place.pinned()))?;
         }
     }
     // A packet may still be on its way through a program of the capture.

@@ -107,6 +107,31 @@ fn attach_recorded(
     Ok(())
 }
 
+/// Makes every filter run another program, and pins that in `next`, a folder in the first, under the
+/// names of the records.
+pub(super) fn exchange(
+    folder: &Folder,
+    next: &str,
+    program: &mut SchedClassifier,
+) -> Result<(), Error> {
+    let failed = |name: &str, error: &dyn std::error::Error| Error::Load {
+        what: pins::shown(folder, name),
+        reason: reason(error),
+    };
+    let mut rtnetlink = Rtnetlink::open()?;
+    for (index, priority) in records(folder)? {
+        let fd = program.fd().map_err(|error| failed(TC, &error))?;
+        rtnetlink.set_ingress_filter(index, priority, fd.as_fd())?;
+    }
+    let is_record = |name: &String| name.starts_with(FILTER) || name.starts_with(QDISC);
+    for name in folder.names()?.into_iter().filter(is_record) {
+        program
+            .pin(folder.path(&format!("{next}/{name}")))
+            .map_err(|error| failed(&name, &error))?;
+    }
+    Ok(())
+}
+
 /// Takes what hangs on an interface by the folder's records off again.
 pub(super) fn detach(folder: &Folder, index: u32) -> Result<(), Error> {
     let mut rtnetlink = Rtnetlink::open()?;

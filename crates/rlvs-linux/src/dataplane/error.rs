@@ -28,10 +28,17 @@ pub enum Error {
     /// Somebody else looks at packets.
     #[error("another `rlvs capture` runs in this network namespace; only one can")]
     Capturing,
+    /// Programs cannot be exchanged while somebody looks at packets.
+    #[error(
+        "the attached programs are another version's, and an `rlvs capture` runs over them; \
+         end it, then `rlvs upgrade` exchanges them"
+    )]
+    Looking,
     /// The pins are of another layout.
     #[error(
-        "the pinned maps have layout {found}, this program knows layout {known}; \
-         use the program that made them, or `rlvs detach` with it"
+        "the pinned maps have layout {found}, this program knows layout {known}; packets are balanced \
+         as before, and with the program that made them the table can be shown, saved \
+         (`ipvsadm -S -n --full`) and detached; `rlvs uninstall` removes all, connections too"
     )]
     Layout {
         /// Layout of the pins.

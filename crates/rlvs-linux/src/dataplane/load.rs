@@ -18,6 +18,7 @@ use super::error::Error;
 use super::maps::{Maps, reason};
 use super::pins::{self, Folder, Unfinished};
 use super::stages::{self, Body, Group};
+use super::upgrade;
 
 /// The programs, compiled to BPF; kept beside their source.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../rlvs-ebpf/object/rlvs.bpf.o");
@@ -97,9 +98,45 @@ pub(super) fn load(unfinished: &Unfinished, sizes: Sizes, bodies: &[Body]) -> Re
     for &body in bodies {
         pin(&mut bpf, folder, body)?;
     }
-    let out: &mut SchedClassifier = program(&mut bpf, RLVS_OUT)?;
-    out.pin(folder.path(OUT)).map_err(|error| load_error("the TC program for egress", &error))?;
+    pin_out(&mut bpf, folder.path(OUT))?;
+    upgrade::record(folder)?;
     arm(&mut bpf)
+}
+
+/// Makes all programs that a folder has once more, from this program's object and over the same maps,
+/// and pins them in `next`, a folder in it. What hangs on links stays as it is; the sweep goes over.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_beside(folder: &Folder, next: &str) -> Result<(), Error> {
+    let bodies: Vec<Body> =
+        Body::ALL.into_iter().filter(|body| folder.path(body.pin()).exists()).collect();
+    let stages = stages::named(folder)?;
+    let bytes = object()?;
+    let mut loader = EbpfLoader::new();
+    let names = folder.names()?;
+    // The number of a stage is the object's own affair, so each has arrays of its own.
+    let own: Vec<&str> = Body::ALL.map(Body::stages).to_vec();
+    for name in names.iter().filter(|name| !own.contains(&name.as_str())) {
+        loader.map_pin_path(name, folder.path(name));
+    }
+    let mut bpf = loader.load(&bytes).map_err(|error| load_error("the programs", &error))?;
+    let within = |name: &str| folder.path(&format!("{next}/{name}"));
+    for name in own {
+        let map = bpf.map(name).ok_or_else(|| stages::missing(name))?;
+        map.pin(within(name)).map_err(|error| load_error(name, &error))?;
+    }
+    tell(&stages::load(&mut bpf, &bodies, &stages, &[RLVS_OUT, RLVS_ARM])?);
+    for body in bodies {
+        pin_at(&mut bpf, body, within(body.pin()))?;
+    }
+    pin_out(&mut bpf, within(OUT))?;
+    arm(&mut bpf)
+}
+
+fn pin_out(bpf: &mut Ebpf, path: PathBuf) -> Result<(), Error> {
+    let out: &mut SchedClassifier = program(bpf, RLVS_OUT)?;
+    out.pin(path).map_err(|error| load_error("the TC program for egress", &error))
 }
 
 /// Makes the programs of a body besides the others of a folder, unless they are there.
@@ -135,6 +172,7 @@ pub(super) fn ensure_family(family: u8) -> Result<(), Error> {
 
 fn ensure(stages: &[Stage]) -> Result<(), Error> {
     let Some(folder) = pins::open()? else { return Err(Error::NotAttached) };
+    upgrade::ensure(&folder)?;
     stages::ensure(&folder, stages, || reopen(&folder)).map(|refused| tell(&refused))
 }
 
@@ -160,7 +198,10 @@ fn tell(refused: &[String]) {
 /// Pins the program of a body that hangs on interfaces; those that it hands on to stay as long as the
 /// pinned maps that name them.
 fn pin(bpf: &mut Ebpf, folder: &Folder, body: Body) -> Result<(), Error> {
-    let path = folder.path(body.pin());
+    pin_at(bpf, body, folder.path(body.pin()))
+}
+
+fn pin_at(bpf: &mut Ebpf, body: Body, path: PathBuf) -> Result<(), Error> {
     match body {
         Body::Xdp => program::<&mut Xdp>(bpf, body.program())?.pin(path),
         Body::Tc => program::<&mut SchedClassifier>(bpf, body.program())?.pin(path),

@@ -6,6 +6,7 @@
 //! thread that opens the folder; everything else goes through that folder's descriptor, so that no
 //! path depends on who sees which mounts.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -178,7 +179,7 @@ fn parent(pid: u32) -> Option<u32> {
     line.trim().parse().ok()
 }
 
-fn own_cookie() -> Result<u64, Error> {
+pub(super) fn own_cookie() -> Result<u64, Error> {
     let operation = "asking for the network namespace's cookie (SO_NETNS_COOKIE, since Linux 5.14)";
     netns::cookie().map_err(Error::io(operation))
 }
@@ -356,6 +357,12 @@ pub fn collect(has_live_links: impl Fn(&Folder) -> bool) -> Result<usize, Error>
         }
     }
     Ok(removed)
+}
+
+/// Returns the cookies of the namespaces that have a folder.
+pub(super) fn cookies() -> Result<BTreeSet<u64>, Error> {
+    let Some(root) = root()? else { return Ok(BTreeSet::new()) };
+    Ok(root.names()?.iter().filter_map(|name| cookie_of(name)).collect())
 }
 
 fn cookie_of(name: &str) -> Option<u64> {

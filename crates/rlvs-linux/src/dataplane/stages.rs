@@ -4,13 +4,14 @@
 //! the stages when a table first needs them: a [`Group`] at a time, or what services of one IP version
 //! need ([`of_family`]).
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use aya::Ebpf;
 use aya::maps::{MapData, ProgramArray};
-use aya::programs::{Program, ProgramError};
+use aya::programs::{Program, ProgramError, loaded_programs};
 pub use rlvs_datapath::stage::Group;
 use rlvs_datapath::stage::Stage;
 
@@ -54,7 +55,7 @@ impl Body {
         format!("{}_{}", self.program(), stage.name())
     }
 
-    const fn stages(self) -> &'static str {
+    pub(super) const fn stages(self) -> &'static str {
         match self {
             Self::Xdp => "stages_xdp",
             Self::Tc => "stages_tc",
@@ -173,6 +174,31 @@ fn has(folder: &Folder, body: Body, stage: Stage) -> Result<bool, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io(format!("reading {}", pins::shown(folder, name)))(error)),
     }
+}
+
+/// Returns the stages that a body of a folder has by the names of their programs: the object that they
+/// are from may number them in another way.
+pub(super) fn named(folder: &Folder) -> Result<Vec<Stage>, Error> {
+    /// How much of a program's name the kernel keeps.
+    const NAME_BYTES: usize = 15;
+    let mut ids = BTreeSet::new();
+    for body in Body::ALL {
+        let failed = |reason: String| Error::Load { what: body.stages().to_owned(), reason };
+        let map = MapData::from_pin(folder.path(body.stages()))
+            .map_err(|error| failed(reason(&error)))?;
+        let places = map.info().map_err(|error| failed(reason(&error)))?.max_entries();
+        ids.extend((0..places).filter_map(|at| sys::lookup_id(map.fd().as_fd(), at).ok()));
+    }
+    let programs = loaded_programs().flatten().filter(|program| ids.contains(&program.id()));
+    let names: BTreeSet<String> =
+        programs.filter_map(|program| program.name_as_str().map(str::to_owned)).collect();
+    let is_there = |stage: &Stage| {
+        Body::ALL.into_iter().any(|body| {
+            let name = body.stage(*stage);
+            names.contains(name.get(..NAME_BYTES).unwrap_or(&name))
+        })
+    };
+    Ok(Stage::ALL.iter().copied().filter(is_there).collect())
 }
 
 fn load_stages(bpf: &mut Ebpf, stages: &[(Body, Stage)]) -> Result<Vec<String>, Error> {

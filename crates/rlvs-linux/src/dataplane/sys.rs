@@ -186,10 +186,10 @@ pub(super) fn update_map(outer: BorrowedFd<'_>, inner: BorrowedFd<'_>) -> io::Re
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Returns the id of the map that is the one element of an array of maps.
-pub(super) fn lookup_map(outer: BorrowedFd<'_>) -> io::Result<u32> {
+/// Returns the id of the map or program that is an element of an array of such.
+pub(super) fn lookup_id(outer: BorrowedFd<'_>, index: u32) -> io::Result<u32> {
     // The kernel writes four bytes.
-    lookup::<1>(outer, 0).map(|[word]| u32::from_ne_bytes(*first_half(&word.to_ne_bytes())))
+    lookup::<1>(outer, index).map(|[word]| u32::from_ne_bytes(*first_half(&word.to_ne_bytes())))
 }
 
 fn first_half(bytes: &[u8; 8]) -> &[u8; 4] {

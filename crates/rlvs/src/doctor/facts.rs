@@ -18,6 +18,8 @@ pub struct Facts {
     /// Whether the kernel compiles BPF programs (`net.core.bpf_jit_enable`); `None` where this
     /// namespace does not show it.
     pub jit: Option<bool>,
+    /// Whether the programs that are attached are another version's.
+    pub outdated: bool,
     /// Interfaces but loopback.
     pub interfaces: Vec<Interface>,
     /// Interfaces that were removed with our programs on them.

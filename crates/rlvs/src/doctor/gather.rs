@@ -12,6 +12,7 @@ use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::attach::{self, Mode, Placed};
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
+use rlvs_linux::dataplane::upgrade;
 use rlvs_linux::probe::{self, ChecksumWatch};
 use rlvs_linux::route::{Link, Mac, Rtnetlink};
 use rlvs_linux::sysctl;
@@ -50,6 +51,7 @@ pub fn gather(depth: Depth) -> Result<Option<Facts>> {
     let mut facts = Facts {
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default(),
         jit: sysctl::read("net/core/bpf_jit_enable").ok().map(|value| value != "0"),
+        outdated: !upgrade::is_current(&folder)?,
         interfaces: placed.iter().map(interface).collect(),
         gone,
         forwarding: ["ipv4", "ipv6"].map(|family| {

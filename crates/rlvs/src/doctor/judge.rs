@@ -51,8 +51,9 @@ pub struct Check {
 }
 
 /// Every check.
-pub const CHECKS: [Check; 19] = [
+pub const CHECKS: [Check; 20] = [
     Check { name: "kernel", look: kernel },
+    Check { name: "version", look: version },
     Check { name: "interface", look: interfaces },
     Check { name: "foreign-xdp", look: foreign_xdp },
     Check { name: "checksum", look: checksums },
@@ -132,6 +133,16 @@ fn kernel(facts: &Facts, to: &mut Findings) {
             "kernel",
             "BPF programs are interpreted, not compiled: packets take many times as long",
             "sysctl -w net.core.bpf_jit_enable=1, then rlvs detach and attach",
+        );
+    }
+}
+
+fn version(facts: &Facts, to: &mut Findings) {
+    if facts.outdated {
+        to.warn(
+            "the attached programs",
+            "they are another version's than this command: what it mends or adds is not in force",
+            "rlvs upgrade; packets and connections go on",
         );
     }
 }
