@@ -187,17 +187,20 @@ fn a_file_is_what_tshark_reads() {
 fn a_capture_that_is_killed_harms_nothing_and_is_tidied_up() {
     let (stage, vip) = echo_stage(Wiring::Tuned);
     let before = programs(&stage);
-    let mut running = Running::begin(&stage, &["--json"]);
-    let said = stage.rlvs(&["capture"]);
-    assert!(said.status != Some(0) && said.errors.contains("another `rlvs capture`"), "{said:?}");
-    running.signal(Signal::SIGKILL);
-    running.child.wait().unwrap();
-    // The link still runs the capture's program, which calls the balancer's.
-    assert_ne!(programs(&stage), before);
-    (0..4).for_each(|_| visit(&stage, vip));
-    stage.rlvs(&["status"]).ok();
-    assert_eq!(programs(&stage), before);
-    visit(&stage, vip);
+    for looks in ["status", "metrics"] {
+        let mut running = Running::begin(&stage, &["--json"]);
+        let said = stage.rlvs(&["capture"]);
+        let refused = said.errors.contains("another `rlvs capture`");
+        assert!(said.status != Some(0) && refused, "{said:?}");
+        running.signal(Signal::SIGKILL);
+        running.child.wait().unwrap();
+        // The link still runs the capture's program, which calls the balancer's.
+        assert_ne!(programs(&stage), before);
+        (0..4).for_each(|_| visit(&stage, vip));
+        stage.rlvs(&[looks]).ok();
+        assert_eq!(programs(&stage), before);
+        visit(&stage, vip);
+    }
     // And while one runs, everything can be taken off.
     let running = Running::begin(&stage, &["--json"]);
     stage.rlvs(&["detach"]).ok();

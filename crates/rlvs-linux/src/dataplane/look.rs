@@ -22,6 +22,7 @@ use rlvs_datapath::abi::{
 use rlvs_datapath::estimate;
 
 use super::attach::{self, Attached};
+use super::capture;
 use super::error::Error;
 use super::load;
 use super::maps::{self, Mapped};
@@ -123,12 +124,13 @@ pub struct Sweep {
 }
 
 impl Look {
-    /// Opens the maps; `None` if nothing is attached here.
+    /// Opens the maps, and tidies up after a capture that was killed; `None` if nothing is attached here.
     ///
     /// # Errors
     /// A missing capability, or pins of another layout.
     pub fn open() -> Result<Option<Self>, Error> {
         let Some(folder) = pins::open()? else { return Ok(None) };
+        capture::collect(&folder)?;
         let maps = Maps::open(&folder)?;
         match maps.settings().layout {
             LAYOUT => Ok(Some(Self { folder, maps })),
