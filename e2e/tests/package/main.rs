@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use e2e::lab::{Method, Stage, connect, inside, tcp_server, tool, wait_for};
+use rlvs::lab::site::HOW_TO;
 use rlvs::lab::topology::{CLIENT, DIRECTOR_INSIDE, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 
@@ -136,6 +138,7 @@ fn installed_upgraded_under_load_removed_and_purged() {
     upgraded_under_load(&stage, &mut debian, &new, vip);
     all_survives_a_reboot(&stage, &mut debian);
     the_table_is_saved(&mut debian);
+    the_daemon_needs_no_more_than_its_unit_leaves(&stage, &mut debian);
 
     debian.does("dpkg --remove rlvs");
     assert!(!debian.does("ls /usr/sbin /etc/alternatives").contains("ipvsadm"));
@@ -229,6 +232,57 @@ fn all_survives_a_reboot(stage: &Stage, debian: &mut Debian) {
     stage.as_client(|| drop(connect(vip).unwrap()));
 }
 
+/// The how-to's file with a script that runs as somebody else: addresses, advertisements, checks, the
+/// table and users, with the capabilities that the unit leaves.
+fn the_daemon_needs_no_more_than_its_unit_leaves(stage: &Stage, debian: &mut Debian) {
+    const VIP: &str = "192.168.1.222";
+    let [one, two] =
+        [0, 1].map(|at| Method::Nat.address(&REAL_SERVERS[at], Family::V4).to_string());
+    let script =
+        "vrrp_script asked {\n script \"/usr/bin/test -w /tmp\"\n interval 1\n user nobody\n}\n";
+    let text = HOW_TO
+        .replace("192.168.1.200", VIP)
+        .replace("192.168.1.101", &one)
+        .replace("192.168.1.102", &two)
+        .replace("path /health_check", "path /")
+        .replace("    virtual_ipaddress", "    track_script {\n asked\n }\n    virtual_ipaddress");
+    let path = "/etc/keepalived/keepalived.conf";
+    debian.does("mkdir -p /etc/keepalived");
+    debian.does(&format!("cat >{path} <<'END'\n{script}{text}\nEND\n"));
+    let unit = debian.does("cat /usr/lib/systemd/system/keepalived.service");
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let start = start.replace("$DAEMON_ARGS", "--log-console");
+    let begun = format!("{} {start} >/run/said 2>&1 & echo $!", with_its_capabilities(&unit));
+    let pid = debian.does(&begun);
+    let vip = SocketAddr::new(VIP.parse().unwrap(), 80);
+    wait_for("an answer by way of the daemon's table", || {
+        let answer = stage.as_client(|| TcpStream::connect_timeout(&vip, Duration::from_secs(1)));
+        let table = debian.does("ipvsadm -S -n");
+        let servers = [(&one, 3), (&two, 2)];
+        let has = |(server, weight): (&String, u8)| {
+            table.contains(&format!("-a -t {vip} -r {server}:80 -m -w {weight}"))
+        };
+        match answer {
+            Ok(_) if servers.into_iter().all(has) => Ok(()),
+            other => Err(format!("{other:?} {table} {}", debian.does("cat /run/said"))),
+        }
+    });
+    let said = debian.does("cat /run/said");
+    for word in ["CAP_", "ermission", "not permitted"] {
+        assert!(!said.contains(word), "{said}");
+    }
+    let [all, left] =
+        ["self", &pid].map(|who| debian.does(&format!("grep CapBnd /proc/{who}/status")));
+    assert_ne!(all, left);
+    debian.does(&format!("kill {pid}"));
+    wait_for("the daemon's end", || {
+        let said = debian.does("cat /run/said");
+        if debian.tries(&format!("test -e /proc/{pid}/exe")).0 != 0 { Ok(()) } else { Err(said) }
+    });
+    assert!(!debian.does("ipvsadm -S -n").contains(VIP));
+    debian.does("rm -r /etc/keepalived /run/said");
+}
+
 fn neighbour_of_the_client() -> String {
     let IpAddr::V4(client) = CLIENT.of(Family::V4) else { panic!("an IPv4 address") };
     format!("{}/32", Ipv4Addr::from_bits(client.to_bits() ^ 1))
@@ -269,7 +323,8 @@ fn upgraded_under_load(stage: &Stage, debian: &mut Debian, new: &str, vip: Socke
             });
         };
         some_more("answers before the upgrade");
-        debian.does(&format!("dpkg -i {new}"));
+        let said = debian.does(&format!("dpkg -i {new}"));
+        assert!(said.contains(": runs this version's programs"), "{said}");
         assert_eq!(debian.does("dpkg-query -W -f '${Version}' rlvs"), "0.0.2");
         some_more("answers after the upgrade");
         stop.store(true, Ordering::Relaxed);
