@@ -14,7 +14,7 @@ use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
-use rlvs_linux::dataplane::upgrade::{self, Upgraded, Whose};
+use rlvs_linux::dataplane::upgrade::{self, Done, Upgraded, Whose};
 use rlvs_linux::ipvs::table::KernelTable;
 use rlvs_linux::vrrp;
 
@@ -132,13 +132,13 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
         upgrade::upgrade_all()?
     } else {
         let own = upgrade::upgrade().transpose();
-        own.map(|outcome| (Whose::Own, outcome)).into_iter().collect()
+        own.map(|outcome| Done { whose: Whose::Own, outcome }).into_iter().collect()
     };
     if all.is_empty() {
         println!("rlvs: nothing is attached{}", if arguments.all { "" } else { " here" });
     }
-    for (namespace, outcome) in all {
-        let name = match namespace {
+    for Done { whose, outcome } in all {
+        let name = match whose {
             Whose::Own => "this network namespace".to_owned(),
             Whose::Other(cookie) => format!("network namespace {cookie}"),
         };

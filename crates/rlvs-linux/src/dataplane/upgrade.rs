@@ -28,7 +28,7 @@ const RECORD: &str = "object";
 /// Beginning of the names of folders in which programs wait to take over.
 const NEXT: &str = "next-";
 
-/// What came of an upgrade in one network namespace.
+/// What came of an upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upgraded {
     /// Its programs were this program's already.
@@ -46,6 +46,15 @@ pub enum Whose {
     Other(u64),
 }
 
+/// What came of it in one of several network namespaces.
+#[derive(Debug)]
+pub struct Done {
+    /// Which.
+    pub whose: Whose,
+    /// What came of it.
+    pub outcome: Result<Upgraded, Error>,
+}
+
 /// Exchanges the programs of the calling thread's network namespace; `None` if nothing is attached.
 ///
 /// # Errors
@@ -58,11 +67,11 @@ pub fn upgrade() -> Result<Option<Upgraded>, Error> {
     Ok(Some(if exchanged { Upgraded::Exchanged } else { Upgraded::Unchanged }))
 }
 
-/// As [`upgrade()`] in every network namespace in which something is attached; each with what came of it.
+/// As [`upgrade()`] in every network namespace in which something is attached.
 ///
 /// # Errors
 /// The pins cannot be listed.
-pub fn upgrade_all() -> Result<Vec<(Whose, Result<Upgraded, Error>)>, Error> {
+pub fn upgrade_all() -> Result<Vec<Done>, Error> {
     attach::collect()?;
     let own = pins::own_cookie()?;
     let mut all = Vec::new();
@@ -79,7 +88,7 @@ pub fn upgrade_all() -> Result<Vec<(Whose, Result<Upgraded, Error>)>, Error> {
         };
         // It has been detached meanwhile if there is none.
         let whose = if cookie == own { Whose::Own } else { Whose::Other(cookie) };
-        all.extend(outcome.transpose().map(|outcome| (whose, outcome)));
+        all.extend(outcome.transpose().map(|outcome| Done { whose, outcome }));
     }
     Ok(all)
 }
