@@ -59,7 +59,7 @@ impl Checks {
     /// # Errors
     /// The kernel has no descriptor for us.
     pub fn new(desired: &Desired, open: Open, seed: u64) -> io::Result<Self> {
-        let Config { health, services, events } = config::read(desired);
+            let Config { health, services, events, .. } = config::read(desired);
         let now = Instant::now();
         let timeouts = config::timeouts(desired);
         let mut checks = Self {
@@ -84,7 +84,7 @@ impl Checks {
     /// Takes another configuration. What is the same in both goes on as it was.
     pub fn reload(&mut self, desired: &Desired) {
         let now = Instant::now();
-        let Config { health, services, events } = config::read(desired);
+            let Config { health, services, events, .. } = config::read(desired);
         self.events.extend(events);
         let timeouts = config::timeouts(desired);
         if std::mem::replace(&mut self.timeouts, timeouts) != timeouts {

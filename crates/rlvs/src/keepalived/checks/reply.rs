@@ -314,10 +314,7 @@ mod tests {
         let ends = |address: &str| Ends {
             address: address.parse().unwrap(),
             port: 80,
-            source: None,
-            source_port: None,
-            interface: None,
-            mark: 0,
+            origin: None,
         };
         let check = |version, url, address: &str, expected: &str| {
             let seen = request(&http(version), &url, &ends(address));

@@ -175,7 +175,7 @@ impl Runner {
         let Some(running) = self.running.get_mut(&id) else { return };
         // A command says nothing until it ends: only its deadline counts.
         let endless = matches!(running.request.kind, CheckerKind::Misc(_));
-        let at = (!endless).then(|| now + running.request.patience);
+        let at = (!endless).then(|| now + running.request.patience());
         let before = std::mem::replace(&mut running.silent_at, at);
         if let Some(before) = before {
             self.timers.remove(&(before, id));

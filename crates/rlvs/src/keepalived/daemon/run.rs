@@ -1,5 +1,6 @@
 //! The main thread: what is done with everything that happens.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ pub(super) struct Daemon {
     options: Running,
     log: Log,
     sender: Sender<Happening>,
-    desired: Desired,
+    desired: Arc<Desired>,
     routers: Option<Vrrp>,
     /// Virtual routers that wait for their time to start.
     waiting: Option<Config>,
@@ -81,7 +82,7 @@ impl Daemon {
             manager: Manager::find(),
             chronicle: Chronicle::new(&options.file),
             watch: None,
-            desired: found.desired,
+            desired: Arc::new(found.desired),
         };
         daemon.delay_routers()?;
         daemon.route(config)?;
@@ -225,7 +226,7 @@ impl Daemon {
         }
         left_out.iter().for_each(|line| self.log.say(Level::Warning, line));
         self.notifier.reload(&found.desired);
-        self.desired = found.desired;
+        self.desired = Arc::new(found.desired);
         self.follow();
         self.route(config).map_err(|(_, why)| why)?;
         self.serve_desired().map_err(|(_, why)| why)
@@ -305,7 +306,7 @@ impl Daemon {
     /// Lets the virtual servers be those of the configuration.
     fn serve_desired(&mut self) -> Result<(), Refusal> {
         if let Some(services) = &self.services {
-            services.reload(&self.desired);
+            services.reload(self.desired.clone());
             return Ok(());
         }
         if self.desired.virtual_servers.is_empty() {

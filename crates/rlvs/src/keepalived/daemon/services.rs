@@ -24,7 +24,7 @@ const STATUS_MAX: Duration = Duration::from_secs(2);
 /// What the thread is asked for.
 #[derive(Debug)]
 enum Order {
-    Reload(Box<Desired>),
+    Reload(Arc<Desired>),
     Stop { keep: bool },
     Status(Sender<Vec<String>>),
     Answer(Box<State>, Asker),
@@ -70,8 +70,8 @@ impl Services {
     }
 
     /// Moves to another configuration.
-    pub(super) fn reload(&self, desired: &Desired) {
-        self.order(Order::Reload(Box::new(desired.clone())));
+    pub(super) fn reload(&self, desired: Arc<Desired>) {
+        self.order(Order::Reload(desired));
     }
 
     /// Returns a line for each virtual and each real server; none if the thread has ended.
@@ -115,7 +115,8 @@ fn distrust_missing(server: &mut VirtualServer, left: &[ServiceEntry]) {
         let serves = entry.destinations.iter().map(|there| &there.destination);
         let mut serves = serves.filter(|there| there.weight > 0);
         if !serves.any(|there| there.id == id) {
-            real.checkers.iter_mut().for_each(|checker| checker.starts_down = true);
+            let checkers = real.checkers.iter_mut();
+            checkers.for_each(|checker| Arc::make_mut(checker).starts_down = true);
         }
     }
 }
