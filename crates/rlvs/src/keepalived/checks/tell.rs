@@ -45,7 +45,8 @@ impl Checks {
                 format!("Changing weight to {weight}"),
             ),
             What::Failed(check, why) => {
-                let request = self.health.request(*check).filter(|request| request.log_all_failures)?;
+                let request =
+                    self.health.request(*check).filter(|request| request.log_all_failures)?;
                 (Kind::Failed, format!("{request} failed: {why}"), String::new())
             }
             What::NotAsked(check, why) => {

@@ -42,7 +42,8 @@ impl Udp {
                 (udp.payload.clone(), wanted)
             }
             CheckerKind::Dns(dns) => {
-                let query = dns::query(number as u16, &dns.record, &dns.name).map_err(Outcome::Unknown)?;
+                let query =
+                    dns::query(number as u16, &dns.record, &dns.name).map_err(Outcome::Unknown)?;
                 (query.clone(), Wanted::Dns(query))
             }
             _ => return Err(Outcome::Unknown("not a check by datagram".into())),

@@ -81,9 +81,7 @@ impl Probe {
                 Self::Tcp(TcpStream::from(socket::open(&request.ends, SockType::Stream, None)?))
             }
             CheckerKind::Http(_) => Self::Http(Box::new(HttpGet::begin(request)?)),
-            CheckerKind::Udp(_) | CheckerKind::Dns(_) => {
-                Self::Udp(Udp::begin(request, number)?)
-            }
+            CheckerKind::Udp(_) | CheckerKind::Dns(_) => Self::Udp(Udp::begin(request, number)?),
             CheckerKind::Smtp { .. } => Self::Smtp(Smtp::begin(request)?),
             CheckerKind::Ping => Self::Ping(Ping::begin(request, number)?),
             CheckerKind::Misc(misc) => Self::Misc(Command::begin(misc, request.user())?),
