@@ -21,6 +21,10 @@ use super::{Asker, Happening};
 /// How long the thread may take to tell how all is.
 const STATUS_MAX: Duration = Duration::from_secs(2);
 
+/// How long after another configuration memory is given back: the table has followed by then, and
+/// what was in use for that is free.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// What the thread is asked for.
 #[derive(Debug)]
 enum Order {
@@ -57,7 +61,8 @@ impl Services {
         let wake = Arc::new(EventFd::from_value_and_flags(0, flags)?);
         let (orders, received) = channel();
         let checks = Checks::new(&desired, open, u64::from(std::process::id()))?;
-        let runner = Runner { checks, wake: wake.clone(), orders: received, to };
+        let trim_at = Some(Instant::now() + SETTLED);
+        let runner = Runner { checks, wake: wake.clone(), orders: received, to, trim_at };
         let thread = std::thread::Builder::new().name("services".to_owned());
         let lost = runner.to.clone();
         let thread = thread.spawn(move || {
@@ -126,6 +131,8 @@ struct Runner {
     wake: Arc<EventFd>,
     orders: Receiver<Order>,
     to: Sender<Happening>,
+    /// When free memory is given back.
+    trim_at: Option<Instant>,
 }
 
 impl Runner {
@@ -136,7 +143,7 @@ impl Runner {
                 break error.to_string();
             }
             match self.obey() {
-                Ok(()) => {}
+                Ok(()) => self.trim(),
                 Err(keep) => {
                     self.checks.stop(keep);
                     self.tell();
@@ -157,9 +164,15 @@ impl Runner {
         }
     }
 
+    fn trim(&mut self) {
+        if self.trim_at.take_if(|at| *at <= Instant::now()).is_some() {
+            trim_memory();
+        }
+    }
+
     /// Sleeps until something happens or is due.
     fn wait(&self) -> io::Result<()> {
-        let due = self.checks.poll_timeout();
+        let due = self.checks.poll_timeout().into_iter().chain(self.trim_at).min();
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         // Rounded up: the last millisecond is not spent spinning.
         let millis = left.map(|left| left.as_micros().div_ceil(1000));
@@ -183,9 +196,7 @@ impl Runner {
             match self.orders.try_recv() {
                 Ok(Order::Reload(desired)) => {
                     self.checks.reload(&desired);
-                    drop(desired);
-                    // Much more was in use meanwhile than will be.
-                    trim_memory();
+                    self.trim_at = Some(Instant::now() + SETTLED);
                 }
                 Ok(Order::Answer(mut state, to)) => {
                     state.services = self.checks.report();
