@@ -10,7 +10,10 @@ use std::thread::JoinHandle;
 use e2e::lab::{inside, run, tool, wait_until};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{Shutdown, shutdown};
+use rlvs::face;
+use rlvs::ipvsadm::Backend;
 use rlvs::lab::site::HOW_TO;
+use rlvs_control::model::SyncRole;
 use rlvs_linux::netns::Namespace;
 use rlvs_linux::process::{Guard, Handle};
 use rlvs_linux::route::Rtnetlink;
@@ -37,6 +40,8 @@ fn the_how_to_runs_on_the_kernels_table() {
     let both = vec![(ONE, 3), (TWO, 2)];
     let said = || fs::read_to_string(&log).unwrap();
     wait_until("both servers", &(both.clone(), String::new()), || seen(&director, &both, said));
+    let master = vec![(SyncRole::Master, "eth0".to_owned(), 51)];
+    wait_until("a master tells of its connections", &master, || synchronisation(&director));
     // The director is a client too.
     wait_until("an answer", &true, || director.run(|| ask().is_ok()).unwrap());
     let answers: Vec<String> = (0..10).map(|_| director.run(|| ask().unwrap()).unwrap()).collect();
@@ -55,6 +60,14 @@ fn the_how_to_runs_on_the_kernels_table() {
     Handle::open(daemon.pid().unwrap()).unwrap().signal(Signal::SIGTERM).unwrap();
     let status = daemon.wait_for(e2e::lab::TIME_MAX).unwrap().unwrap();
     assert_eq!((status.code(), table(&director)), (Some(0), vec![]), "{}", said());
+    assert_eq!(synchronisation(&director), []);
+}
+
+/// Returns which daemons of connection synchronisation run: role, interface, number.
+fn synchronisation(director: &Namespace) -> Vec<(SyncRole, String, u32)> {
+    let list = || face::open_table(Backend::Kernel).unwrap().sync_daemons().unwrap();
+    let running = director.run(list).unwrap();
+    running.into_iter().map(|one| (one.role, one.interface, one.sync_id)).collect()
 }
 
 /// Returns the table, and what the daemon said where it is another than expected.
@@ -87,8 +100,10 @@ fn connect(director: &Namespace, servers: &Namespace) {
 
 /// Starts the daemon; the second is the path of its log.
 fn start(director: &Namespace) -> (Guard, String) {
-    // As the how-to has it, but for the pace.
-    fs::write("/run/how-to.conf", HOW_TO.replace("delay_loop 6", "delay_loop 0.3")).unwrap();
+    // As the how-to has it, but for the pace and the connection synchronisation.
+    let text = HOW_TO.replace("delay_loop 6", "delay_loop 0.3");
+    let sync = "global_defs {\n lvs_sync_daemon eth0 VI_1\n}\n";
+    fs::write("/run/how-to.conf", format!("{sync}{text}")).unwrap();
     let log = "/run/keepalived.log".to_owned();
     let output = fs::File::create(&log).unwrap();
     let mut command = Command::new(PROGRAM);

@@ -19,6 +19,7 @@ mod scripts;
 mod services;
 mod signals;
 pub mod state;
+mod sync;
 
 mod watch;
 
