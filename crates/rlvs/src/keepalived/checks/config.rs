@@ -56,14 +56,14 @@ pub(super) struct Known {
     pub(super) at_stop: bool,
     /// Mails about the quorum.
     pub(super) mail: bool,
-    /// What is known of its servers.
-    pub(super) servers: BTreeMap<DestinationId, KnownServer>,
+    /// What is known of those of its servers that differ from [`ORDINARY`].
+    servers: BTreeMap<DestinationId, KnownServer>,
     /// Its sorry server.
     pub(super) sorry: Option<DestinationId>,
 }
 
 /// What is known of a server besides its health.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KnownServer {
     /// Run when it is good.
     pub(super) up: Option<Box<Script>>,
@@ -73,6 +73,16 @@ pub(super) struct KnownServer {
     pub(super) mail: bool,
     /// It stays in the table when it is bad.
     pub(super) inhibit: bool,
+}
+
+/// A server of which nobody learns.
+const ORDINARY: KnownServer = KnownServer { up: None, down: None, mail: false, inhibit: false };
+
+impl Known {
+    /// Returns what is known of a server.
+    pub(super) fn server(&self, id: DestinationId) -> &KnownServer {
+        self.servers.get(&id).unwrap_or(&ORDINARY)
+    }
 }
 
 /// Reads what a configuration says about virtual servers.
@@ -174,7 +184,7 @@ fn known(desired: &Desired, server: &VirtualServer) -> Known {
         down: server.quorum.down.clone(),
         at_stop: server.notify_at_stop,
         mail: server.mail,
-        servers: servers.collect(),
+        servers: servers.filter(|(_, server)| *server != ORDINARY).collect(),
         sorry: server
             .sorry_server
             .as_ref()

@@ -149,7 +149,7 @@ impl Checks {
             let quorum = if self.health.has_quorum(name) { "has" } else { "lacks" };
             lines.push(format!("VS {name}: {quorum} its quorum"));
             let serving = self.health.destinations(name);
-            for &id in known.servers.keys() {
+            for id in self.health.servers(name) {
                 let state = match self.health.is_up(name, id) {
                     Some(true) => "up",
                     Some(false) => "down",

@@ -20,7 +20,6 @@ mod services;
 mod signals;
 pub mod state;
 mod sync;
-
 mod watch;
 
 use std::path::PathBuf;
