@@ -236,8 +236,9 @@ fn play(script: &mut Script<'_>, tables: &HostTables, routes: &Routes, frame: &[
         (packet.headroom, packet.segmented) = (headroom, how & 8 != 0);
         (decide(&mut packet, tables), packet.bytes)
     };
-    assert!(!whole || !matches!(verdict, Verdict::Next(_)), "nobody decides: {verdict:?}");
-    if matches!(verdict, Verdict::Pass(_)) {
+    let undecided = matches!(verdict, Verdict::Next(stage) if how & 4 != 0 || stage.is_on_xdp());
+    assert!(!whole || !undecided, "nobody decides: {verdict:?}");
+    if matches!(verdict, Verdict::Pass(_) | Verdict::Next(_)) {
         assert!(!whole || bytes == frame, "{verdict:?} changed the frame");
     }
 }

@@ -441,13 +441,15 @@ impl Tables for HostTables {
     }
 }
 
-/// Runs every stage that a frame needs.
+/// Runs every stage that a frame needs and that the body has.
 pub fn decide<const R: bool>(frame: &mut HostFrame<'_, R>, tables: &HostTables) -> Verdict {
     let mut verdict = process(frame, tables);
     // As in the kernel, which lets programs hand on so often.
     for _ in 0..33 {
         match verdict {
-            Verdict::Next(stage) => verdict = go_on(stage, frame, tables),
+            Verdict::Next(stage) if R || stage.is_on_xdp() => {
+                verdict = go_on(stage, frame, tables);
+            }
             done => return done,
         }
     }

@@ -71,6 +71,7 @@ impl<const R: bool> Pair<R> {
         let [tc_unspec, tc_shot, tc_redirect] = TC_CODES;
         let expected = match (body, verdict) {
             (Body::Xdp, Verdict::Pass(_) | Verdict::Resolve { .. }) => xdp_pass,
+            (Body::Xdp, Verdict::Next(stage)) if !stage.is_on_xdp() => xdp_pass,
             (Body::Xdp, Verdict::Drop(_)) => xdp_drop,
             (Body::Xdp, Verdict::Transmit { interface }) if interface == input.interface => xdp_tx,
             (Body::Xdp, Verdict::Transmit { .. }) => xdp_redirect,
@@ -233,6 +234,13 @@ impl<'a> World<'a> {
     #[must_use]
     pub fn step_tc(&self, input: &Input<'_>) -> Outcome {
         self.tc.told(self.network, input)
+    }
+
+    /// Lets TC, which has run the same frame, be the one that XDP has left it to: its tables are then those of
+    /// both.
+    pub fn leave_to_tc(&mut self) {
+        self.tc.bpf.pull(&mut self.xdp.host);
+        self.xdp.bpf.push(&self.xdp.host);
     }
 
     /// Asserts that the tables of the XDP body are those of the TC body.

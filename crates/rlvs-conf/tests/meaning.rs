@@ -39,7 +39,7 @@ fn the_how_to_means_what_its_reader_means() {
     assert_eq!((server.protocol, server.method), (Protocol::Tcp, ForwardingMethod::Masquerade));
     let weights: Vec<u32> = server.real_servers.iter().map(|real| real.weight).collect();
     assert_eq!(weights, [3, 2]);
-    let timing = server.real_servers[0].checkers[0].timing;
+    let timing = &server.real_servers[0].checkers[0].timing;
     assert_eq!((timing.delay_loop, timing.timeout), (SECOND * 6, Some(SECOND * 3)));
     assert_eq!((timing.fall, timing.rise, timing.retry), (2, 2, 0));
     assert_eq!(timing.connect_timeout, SECOND * 3);
@@ -50,7 +50,7 @@ fn timing(service: &str, real: &str, checker: &str) -> rlvs_conf::desired::Timin
         "virtual_server 10.0.0.1 80 {{\n protocol TCP\n {service}\n real_server 10.0.0.2 80 {{\n {real}\n {checker}\n }}\n}}\n"
     );
     let read = read_text(&text);
-    read.desired.virtual_servers[0].real_servers[0].checkers[0].timing
+    *read.desired.virtual_servers[0].real_servers[0].checkers[0].timing
 }
 
 #[test]

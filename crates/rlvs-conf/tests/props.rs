@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU8;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::collection::vec;
@@ -119,7 +120,8 @@ fn kind() -> BoxedStrategy<CheckerKind> {
         prop_oneof![Just(HttpVersion::V10), Just(HttpVersion::V10Close), Just(HttpVersion::V11)];
     let http = (any::<bool>(), vec(url(), 1..3), version, any::<bool>(), of(name())).prop_map(
         |(tls, urls, version, fast_recovery, server_name)| {
-            CheckerKind::Http(Http { tls, urls, version, fast_recovery, server_name })
+            let http = Http { tls, urls, version, fast_recovery, server_name };
+            CheckerKind::Http(Box::new(http))
         },
     );
     let reply = (vec(of(0..16u8), 0..4), any::<u16>(), any::<u16>()).prop_map(
@@ -133,8 +135,8 @@ fn kind() -> BoxedStrategy<CheckerKind> {
         Just(CheckerKind::Tcp),
         Just(CheckerKind::Ping),
         (vec(any::<u8>(), 1..9), of(reply))
-            .prop_map(|(payload, reply)| CheckerKind::Udp(Udp { payload, reply })),
-        name().prop_map(|name| CheckerKind::Dns { record: "MX".into(), name }),
+            .prop_map(|(payload, reply)| CheckerKind::Udp(Box::new(Udp { payload, reply }))),
+        name().prop_map(|name| CheckerKind::Dns(Box::new(Dns { record: "MX".into(), name }))),
         name().prop_map(|helo| CheckerKind::Smtp { helo }),
         (command(), of(user()), time(), any::<bool>()).prop_map(
             |(command, user, timeout, dynamic)| CheckerKind::Misc(Box::new(Misc {
@@ -153,19 +155,18 @@ fn checker(server: IpAddr, port: u16) -> BoxedStrategy<Checker> {
     let ends = ends.prop_map(move |(address, to, source, source_port, interface, mark)| Ends {
         address: address.unwrap_or(server),
         port: to.unwrap_or(port),
-        source,
-        source_port,
-        interface,
-        mark,
+        origin: Some(Origin { address: source, port: source_port, interface, mark })
+            .filter(|origin| *origin != Origin::default())
+            .map(Box::new),
     });
     let rest = (ends, any::<bool>(), any::<bool>());
     (kind(), timing(2), rest)
         .prop_map(move |(kind, mut timing, (mut ends, starts_down, log))| {
             if matches!(kind, CheckerKind::Misc(_)) {
                 timing.connect_timeout = Timing::default().connect_timeout;
-                let (source, source_port, interface) = (None, None, None);
-                ends = Ends { address: server, port, source, source_port, interface, mark: 0 };
+                ends = Ends { address: server, port, origin: None };
             }
+            let timing = Arc::new(timing);
             Checker { kind, timing, ends, starts_down, log_all_failures: log, kept: Vec::new() }
         })
         .boxed()
@@ -190,7 +191,7 @@ fn real_server(family: Family) -> BoxedStrategy<RealServer> {
                         up: up.map(Box::new),
                         down: down.map(Box::new),
                         mail,
-                        checkers,
+                        checkers: checkers.into_iter().map(Arc::new).collect(),
                         kept: Vec::new(),
                     }
                 },
@@ -207,7 +208,7 @@ fn keep_port(real: &mut RealServer, target: &Target) {
     }
     for checker in &mut real.checkers {
         if checker.ends.port == real.port {
-            checker.ends.port = port;
+            Arc::make_mut(checker).ends.port = port;
         }
     }
     real.port = port;

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::{
-    Destination, DestinationEntry, DestinationId, Service, ServiceEntry, ServiceId, Traffic,
+    Destination, DestinationEntry, DestinationId, Drained, Service, ServiceEntry, ServiceId,
+    Traffic,
 };
 use crate::plan::{Change, plan};
 use crate::table::{Error, Table};
@@ -107,19 +108,52 @@ impl Upkeep {
     /// # Errors
     /// As [`Self::apply`].
     pub fn reconcile(&mut self, table: &mut dyn Table) -> Result<Report, Error> {
-        self.dirty.extend(self.desired.keys());
-        let touched = std::mem::take(&mut self.dirty);
-        let current = match table.services().and_then(|current| with_drained(table, current)) {
-            Ok(current) => current,
+        let found = table.drained().and_then(|drained| {
+            let different = self.different(table, &drained)?;
+            Ok((different, drained))
+        });
+        let ((touched, current), drained) = match found {
+            Ok(found) => found,
             Err(error) => {
-                self.dirty = touched;
+                self.dirty.extend(self.desired.keys());
                 return Err(error);
             }
         };
-        let (current, drained) = current;
-        let named = |entry: &ServiceEntry| touched.contains(&entry.service.id);
-        let current = current.into_iter().filter(named).collect();
+        self.dirty.clear();
+        let drained = drained.into_iter().map(|one| (one.service, one.id)).collect();
         self.carry_out(table, touched, current, drained)
+    }
+
+    /// Returns which services may differ from what is desired, and how they are. One is read after
+    /// the other: nearly all are as they should be, and need not be held at once.
+    fn different(
+        &self,
+        table: &mut dyn Table,
+        drained: &[Drained],
+    ) -> Result<(BTreeSet<ServiceId>, Vec<ServiceEntry>), Error> {
+        let (mut touched, mut different) = (self.dirty.clone(), Vec::new());
+        let clean = self.desired.keys().filter(|id| !self.dirty.contains(id));
+        for &id in self.dirty.iter().chain(clean) {
+            let mut current = read(table, &BTreeSet::from([id]))?;
+            want_of(drained, &mut current);
+            if self.dirty.contains(&id) || !self.is_right(id, current.first()) {
+                touched.insert(id);
+                different.append(&mut current);
+            }
+        }
+        Ok((touched, different))
+    }
+
+    /// Returns whether a service is as it should be, and was left so.
+    fn is_right(&self, id: ServiceId, current: Option<&ServiceEntry>) -> bool {
+        let (Some(wanted), Some(left)) = (self.desired.get(&id), self.left.get(&id)) else {
+            return false;
+        };
+        let (service, destinations) = &**wanted;
+        current.is_some_and(|there| {
+            let same = there.destinations.iter().rev().map(|to| &to.destination).eq(destinations);
+            Arc::ptr_eq(wanted, left) && there.service == *service && same
+        })
     }
 
     fn carry_out(
@@ -202,15 +236,23 @@ fn with_drained(
     mut current: Vec<ServiceEntry>,
 ) -> Result<(Vec<ServiceEntry>, Named), Error> {
     let drained = table.drained()?;
+    want_of(&drained, &mut current);
+    Ok((current, drained.into_iter().map(|one| (one.service, one.id)).collect()))
+}
+
+/// Gives destinations that are drained the weights that are wanted of them.
+fn want_of(drained: &[Drained], current: &mut [ServiceEntry]) {
+    if drained.is_empty() {
+        return;
+    }
     let weights: BTreeMap<_, u32> =
         drained.iter().map(|one| ((one.service, one.id), one.weight)).collect();
-    for entry in current.iter_mut().filter(|_| !weights.is_empty()) {
+    for entry in current {
         for there in &mut entry.destinations {
             let to = &mut there.destination;
             to.weight = weights.get(&(entry.service.id, to.id)).copied().unwrap_or(to.weight);
         }
     }
-    Ok((current, weights.into_keys().collect()))
 }
 
 /// Who takes connections while changes are carried out.

@@ -4,7 +4,7 @@
 //! to the host's stack with its outer header, by the loopback device: the stack forwards it from there and
 //! cuts it, as `ip_vs_tunnel_xmit()` leaves it to `ip_local_out()`. A forwarded packet over IPv6 is not
 //! cut: its sender is told the MTU, although he did not ask. Direct routing and NAT have nothing to put
-//! before a packet, and drop it.
+//! before a packet, and drop it. XDP leaves all of them to TC.
 
 use rlvs_wire::{checksum, ipv4, put_at, u8_at, u16_at};
 
@@ -60,9 +60,6 @@ fn leave_to_the_stack<A: Ip, F: Frame, T: Tables>(
         }
         let complaint = Complaint::TooBig { mtu };
         return Ok(complain(context, frame, &packet, complaint, Reason::TooBig));
-    }
-    if !F::RESOLVES {
-        return Err(Verdict::Pass(Reason::Local));
     }
     arrive(context, frame, &packet, destination, row)
 }

@@ -31,22 +31,27 @@ use crate::tables::{Tables, Time, bump};
 /// Decides what becomes of a frame, rewrites it accordingly and counts; or names the stage that does.
 #[inline(always)]
 pub fn process<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
-    settle(frame, tables, |context, frame, kind| match kind {
+    settle::<true, F, T>(frame, tables, |context, frame, kind| match kind {
         ethernet::IPV4 => established::<V4, F, T>(context, frame),
         ethernet::IPV6 => established::<V6, F, T>(context, frame),
         _ => Verdict::Pass(Reason::OtherProtocol),
     })
 }
 
-/// Lets `work` decide over a frame that is addressed to the interface it came in by, and counts.
+/// Lets `work` decide over a frame that is addressed to the interface it came in by, and counts. `FIRST`
+/// says that nobody has looked at the frame before; else XDP, which need not know the interface's flags,
+/// asks nothing of it again, and `work` is told of no kind.
 #[inline(always)]
-pub fn settle<F: Frame, T: Tables>(
+pub fn settle<const FIRST: bool, F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     work: impl FnOnce(&Context<'_, T>, &mut F, u16) -> Verdict,
 ) -> Verdict {
     let Some(settings) = tables.settings() else { return Verdict::Pass(Reason::NoService) };
     let context = Context { tables, settings, now: Time::now(tables, settings) };
+    if !FIRST && !F::RESOLVES {
+        return context.counted(work(&context, frame, 0), false);
+    }
     let interface = frame.interface();
     // Whether XDP sees this interface's frames first, and has counted what it passed.
     let mut behind_xdp = false;
@@ -63,16 +68,7 @@ pub fn settle<F: Frame, T: Tables>(
             }
         }
     };
-    let counted = match verdict {
-        Verdict::Pass(reason) => (!behind_xdp || !F::RESOLVES).then_some(reason),
-        Verdict::Drop(reason) => Some(reason),
-        Verdict::Arrive => Some(Reason::Local),
-        Verdict::Transmit { .. } | Verdict::Resolve { .. } | Verdict::Next(_) => None,
-    };
-    if let Some(reason) = counted {
-        context.count(reason);
-    }
-    verdict
+    context.counted(verdict, behind_xdp && F::RESOLVES)
 }
 
 /// Which half of which connection a packet would belong to.
@@ -254,6 +250,21 @@ impl<'a, T: Tables> Context<'a, T> {
         let destination = self.tables.destination(id).ok_or(Reason::Inconsistent)?;
         let row = self.tables.row(self.row_index(id)).ok_or(Reason::Inconsistent)?;
         Ok((destination, row))
+    }
+
+    /// Counts why a packet is not simply forwarded; `is_seen` tells that XDP has counted what it passed.
+    #[inline(always)]
+    fn counted(&self, verdict: Verdict, is_seen: bool) -> Verdict {
+        let reason = match verdict {
+            Verdict::Pass(reason) => (!is_seen).then_some(reason),
+            Verdict::Drop(reason) => Some(reason),
+            Verdict::Arrive => Some(Reason::Local),
+            Verdict::Transmit { .. } | Verdict::Resolve { .. } | Verdict::Next(_) => None,
+        };
+        if let Some(reason) = reason {
+            self.count(reason);
+        }
+        verdict
     }
 
     /// Counts a reason.

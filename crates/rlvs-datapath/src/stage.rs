@@ -12,7 +12,8 @@ use crate::{
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
 /// IP version. A line has the stage, the end of the names of its programs, the function that carries
-/// it out and the group that it belongs to.
+/// it out and the group that it belongs to; then `only Tc` if XDP leaves its packets to TC, which begins
+/// anew.
 ///
 /// Numbers follow from the order: another order is another layout of the maps.
 #[macro_export]
@@ -67,7 +68,7 @@ macro_rules! stages {
                 /// An ICMP error may be about a tunnel's packet that has one of the other version in it.
                 across: Across4 across4, Across6 across6 = relay::across, Tunnels;
                 /// A packet that may be cut is too long for its destination, which a tunnel need not be.
-                cut: Cut4 cut4, Cut6 cut6 = cut::cut, Unusual;
+                cut: Cut4 cut4, Cut6 cut6 = cut::cut, Unusual, only Tc;
                 /// No way leads to a packet's destination.
                 lost: Lost4 lost4, Lost6 lost6 = refuse::lost, Unusual;
                 /// The call that a datagram belongs to is to be found out.
@@ -78,6 +79,8 @@ macro_rules! stages {
 }
 
 macro_rules! define {
+    (@is_on_xdp) => { true };
+    (@is_on_xdp Tc) => { false };
     (
         once {$(
             $(#[$about_one:meta])*
@@ -86,7 +89,7 @@ macro_rules! define {
         each {$(
             $(#[$about:meta])*
             $stage:ident: $four:ident $name4:ident, $six:ident $name6:ident
-                = $module:ident::$work:ident, $group:ident;
+                = $module:ident::$work:ident, $group:ident $(, only $only:ident)?;
         )*}
     ) => {
         /// What goes on where [`process`](crate::process::process) stops.
@@ -129,6 +132,25 @@ macro_rules! define {
                 }
             }
 
+            /// Returns the IP version whose packets it is for, or `None` if it is for all.
+            pub const fn family(self) -> Option<u8> {
+                match self {
+                    $(Self::$one => None,)*
+                    $(
+                        Self::$four => Some(4),
+                        Self::$six => Some(6),
+                    )*
+                }
+            }
+
+            /// Returns whether XDP carries it out; else it leaves the packet to TC as it came, uncounted.
+            pub const fn is_on_xdp(self) -> bool {
+                match self {
+                    $(Self::$one => true,)*
+                    $(Self::$four | Self::$six => define!(@is_on_xdp $($only)?),)*
+                }
+            }
+
             /// Returns the stage of a number; of an unknown one the search, which finds nothing to do.
             #[inline(always)]
             pub const fn from_number(number: u32) -> Self {
@@ -155,10 +177,10 @@ macro_rules! define {
             match stage {
                 $(Stage::$one => $one_module::$one_work(tables),)*
                 $(
-                    Stage::$four => settle(frame, tables, |context, frame, _| {
+                    Stage::$four => settle::<false, F, T>(frame, tables, |context, frame, _| {
                         $module::$work::<V4, F, T>(context, frame)
                     }),
-                    Stage::$six => settle(frame, tables, |context, frame, _| {
+                    Stage::$six => settle::<false, F, T>(frame, tables, |context, frame, _| {
                         $module::$work::<V6, F, T>(context, frame)
                     }),
                 )*

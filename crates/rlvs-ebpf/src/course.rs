@@ -8,6 +8,10 @@ pub const FRAME: usize = 78;
 /// network card do not take.
 pub const WORDS: [usize; 10] = [0, 6, 14, 22, 30, 38, 46, 54, 62, 70];
 
+/// Cache lines of the table that a line is read of by the program `floor_line`: 64 MiB, as many as a
+/// million connections of direct routing have at the design load.
+pub const TABLE_LINES: u32 = 1 << 20;
+
 /// Port of the first flow of each client.
 pub const FIRST_PORT: u32 = 1024;
 
@@ -47,6 +51,8 @@ pub struct Course {
     pub ports_log2: u32,
     /// What the program `clock` read.
     pub jiffies: u64,
+    /// What the program `floor_line` read.
+    pub read: u64,
 }
 
 impl Course {

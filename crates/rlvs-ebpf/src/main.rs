@@ -133,7 +133,7 @@ fn on_tc<const FIRST: bool>(
     }
 }
 
-/// Defines the programs of one step for both bodies, inlined into the frames that the macros of aya put
+/// Defines the programs of one step for both bodies, or `Tc` alone, inlined into the frames that the macros of aya put
 /// around them: see "BPF rules learned here" on the stack.
 macro_rules! programs {
     ($xdp:ident, $tc:ident: $first:literal, $decide:expr) => {
@@ -143,6 +143,9 @@ macro_rules! programs {
             on_xdp::<$first>(&ctx, $decide)
         }
 
+        programs! { Tc $xdp, $tc: $first, $decide }
+    };
+    (Tc $xdp:ident, $tc:ident: $first:literal, $decide:expr) => {
         #[classifier]
         #[inline(always)]
         pub fn $tc(ctx: TcContext) -> i32 {
@@ -161,7 +164,7 @@ macro_rules! stage_programs {
         each {$(
             $(#[$about:meta])*
             $stage:ident: $four:ident $name4:ident, $six:ident $name6:ident
-                = $module:ident::$work:ident, $group:ident;
+                = $module:ident::$work:ident, $group:ident $(, only $only:ident)?;
         )*}
     ) => {
         $(programs! {
@@ -170,14 +173,14 @@ macro_rules! stage_programs {
         })*
         $(
             programs! {
-                ${concat(rlvs_xdp_, $name4)}, ${concat(rlvs_tc_, $name4)}:
-                false, |frame, maps| settle(frame, maps, |context, frame, _| {
+                $($only)? ${concat(rlvs_xdp_, $name4)}, ${concat(rlvs_tc_, $name4)}:
+                false, |frame, maps| settle::<false, _, _>(frame, maps, |context, frame, _| {
                     $module::$work::<V4, _, _>(context, frame)
                 })
             }
             programs! {
-                ${concat(rlvs_xdp_, $name6)}, ${concat(rlvs_tc_, $name6)}:
-                false, |frame, maps| settle(frame, maps, |context, frame, _| {
+                $($only)? ${concat(rlvs_xdp_, $name6)}, ${concat(rlvs_tc_, $name6)}:
+                false, |frame, maps| settle::<false, _, _>(frame, maps, |context, frame, _| {
                     $module::$work::<V6, _, _>(context, frame)
                 })
             }

@@ -10,12 +10,26 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+/// From this size on a value has memory of its own; what the C library begins with.
+#[cfg(target_env = "gnu")]
+const LARGE_BYTES: libc::c_int = 128 * 1024;
+
 /// Gives memory that is free in this process back to the kernel, where the C library can.
 pub fn trim_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes its own locks, and touches no memory that is in use.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Has large values given back to the kernel as soon as they are not used, where the C library can:
+/// left alone, it raises the size from which it does so with each that it gives back.
+pub fn return_large_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number of the allocator, under its lock.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
     }
 }
 

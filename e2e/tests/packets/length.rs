@@ -9,6 +9,7 @@ use rlvs_datapath::abi::method;
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
 use rlvs_datapath::refuse::ERRORS_A_UNIT;
+use rlvs_datapath::stage::Stage;
 use rlvs_wire::tcp::{ACK, SYN};
 
 /// The error about a packet, in somebody's name.
@@ -152,8 +153,13 @@ fn a_long_packet_that_may_be_cut_is_dropped() {
     network::run("may-be-cut", |network| {
         let world = World::new(network, &plain(network, 4, method::DIRECT));
         let frame = may_be_cut(&long(request(network, 4, Kind::Udp), 1501));
-        let outcome = world.step(&frame).same();
-        assert_eq!(outcome.verdict, Verdict::Drop(Reason::TooBig));
+        let bodies = world.step(&frame);
+        assert_eq!(bodies.tc.verdict, Verdict::Drop(Reason::TooBig));
+        assert!(is_counted(&bodies.tc), "{:?}", bodies.tc.changes);
+        // TC, which begins anew, does it for both, and counts it once.
+        assert_eq!(bodies.xdp.verdict, Verdict::Next(Stage::Cut4));
+        assert_eq!(bodies.xdp.bytes, frame);
+        assert!(!is_counted(&bodies.xdp), "{:?}", bodies.xdp.changes);
     });
 }
 

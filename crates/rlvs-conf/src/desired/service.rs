@@ -1,6 +1,7 @@
 //! Services, real servers, checkers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rlvs_control::model::{Family, ForwardingMethod, Netmask, Protocol};
@@ -195,8 +196,8 @@ pub struct RealServer {
     pub down: Option<Box<Script>>,
     /// Mails about it.
     pub mail: bool,
-    /// Its checkers; all must be good.
-    pub checkers: Vec<Checker>,
+    /// Its checkers; all must be good. Whoever carries them out shares them.
+    pub checkers: Vec<Arc<Checker>>,
     /// What is not carried out.
     pub kept: Vec<Statement>,
 }
@@ -216,8 +217,8 @@ impl RealServer {
 pub struct Checker {
     /// What it does.
     pub kind: CheckerKind,
-    /// When it does it, and what it concludes.
-    pub timing: Timing,
+    /// When it does it, and what it concludes. Most checkers have the same numbers.
+    pub timing: Arc<Timing>,
     /// Which ends its packets have; the real server's for kinds without packets.
     pub ends: Ends,
     /// The real server is down until it succeeds.
@@ -278,10 +279,17 @@ pub struct Ends {
     pub address: IpAddr,
     /// Port to check.
     pub port: u16,
+    /// How they begin; few checkers say it.
+    pub origin: Option<Box<Origin>>,
+}
+
+/// How a checker's packets begin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
     /// Source address.
-    pub source: Option<IpAddr>,
+    pub address: Option<IpAddr>,
     /// Source port.
-    pub source_port: Option<u16>,
+    pub port: Option<u16>,
     /// Interface that they leave by.
     pub interface: Option<String>,
     /// Their mark; 0 for none.
@@ -292,7 +300,7 @@ pub struct Ends {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckerKind {
     /// Asks a web server.
-    Http(Http),
+    Http(Box<Http>),
     /// Opens a connection.
     Tcp,
     /// Runs a command.
@@ -300,14 +308,9 @@ pub enum CheckerKind {
     /// Sends an ICMP echo request.
     Ping,
     /// Sends a datagram.
-    Udp(Udp),
+    Udp(Box<Udp>),
     /// Asks a name server.
-    Dns {
-        /// Type of record.
-        record: String,
-        /// Name.
-        name: String,
-    },
+    Dns(Box<Dns>),
     /// Greets a mail server.
     Smtp {
         /// Name in the greeting.
@@ -392,6 +395,15 @@ pub struct Udp {
     pub payload: Vec<u8>,
     /// What must come back; `None` if silence is good.
     pub reply: Option<Reply>,
+}
+
+/// `DNS_CHECK`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dns {
+    /// Type of record.
+    pub record: String,
+    /// Name.
+    pub name: String,
 }
 
 /// An answer to a datagram.

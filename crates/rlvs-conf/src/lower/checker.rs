@@ -1,9 +1,11 @@
 //! Checkers, and the numbers that they inherit.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::desired::{
-    Checker, CheckerKind, Ends, Http, HttpVersion, Misc, RealServer, Reply, Timing, Udp, Url,
+    Checker, CheckerKind, Dns, Ends, Http, HttpVersion, Misc, Origin, RealServer, Reply, Timing,
+    Udp, Url,
 };
 use crate::diagnostic::Diagnostic;
 use crate::grammar::Status;
@@ -42,7 +44,7 @@ impl Lower<'_> {
         real: &Node,
         service: &Node,
         server: &RealServer,
-    ) -> Vec<Checker> {
+    ) -> Vec<Arc<Checker>> {
         let is_checker = |child: &&Node| {
             child.row.status == Status::Done
                 && (child.row.name.ends_with("_CHECK") || child.row.name.ends_with("_GET"))
@@ -53,7 +55,8 @@ impl Lower<'_> {
             let timing = timing(&blocks);
             let file = node.row.name == "FILE_CHECK";
             let Some(kind) = self.checker_kind(node, &blocks, &timing) else { continue };
-            checkers.push(Checker {
+            let timing = self.shared(timing);
+            checkers.push(Arc::new(Checker {
                 kind,
                 timing,
                 ends: ends(node, server),
@@ -62,10 +65,18 @@ impl Lower<'_> {
                     .switch("log_all_failures")
                     .unwrap_or(self.defaults.log_all_failures && runs(node)),
                 kept: common::kept(&node.children),
-            });
+            }));
         }
         checkers.shrink_to_fit();
         checkers
+    }
+
+    /// Returns a checker's numbers, the same value as its predecessor's if they are equal.
+    fn shared(&mut self, timing: Timing) -> Arc<Timing> {
+        if let Some(last) = self.timing.as_ref().filter(|last| ***last == timing) {
+            return last.clone();
+        }
+        self.timing.insert(Arc::new(timing)).clone()
     }
 
     fn checker_kind(
@@ -75,15 +86,15 @@ impl Lower<'_> {
         timing: &Timing,
     ) -> Option<CheckerKind> {
         Some(match node.row.name {
-            "HTTP_GET" | "SSL_GET" => CheckerKind::Http(self.http(node, blocks)?),
+            "HTTP_GET" | "SSL_GET" => CheckerKind::Http(Box::new(self.http(node, blocks)?)),
             "TCP_CHECK" => CheckerKind::Tcp,
             "PING_CHECK" => CheckerKind::Ping,
             "MISC_CHECK" => CheckerKind::Misc(Box::new(self.misc(node, timing)?)),
-            "UDP_CHECK" => CheckerKind::Udp(udp(node)),
-            "DNS_CHECK" => CheckerKind::Dns {
+            "UDP_CHECK" => CheckerKind::Udp(Box::new(udp(node))),
+            "DNS_CHECK" => CheckerKind::Dns(Box::new(Dns {
                 record: node.text("type").unwrap_or_else(|| "SOA".into()),
                 name: node.text("name").unwrap_or_else(|| ".".into()),
-            },
+            })),
             "SMTP_CHECK" => CheckerKind::Smtp {
                 helo: node.text("helo_name").unwrap_or_else(|| "smtpchecker.keepalived.org".into()),
             },
@@ -224,13 +235,16 @@ fn timing(blocks: &Blocks<'_>) -> Timing {
 }
 
 fn ends(node: &Node, server: &RealServer) -> Ends {
+    let origin = Origin {
+        address: node.address("bindto"),
+        port: node.number("bind_port"),
+        interface: node.text("bind_if"),
+        mark: node.number("fwmark").unwrap_or(0),
+    };
     Ends {
         address: node.address("connect_ip").unwrap_or(server.address),
         port: node.number("connect_port").unwrap_or(server.port),
-        source: node.address("bindto"),
-        source_port: node.number("bind_port"),
-        interface: node.text("bind_if"),
-        mark: node.number("fwmark").unwrap_or(0),
+        origin: (origin != Origin::default()).then(|| Box::new(origin)),
     }
 }
 

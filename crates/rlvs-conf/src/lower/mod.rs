@@ -10,8 +10,9 @@ mod target;
 mod track;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use crate::desired::Desired;
+use crate::desired::{Desired, Timing};
 use crate::diagnostic::{Diagnostic, Diagnostics, Objection};
 use crate::source::Span;
 use crate::surroundings::Surroundings;
@@ -26,7 +27,8 @@ pub(crate) fn lower(
     let defaults = global::Defaults::default();
     let known = nodes.iter().filter_map(|node| Some((node.row.name, &*node.args.first()?.text)));
     let known = known.collect();
-    let mut lower = Lower { surroundings, diagnostics, defaults, known, script_at: None };
+    let (script_at, timing) = (None, None);
+    let mut lower = Lower { surroundings, diagnostics, defaults, known, script_at, timing };
     let mut desired = Desired::default();
     let named = |name: &'static str| nodes.iter().filter(move |node| node.row.name == name);
     for node in named("global_defs") {
@@ -59,6 +61,8 @@ struct Lower<'a> {
     known: BTreeSet<(&'static str, &'a str)>,
     /// The first script that would be run.
     script_at: Option<Span>,
+    /// Numbers of the last checker.
+    timing: Option<Arc<Timing>>,
 }
 
 impl Lower<'_> {

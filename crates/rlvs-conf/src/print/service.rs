@@ -108,7 +108,7 @@ impl Printer {
             CheckerKind::Misc(_) => "MISC_CHECK",
             CheckerKind::Ping => "PING_CHECK",
             CheckerKind::Udp(_) => "UDP_CHECK",
-            CheckerKind::Dns { .. } => "DNS_CHECK",
+            CheckerKind::Dns(_) => "DNS_CHECK",
             CheckerKind::Smtp { .. } => "SMTP_CHECK",
             CheckerKind::Bfd { .. } => "BFD_CHECK",
             CheckerKind::File { .. } => "FILE_CHECK",
@@ -157,15 +157,16 @@ impl Printer {
         if ends.port != real.port {
             self.number("connect_port", ends.port);
         }
-        if let Some(source) = ends.source {
+        let Some(origin) = &ends.origin else { return };
+        if let Some(source) = origin.address {
             self.line(format!("bindto {source}"));
         }
-        if let Some(port) = ends.source_port {
+        if let Some(port) = origin.port {
             self.number("bind_port", port);
         }
-        self.word("bind_if", ends.interface.as_deref());
-        if ends.mark != 0 {
-            self.number("fwmark", ends.mark);
+        self.word("bind_if", origin.interface.as_deref());
+        if origin.mark != 0 {
+            self.number("fwmark", origin.mark);
         }
     }
 
@@ -175,9 +176,9 @@ impl Printer {
             CheckerKind::Http(http) => self.http(http),
             CheckerKind::Misc(misc) => self.misc(misc),
             CheckerKind::Udp(udp) => self.udp(udp),
-            CheckerKind::Dns { record, name } => {
-                self.line(format!("type {record}"));
-                self.word("name", Some(name));
+            CheckerKind::Dns(dns) => {
+                self.line(format!("type {}", dns.record));
+                self.word("name", Some(&dns.name));
             }
             CheckerKind::Smtp { helo } => self.word("helo_name", Some(helo)),
             CheckerKind::Bfd { session } => self.word("name", Some(session)),

@@ -128,7 +128,7 @@ pub struct CheckReport<'a, R> {
     /// What an attempt does.
     pub request: &'a R,
     /// When, and what is concluded.
-    pub timing: Timing,
+    pub timing: &'a Timing,
     /// Whether the server is good, as far as this check can tell.
     pub up: bool,
     /// Since when.
@@ -186,7 +186,7 @@ impl<R> CheckState<R> {
     fn report(&self) -> CheckReport<'_, R> {
         CheckReport {
             request: &self.check.request,
-            timing: self.check.timing,
+            timing: &self.check.timing,
             up: self.checker.up,
             since: self.history.since,
             attempts: self.history.attempts,

@@ -17,6 +17,7 @@ mod simulation;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::model::{Destination, DestinationId};
@@ -72,8 +73,8 @@ pub struct Server<R> {
 pub struct Check<R> {
     /// What an attempt does.
     pub request: R,
-    /// When, and what is concluded.
-    pub timing: Timing,
+    /// When, and what is concluded. Many checks share it.
+    pub timing: Arc<Timing>,
     /// The server is down until it succeeds.
     pub starts_down: bool,
 }
@@ -148,7 +149,8 @@ pub enum What {
 pub struct Health<R> {
     services: Vec<ServiceState<R>>,
     names: BTreeMap<String, usize>,
-    places: BTreeMap<CheckId, Place>,
+    /// By the check's number.
+    places: Vec<(CheckId, Place)>,
     timers: BTreeSet<(Instant, CheckId)>,
     outputs: VecDeque<Output>,
     checks: u32,
@@ -159,9 +161,9 @@ pub struct Health<R> {
 /// Where a check stands: indices of service, server, check.
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    service: usize,
-    server: usize,
-    check: usize,
+    service: u32,
+    server: u32,
+    check: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -202,7 +204,7 @@ impl<R: Clone + PartialEq> Health<R> {
         let mut health = Self {
             services: Vec::new(),
             names: BTreeMap::new(),
-            places: BTreeMap::new(),
+            places: Vec::new(),
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
             checks: 0,
@@ -262,9 +264,9 @@ impl<R: Clone + PartialEq> Health<R> {
 
     /// Returns what an attempt of this check does.
     pub fn request(&self, id: CheckId) -> Option<&R> {
-        let at = self.places.get(&id)?;
-        let server = self.services.get(at.service)?.servers.get(at.server)?;
-        server.checks.get(at.check).map(|check| &check.check.request)
+        let at = self.place(id)?;
+        let server = self.services.get(at.service as usize)?.servers.get(at.server as usize)?;
+        server.checks.get(at.check as usize).map(|check| &check.check.request)
     }
 
     /// Returns the names of all services.
@@ -273,9 +275,14 @@ impl<R: Clone + PartialEq> Health<R> {
     }
 
     fn server(&mut self, id: CheckId) -> Option<(&mut ServerState<R>, usize)> {
-        let at = self.places.get(&id)?;
-        let server = self.services.get_mut(at.service)?.servers.get_mut(at.server)?;
-        Some((server, at.check))
+        let at = self.place(id)?;
+        let service = self.services.get_mut(at.service as usize)?;
+        Some((service.servers.get_mut(at.server as usize)?, at.check as usize))
+    }
+
+    fn place(&self, id: CheckId) -> Option<Place> {
+        let at = self.places.binary_search_by_key(&id, |&(id, _)| id).ok()?;
+        self.places.get(at).map(|&(_, place)| place)
     }
 
     fn check(&mut self, id: CheckId) -> Option<&mut CheckState<R>> {
@@ -295,10 +302,10 @@ impl<R: Clone + PartialEq> Health<R> {
     fn finished(&mut self, id: CheckId, outcome: Outcome, now: Instant) {
         let Some(check) = self.check(id) else { return };
         check.running = None;
-        let timing = check.check.timing;
+        let timing = &check.check.timing;
         let step = match &outcome {
-            Outcome::Good | Outcome::Weight(_) => check.checker.finished(&timing, true),
-            Outcome::Bad(_) => check.checker.finished(&timing, false),
+            Outcome::Good | Outcome::Weight(_) => check.checker.finished(timing, true),
+            Outcome::Bad(_) => check.checker.finished(timing, false),
             Outcome::Unknown(_) => checker::Step { pause: timing.delay_loop, changed: false },
         };
         check.history.ended(&outcome, step.changed, now);
@@ -310,7 +317,8 @@ impl<R: Clone + PartialEq> Health<R> {
 
     /// Draws a server's conclusion from an attempt that changed something or is worth telling.
     fn conclude(&mut self, id: CheckId, outcome: Outcome, changed: bool, now: Instant) {
-        let Some(&Place { service, .. }) = self.places.get(&id) else { return };
+        let Some(Place { service, .. }) = self.place(id) else { return };
+        let service = service as usize;
         let Some((server, at)) = self.server(id) else { return };
         let mut told = Vec::new();
         let asked = server.asked;

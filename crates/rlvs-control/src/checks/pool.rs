@@ -63,6 +63,12 @@ impl<R> Health<R> {
         self.service(service).is_some_and(|service| service.held)
     }
 
+    /// Returns the servers of a service, in the order of its configuration.
+    pub fn servers(&self, service: &str) -> impl Iterator<Item = DestinationId> {
+        let servers = self.service(service).into_iter().flat_map(|service| &service.servers);
+        servers.map(|server| server.destination.id)
+    }
+
     /// Returns whether a server is good; `None` if it is not known.
     pub fn is_up(&self, service: &str, server: DestinationId) -> Option<bool> {
         let servers = &self.service(service)?.servers;

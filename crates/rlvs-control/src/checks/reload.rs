@@ -34,16 +34,22 @@ impl<R: Clone + PartialEq> Health<R> {
     }
 
     fn find_places(&mut self) {
-        self.places.clear();
+        let servers = self.services.iter().flat_map(|service| &service.servers);
+        let number = servers.map(|server| server.checks.len()).sum();
+        self.places = Vec::with_capacity(number);
         self.names.clear();
+        let index = |at: usize| u32::try_from(at).expect("as many have no room in memory");
         for (at, service) in self.services.iter().enumerate() {
             self.names.insert(service.name.clone(), at);
             for (server, state) in service.servers.iter().enumerate() {
                 for (check, state) in state.checks.iter().enumerate() {
-                    self.places.insert(state.id, Place { service: at, server, check });
+                    let (service, server) = (index(at), index(server));
+                    let place = Place { service, server, check: index(check) };
+                    self.places.push((state.id, place));
                 }
             }
         }
+        self.places.sort_unstable_by_key(|&(id, _)| id);
     }
 
     fn service_state(
@@ -113,7 +119,7 @@ impl<R: Clone + PartialEq> Health<R> {
     ) -> CheckState<R> {
         let id = CheckId(self.checks);
         self.checks += 1;
-        let timing = check.timing;
+        let timing = &check.timing;
         let first = part(timing.warmup.min(FIRST_ROUND_MAX), self.seed, u64::from(id.0) * 2);
         let spread = part(timing.delay_loop, self.seed, u64::from(id.0) * 2 + 1);
         let timer = (!suspended).then_some(now + first);

@@ -264,7 +264,7 @@ impl World {
         while self.now < end {
             self.step();
         }
-        let checks = self.health.places.keys();
+        let checks = self.health.places.iter().map(|(id, _)| id);
         let period_max = Duration::from_secs(6);
         for id in checks {
             assert!(self.now - self.started[id] < period_max, "{id:?} does not run any more");
@@ -354,7 +354,7 @@ fn check(random: &mut Random, request: Target) -> Check<Target> {
         rise: 1 + random.below(2) as u32,
         fast_recovery: random.chance(30),
     };
-    Check { request, timing, starts_down: random.chance(30) }
+    Check { request, timing: timing.into(), starts_down: random.chance(30) }
 }
 
 /// A table that looks after every change whether somebody serves who could.

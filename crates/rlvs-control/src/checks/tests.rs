@@ -31,7 +31,7 @@ fn server(number: u8, weight: u32) -> Server<u8> {
         upper_threshold: 0,
         lower_threshold: 0,
     };
-    let checks = vec![Check { request: number, timing, starts_down: false }];
+    let checks = vec![Check { request: number, timing: timing.into(), starts_down: false }];
     Server { destination, inhibit: false, checks }
 }
 

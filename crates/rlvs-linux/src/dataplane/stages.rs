@@ -51,6 +51,11 @@ impl Body {
         }
     }
 
+    /// Returns whether it carries a stage out itself.
+    const fn has(self, stage: Stage) -> bool {
+        matches!(self, Self::Tc) || stage.is_on_xdp()
+    }
+
     fn stage(self, stage: Stage) -> String {
         format!("{}_{}", self.program(), stage.name())
     }
@@ -73,8 +78,7 @@ pub fn of_family(family: u8) -> impl Iterator<Item = Stage> {
 
 /// Returns whether packets of an IP version may need a stage.
 fn is_for(stage: Stage, family: u8) -> bool {
-    let other = if family == 4 { '6' } else { '4' };
-    !stage.name().ends_with(other)
+    stage.family().is_none_or(|of| of == family)
 }
 
 /// Gives the kernel the programs of bodies with some stages, and `others` besides, and connects them.
@@ -89,8 +93,11 @@ pub fn load(
     stages: &[Stage],
     others: &[&str],
 ) -> Result<Vec<String>, Error> {
-    let stages: Vec<_> =
-        bodies.iter().flat_map(|&body| stages.iter().map(move |&stage| (body, stage))).collect();
+    let stages: Vec<_> = bodies
+        .iter()
+        .flat_map(|&body| stages.iter().map(move |&stage| (body, stage)))
+        .filter(|(body, stage)| body.has(*stage))
+        .collect();
     let mut names: Vec<String> = bodies.iter().map(|body| body.program().to_owned()).collect();
     names.extend(others.iter().map(|&name| name.to_owned()));
     load_programs(bpf, &names).map_or(Ok(()), Err)?;
@@ -122,7 +129,8 @@ pub(super) fn load_for_packets(bpf: &mut Ebpf, stages: &[Stage], family: u8) -> 
 /// # Errors
 /// As [`load()`].
 pub fn load_group(bpf: &mut Ebpf, body: Body, group: Group) -> Result<Vec<String>, Error> {
-    let stages: Vec<_> = group.stages().map(|stage| (body, stage)).collect();
+    let has = |stage: &Stage| body.has(*stage);
+    let stages: Vec<_> = group.stages().filter(has).map(|stage| (body, stage)).collect();
     load_stages(bpf, &stages)
 }
 
@@ -130,7 +138,7 @@ pub fn load_group(bpf: &mut Ebpf, body: Body, group: Group) -> Result<Vec<String
 #[must_use]
 pub fn is_loaded(bpf: &Ebpf, body: Body, group: Group) -> bool {
     let has = |stage| bpf.program(&body.stage(stage)).is_some_and(|program| program.fd().is_ok());
-    group.stages().all(has)
+    group.stages().all(|stage| !body.has(stage) || has(stage))
 }
 
 /// Gives the kernel those of some stages that are not there yet, for the bodies that are, in a folder
@@ -146,7 +154,7 @@ pub(super) fn ensure(
     let mut missing = Vec::new();
     for body in Body::ALL.into_iter().filter(|body| folder.path(body.pin()).exists()) {
         for &stage in stages {
-            if !has(folder, body, stage)? {
+            if body.has(stage) && !has(folder, body, stage)? {
                 missing.push((body, stage));
             }
         }
@@ -281,7 +289,8 @@ fn load_one(name: &str, program: &mut Program) -> Result<(), Error> {
 /// # Errors
 /// As [`load()`].
 pub fn connect_all(bpf: &mut Ebpf, body: Body) -> Result<(), Error> {
-    let stages: Vec<_> = Stage::ALL.iter().map(|&stage| (body, stage)).collect();
+    let has = |stage: &&Stage| body.has(**stage);
+    let stages: Vec<_> = Stage::ALL.iter().filter(has).map(|&stage| (body, stage)).collect();
     connect(bpf, &stages)
 }
 

@@ -178,7 +178,10 @@ fn chosen_cpu(arguments: &Arguments) -> Result<u32> {
 
 /// Fills everything but the connection tables.
 fn furnish(ebpf: &Ebpf, cpus: u32, cpu: u32, interface: Interface) -> Result<Bench> {
-    let mut tools = EbpfLoader::new().btf(None).load(&object::read("bench.bpf.o")?)?;
+    let mut tools = EbpfLoader::new()
+        .btf(None)
+        .map_max_entries("lines", course::TABLE_LINES)
+        .load(&object::read("bench.bpf.o")?)?;
     object::load_programs(&mut tools)?;
     let mut course = Mapped::new(&tools, "course")?;
     let mut tables = Tables::new(ebpf, cpus, cpu)?;
@@ -214,8 +217,19 @@ fn furnish(ebpf: &Ebpf, cpus: u32, cpu: u32, interface: Interface) -> Result<Ben
     write_book(ebpf)?;
     let floor = program_fd(&tools, "floor")?;
     let floor_tunnel = program_fd(&tools, "floor_tunnel")?;
+    let floor_line = program_fd(&tools, "floor_line")?;
     let under_test = program_fd(ebpf, "rlvs_xdp")?;
-    Ok(Bench { tables, interface, services, tools, under_test, floor, floor_tunnel, course })
+    Ok(Bench {
+        tables,
+        interface,
+        services,
+        tools,
+        under_test,
+        floor,
+        floor_tunnel,
+        floor_line,
+        course,
+    })
 }
 
 /// Puts lists in force that everybody is on: the whole of the addresses, and random networks of all

@@ -41,6 +41,8 @@ pub(crate) struct Bench {
     pub(crate) floor: ProgramFd,
     /// The floor of what wraps packets.
     pub(crate) floor_tunnel: ProgramFd,
+    /// The floor of what finds its flows in a table.
+    pub(crate) floor_line: ProgramFd,
     pub(crate) course: Mapped<Course>,
 }
 
@@ -67,7 +69,7 @@ impl Bench {
     pub(crate) fn measure(&mut self, path: &Path, effort: Effort) -> Result<Row> {
         self.prepare(path)?;
         self.tables.forget_reasons();
-        let (mut floor, mut program, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut floor, mut line, mut program, mut ratio) = (vec![], vec![], vec![], vec![]);
         let pairs = pairs(path);
         let kept = self.tables.connections(path.family, pairs).to_vec();
         let elsewhere = self.tables.elsewhere();
@@ -85,6 +87,8 @@ impl Bench {
         for round in 0..=effort.rounds {
             self.set_floor(path)?;
             let floor_ns = self.run(floor_repeat)?;
+            call(&mut self.tools, &self.floor_line)?;
+            let line_ns = self.run(floor_repeat)?;
             if new {
                 self.tables.connections(path.family, pairs).copy_from_slice(&kept);
                 self.tables.set_elsewhere(elsewhere);
@@ -96,6 +100,7 @@ impl Bench {
             self.check(path, before, after, repeat)?;
             if round > 0 {
                 floor.push(floor_ns);
+                line.push(line_ns / floor_ns);
                 program.push(program_ns);
                 ratio.push(program_ns / floor_ns);
             }
@@ -103,6 +108,7 @@ impl Bench {
         Ok(Row {
             path: path.name(),
             floor_ns: Spread::of(floor),
+            line: Spread::of(line),
             program_ns: Spread::of(program),
             ratio: Spread::of(ratio),
             bound: path.bound(),

@@ -31,6 +31,8 @@ impl Spread {
 pub(crate) struct Row {
     pub(crate) path: String,
     pub(crate) floor_ns: Spread,
+    /// What the floor takes with one line of a table, in floors.
+    pub(crate) line: Spread,
     pub(crate) program_ns: Spread,
     pub(crate) ratio: Spread,
     pub(crate) bound: Option<Bound>,
@@ -43,6 +45,7 @@ pub(crate) struct Row {
 struct Judged {
     path: String,
     floor_ns: Spread,
+    line: Spread,
     program_ns: Spread,
     ratio: Spread,
     must: Option<f64>,
@@ -126,17 +129,18 @@ impl Report {
 
     fn print_programs(&self) {
         println!(
-            "{:<26} {:>8} {:>9} {:>7} {:>15} {:>6} {:>6}",
-            "path", "floor ns", "packet ns", "ratio", "least..most", "must", "aim"
+            "{:<26} {:>8} {:>6} {:>9} {:>7} {:>15} {:>6} {:>6}",
+            "path", "floor ns", "line", "packet ns", "ratio", "least..most", "must", "aim"
         );
         for row in &self.rows {
             let Spread { median, least, most } = row.ratio;
             let bound =
                 |bound: Option<f64>| bound.map_or("-".to_owned(), |bound| format!("{bound:.2}"));
             println!(
-                "{:<26} {:>8.1} {:>9.1} {median:>7.2} {:>15} {:>6} {:>6}  {}",
+                "{:<26} {:>8.1} {:>6.2} {:>9.1} {median:>7.2} {:>15} {:>6} {:>6}  {}",
                 row.path,
                 row.floor_ns.median,
+                row.line.median,
                 row.program_ns.median,
                 format!("{least:.2}..{most:.2}"),
                 bound(row.must),
@@ -192,7 +196,7 @@ fn judge(rows: Vec<Row>) -> Vec<Judged> {
         rows.iter().map(|row| (row.path.clone(), row.ratio.median)).collect();
     let ratio_of = |path: &str| measured.iter().find(|(name, _)| name == path).map(|(_, of)| *of);
     let judge = |row: Row| {
-        let Row { path, floor_ns, program_ns, ratio, bound, v4 } = row;
+        let Row { path, floor_ns, line, program_ns, ratio, bound, v4 } = row;
         let unit = match &bound {
             Some(Bound { times_v4: true, .. }) => v4.as_deref().and_then(ratio_of),
             Some(_) => Some(1.0),
@@ -201,7 +205,7 @@ fn judge(rows: Vec<Row>) -> Vec<Judged> {
         let bound = bound.zip(unit);
         let must = bound.map(|(bound, unit)| bound.must * unit);
         let aim = bound.map(|(bound, unit)| bound.aim * unit);
-        Judged { path, floor_ns, program_ns, ratio, must, aim }
+        Judged { path, floor_ns, line, program_ns, ratio, must, aim }
     };
     rows.into_iter().map(judge).collect()
 }

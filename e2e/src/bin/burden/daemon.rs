@@ -57,9 +57,18 @@ impl Daemon {
 
     /// Returns the CPU time of all its threads, to the nanosecond.
     pub(crate) fn cpu(&self) -> Result<Duration> {
+        self.cpu_of(|_| true)
+    }
+
+    /// Returns the CPU time of the threads with some names.
+    pub(crate) fn cpu_of(&self, is_meant: impl Fn(&str) -> bool) -> Result<Duration> {
         let mut nanoseconds = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
+            let task = task?.path();
+            if !is_meant(fs::read_to_string(task.join("comm"))?.trim_end()) {
+                continue;
+            }
+            let text = fs::read_to_string(task.join("schedstat"))?;
             let first = text.split_ascii_whitespace().next().context("an empty schedstat")?;
             nanoseconds += first.parse::<u64>()?;
         }

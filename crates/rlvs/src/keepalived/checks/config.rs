@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::{Gid, Group, Uid, User};
@@ -16,7 +17,7 @@ use rlvs_control::table::Removal;
 use super::event::{Event, Kind};
 use super::probe;
 use super::reply::Wanted;
-use super::request::{Parts, Request};
+use super::request::{Found, Request};
 
 /// Who runs scripts if nobody is named and this user exists.
 const SCRIPT_USER: &str = "keepalived_script";
@@ -34,6 +35,8 @@ pub(super) struct Config {
     pub(super) services: BTreeMap<String, Known>,
     /// What is not carried out.
     pub(super) events: Vec<Event>,
+    /// When the last check that was read runs; most are like it.
+    timing: Option<Arc<Timing>>,
 }
 
 /// What is known of a service besides its health.
@@ -53,14 +56,14 @@ pub(super) struct Known {
     pub(super) at_stop: bool,
     /// Mails about the quorum.
     pub(super) mail: bool,
-    /// What is known of its servers.
-    pub(super) servers: BTreeMap<DestinationId, KnownServer>,
+    /// What is known of those of its servers that differ from [`ORDINARY`].
+    servers: BTreeMap<DestinationId, KnownServer>,
     /// Its sorry server.
     pub(super) sorry: Option<DestinationId>,
 }
 
 /// What is known of a server besides its health.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KnownServer {
     /// Run when it is good.
     pub(super) up: Option<Box<Script>>,
@@ -70,6 +73,16 @@ pub(super) struct KnownServer {
     pub(super) mail: bool,
     /// It stays in the table when it is bad.
     pub(super) inhibit: bool,
+}
+
+/// A server of which nobody learns.
+const ORDINARY: KnownServer = KnownServer { up: None, down: None, mail: false, inhibit: false };
+
+impl Known {
+    /// Returns what is known of a server.
+    pub(super) fn server(&self, id: DestinationId) -> &KnownServer {
+        self.servers.get(&id).unwrap_or(&ORDINARY)
+    }
 }
 
 /// Reads what a configuration says about virtual servers.
@@ -126,7 +139,7 @@ impl Config {
             match request(desired, checker) {
                 Ok(request) => checks.push(Check {
                     request,
-                    timing: timing(checker),
+                    timing: self.shared(timing(checker)),
                     starts_down: checker.starts_down,
                 }),
                 Err(why) => {
@@ -142,6 +155,13 @@ impl Config {
             lower_threshold: real.lower_threshold,
         };
         Server { destination, inhibit: real.inhibit, checks }
+    }
+
+    fn shared(&mut self, timing: Timing) -> Arc<Timing> {
+        if let Some(last) = self.timing.as_ref().filter(|last| ***last == timing) {
+            return last.clone();
+        }
+        self.timing.insert(Arc::new(timing)).clone()
     }
 }
 
@@ -164,7 +184,7 @@ fn known(desired: &Desired, server: &VirtualServer) -> Known {
         down: server.quorum.down.clone(),
         at_stop: server.notify_at_stop,
         mail: server.mail,
-        servers: servers.collect(),
+        servers: servers.filter(|(_, server)| *server != ORDINARY).collect(),
         sorry: server
             .sorry_server
             .as_ref()
@@ -224,7 +244,7 @@ fn addresses(range: &AddressRange) -> Box<dyn Iterator<Item = IpAddr>> {
     }
 }
 
-fn request(desired: &Desired, checker: &Checker) -> Result<Request, String> {
+fn request(desired: &Desired, checker: &Arc<Checker>) -> Result<Request, String> {
     if !probe::is_known(&checker.kind) {
         return Err("its kind of check is not carried out yet".to_owned());
     }
@@ -240,14 +260,7 @@ fn request(desired: &Desired, checker: &Checker) -> Result<Request, String> {
         }
         _ => None,
     };
-    Ok(Request::new(Parts {
-        kind: checker.kind.clone(),
-        ends: checker.ends.clone(),
-        patience: patience(checker),
-        user,
-        wanted,
-        tell_all: checker.log_all_failures,
-    }))
+    Ok(Request::new(checker.clone(), Found { user, wanted }))
 }
 
 /// Finds the user that a command is run as; `None` for that of this process.
@@ -265,12 +278,6 @@ fn user(named: Option<&desired::User>) -> Result<Option<(Uid, Gid)>, String> {
     };
     let ours = user.uid == Uid::effective() && group == Gid::effective();
     Ok((!ours).then_some((user.uid, group)))
-}
-
-/// Returns the longest wait for one answer, which is no longer than that for all.
-fn patience(checker: &Checker) -> Duration {
-    let timing = &checker.timing;
-    timing.timeout.map_or(timing.connect_timeout, |whole| whole.min(timing.connect_timeout))
 }
 
 fn timing(checker: &Checker) -> Timing {
@@ -382,7 +389,7 @@ mod tests {
             let checks = config(&text).health.remove(0).servers.remove(0).checks;
             let check = checks.into_iter().next().unwrap();
             let deadline = check.timing.deadline - GRACE;
-            (deadline.as_millis(), check.request.patience.as_millis())
+            (deadline.as_millis(), check.request.patience().as_millis())
         };
         assert_eq!(check("TCP_CHECK {\n connect_timeout 2\n }"), (2000, 2000));
         let url = "url {\n path /\n }\n";

@@ -10,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use rlvs_control::model::{Destination, Service, ServiceId, Timeouts};
 use rlvs_control::table::{Error, Removal, Table};
 use rlvs_control::upkeep::{Report, Upkeep};
+use rlvs_linux::process::trim_memory;
 
 /// Opens the table for one batch of changes: whoever has it open keeps others out.
 pub type Open = Box<dyn FnMut() -> Result<Box<dyn Table>, Error> + Send>;
@@ -184,6 +185,8 @@ impl Work {
         let after = Instant::now();
         if look {
             self.look_at = after + LOOK_INTERVAL.max((after - before) * LOOK_SHARE);
+            // What was read is forgotten until then.
+            trim_memory();
         }
         let again = self.upkeep.is_dirty() || self.manner != Manner::default();
         self.retry_at = again.then_some(after + RETRY_INTERVAL);

@@ -51,7 +51,7 @@ pub struct Checks {
 }
 
 /// Checks begin at ticks of so much, so that many do not wake this thread one by one.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(20);
 
 impl Checks {
     /// Begins with what a configuration says about virtual servers. The seed sets checks apart.
@@ -59,7 +59,7 @@ impl Checks {
     /// # Errors
     /// The kernel has no descriptor for us.
     pub fn new(desired: &Desired, open: Open, seed: u64) -> io::Result<Self> {
-        let Config { health, services, events } = config::read(desired);
+        let Config { health, services, events, .. } = config::read(desired);
         let now = Instant::now();
         let timeouts = config::timeouts(desired);
         let mut checks = Self {
@@ -84,7 +84,7 @@ impl Checks {
     /// Takes another configuration. What is the same in both goes on as it was.
     pub fn reload(&mut self, desired: &Desired) {
         let now = Instant::now();
-        let Config { health, services, events } = config::read(desired);
+        let Config { health, services, events, .. } = config::read(desired);
         self.events.extend(events);
         let timeouts = config::timeouts(desired);
         if std::mem::replace(&mut self.timeouts, timeouts) != timeouts {
@@ -149,7 +149,7 @@ impl Checks {
             let quorum = if self.health.has_quorum(name) { "has" } else { "lacks" };
             lines.push(format!("VS {name}: {quorum} its quorum"));
             let serving = self.health.destinations(name);
-            for &id in known.servers.keys() {
+            for id in self.health.servers(name) {
                 let state = match self.health.is_up(name, id) {
                     Some(true) => "up",
                     Some(false) => "down",
@@ -198,6 +198,7 @@ impl Checks {
                 Output::Event(event) => self.tell(event),
             }
         }
+        self.runner.look(now);
         if !wishes.is_empty() {
             self.keeper.wish(wishes);
         }

@@ -311,14 +311,8 @@ mod tests {
             regex: None,
             kept: Vec::new(),
         };
-        let ends = |address: &str| Ends {
-            address: address.parse().unwrap(),
-            port: 80,
-            source: None,
-            source_port: None,
-            interface: None,
-            mark: 0,
-        };
+        let ends =
+            |address: &str| Ends { address: address.parse().unwrap(), port: 80, origin: None };
         let check = |version, url, address: &str, expected: &str| {
             let seen = request(&http(version), &url, &ends(address));
             assert_eq!(seen.escape_ascii().to_string(), expected);

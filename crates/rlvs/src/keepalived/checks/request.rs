@@ -1,11 +1,12 @@
 //! What an attempt of a check does.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::unistd::{Gid, Uid};
-use rlvs_conf::desired::{CheckerKind, Ends};
+use rlvs_conf::desired::{Checker, CheckerKind};
 use rustls::ClientConfig;
 
 use super::reply::Wanted;
@@ -13,29 +14,43 @@ use super::tls;
 
 /// What an attempt of a check does: two that are equal do the same.
 #[derive(Clone)]
-pub struct Request(Arc<Parts>);
+pub struct Request {
+    /// The configuration's own: there may be very many.
+    checker: Arc<Checker>,
+    /// What most checks do without.
+    found: Option<Arc<Found>>,
+}
 
-/// Parts of a request.
+/// What was found out for a check beforehand.
 #[derive(Debug)]
-pub struct Parts {
-    /// What is done.
-    pub kind: CheckerKind,
-    /// Ends of its packets.
-    pub ends: Ends,
-    /// Longest wait for one answer.
-    pub patience: Duration,
+pub struct Found {
     /// Who runs its command, if not this process' user.
     pub user: Option<(Uid, Gid)>,
     /// What answers to its URLs must be like.
     pub wanted: Vec<Wanted>,
-    /// Tell of every failure.
-    pub tell_all: bool,
 }
 
 impl Request {
-    /// Returns a request of these parts.
-    pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+    /// Returns the request of a checker.
+    pub fn new(checker: Arc<Checker>, found: Found) -> Self {
+        let found = (found.user.is_some() || !found.wanted.is_empty()).then(|| Arc::new(found));
+        Self { checker, found }
+    }
+
+    /// Returns the longest wait for one answer, which is no longer than that for all.
+    pub fn patience(&self) -> Duration {
+        let timing = &self.checker.timing;
+        timing.timeout.map_or(timing.connect_timeout, |whole| whole.min(timing.connect_timeout))
+    }
+
+    /// Returns who runs its command, if not this process' user.
+    pub fn user(&self) -> Option<(Uid, Gid)> {
+        self.found.as_ref().and_then(|found| found.user)
+    }
+
+    /// Returns what answers to its URLs must be like.
+    pub fn wanted(&self) -> &[Wanted] {
+        self.found.as_ref().map_or(&[], |found| &found.wanted)
     }
 
     /// Returns what TLS connections of checks begin with.
@@ -45,24 +60,24 @@ impl Request {
     }
 }
 
-impl std::ops::Deref for Request {
-    type Target = Parts;
+impl Deref for Request {
+    type Target = Checker;
 
-    fn deref(&self) -> &Parts {
-        &self.0
+    fn deref(&self) -> &Checker {
+        &self.checker
     }
 }
 
 impl PartialEq for Request {
     fn eq(&self, other: &Self) -> bool {
-        (&self.kind, &self.ends, self.patience, self.user, self.tell_all)
-            == (&other.kind, &other.ends, other.patience, other.user, other.tell_all)
+        let parts = |it: &Self| (it.patience(), it.user(), it.log_all_failures);
+        (&self.kind, &self.ends, parts(self)) == (&other.kind, &other.ends, parts(other))
     }
 }
 
 impl fmt::Debug for Request {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(to)
+        self.checker.fmt(to)
     }
 }
 
@@ -76,7 +91,7 @@ impl fmt::Display for Request {
             CheckerKind::Misc(_) => "MISC_CHECK",
             CheckerKind::Ping => "PING_CHECK",
             CheckerKind::Udp(_) => "UDP_CHECK",
-            CheckerKind::Dns { .. } => "DNS_CHECK",
+            CheckerKind::Dns(_) => "DNS_CHECK",
             CheckerKind::Smtp { .. } => "SMTP_CHECK",
             CheckerKind::Bfd { .. } => "BFD_CHECK",
             CheckerKind::File { .. } => "FILE_CHECK",

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rlvs_conf::desired::CheckerKind;
@@ -27,6 +28,8 @@ pub type Finished = (CheckId, AttemptId, Outcome);
 pub struct Runner {
     epoll: Epoll,
     running: HashMap<CheckId, Running>,
+    /// Connections that were just begun, and may stand already.
+    fresh: Vec<(CheckId, Running)>,
     timers: BTreeSet<(Instant, CheckId)>,
     dying: Vec<Dying>,
     finished: Vec<Finished>,
@@ -55,6 +58,7 @@ impl Runner {
         Ok(Self {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             running: HashMap::new(),
+            fresh: Vec::new(),
             timers: BTreeSet::new(),
             dying: Vec::new(),
             finished: Vec::new(),
@@ -71,25 +75,61 @@ impl Runner {
         Ok(self.epoll.add(descriptor, EpollEvent::new(flags, u64::MAX))?)
     }
 
-    /// Begins an attempt.
+    /// Begins an attempt. After some of them [`Self::look`] must be called.
     pub fn start(&mut self, id: CheckId, attempt: AttemptId, request: Request, now: Instant) {
         match Probe::begin(&request, attempt.0) {
             Ok(probe) => {
-                if let Err(error) = self.watch(id, &probe) {
-                    let why = error.desc().to_lowercase();
-                    self.finished.push((id, attempt, Outcome::Unknown(why)));
-                    return;
-                }
                 let running = Running { attempt, request, probe, silent_at: None };
-                self.running.insert(id, running);
-                self.set_timer(id, now);
+                if let Probe::Tcp(_) = running.probe {
+                    self.fresh.push((id, running));
+                } else {
+                    self.await_events(id, running, now);
+                }
             }
             Err(outcome) => self.finished.push((id, attempt, outcome)),
         }
     }
 
+    /// Looks at the connections that were just begun, all by one call: a near server has answered,
+    /// and those that have not are waited for.
+    pub fn look(&mut self, now: Instant) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        let fresh = std::mem::take(&mut self.fresh);
+        let mut descriptors: Vec<PollFd<'_>> = fresh
+            .iter()
+            .map(|(_, running)| PollFd::new(running.probe.as_fd(), PollFlags::POLLOUT))
+            .collect();
+        // Where it fails, nothing is known yet.
+        let looked = poll(&mut descriptors, PollTimeout::ZERO).is_ok();
+        let seen: Vec<PollFlags> =
+            descriptors.iter().map(|one| one.revents().unwrap_or(PollFlags::empty())).collect();
+        for ((id, mut running), seen) in fresh.into_iter().zip(seen) {
+            let flags = EpollFlags::from_bits_truncate(seen.bits().into());
+            if looked
+                && !flags.is_empty()
+                && let Progress::Ended(outcome) = running.probe.ready(flags)
+            {
+                self.finished.push((id, running.attempt, outcome));
+            } else {
+                self.await_events(id, running, now);
+            }
+        }
+    }
+
+    fn await_events(&mut self, id: CheckId, running: Running, now: Instant) {
+        if let Err(error) = self.watch(id, &running.probe) {
+            let why = Outcome::Unknown(error.desc().to_lowercase());
+            return self.finished.push((id, running.attempt, why));
+        }
+        self.running.insert(id, running);
+        self.set_timer(id, now);
+    }
+
     /// Ends an attempt without a result.
     pub fn cancel(&mut self, id: CheckId) {
+        self.fresh.retain(|&(fresh, _)| fresh != id);
         let Some(running) = self.running.remove(&id) else { return };
         if let Some(at) = running.silent_at {
             self.timers.remove(&(at, id));
@@ -175,7 +215,7 @@ impl Runner {
         let Some(running) = self.running.get_mut(&id) else { return };
         // A command says nothing until it ends: only its deadline counts.
         let endless = matches!(running.request.kind, CheckerKind::Misc(_));
-        let at = (!endless).then(|| now + running.request.patience);
+        let at = (!endless).then(|| now + running.request.patience());
         let before = std::mem::replace(&mut running.silent_at, at);
         if let Some(before) = before {
             self.timers.remove(&(before, id));

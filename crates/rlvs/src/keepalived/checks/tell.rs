@@ -34,7 +34,7 @@ impl Checks {
 
     fn of_server(&self, service: &str, id: DestinationId, what: &What) -> Option<Event> {
         let known = self.known.get(service)?;
-        let server = known.servers.get(&id)?;
+        let server = known.server(id);
         let waits = known.sorry.is_some() && !self.health.has_quorum(service);
         let (kind, cause, consequence) = match what {
             What::Up => (Kind::ServerUp, "checks succeed".to_owned(), comes(server, waits)),
@@ -45,7 +45,8 @@ impl Checks {
                 format!("Changing weight to {weight}"),
             ),
             What::Failed(check, why) => {
-                let request = self.health.request(*check).filter(|request| request.tell_all)?;
+                let request =
+                    self.health.request(*check).filter(|request| request.log_all_failures)?;
                 (Kind::Failed, format!("{request} failed: {why}"), String::new())
             }
             What::NotAsked(check, why) => {
@@ -92,8 +93,9 @@ impl Checks {
     /// Tells scripts what holds at the start.
     pub(super) fn tell_start(&mut self, servers: bool) {
         for (name, known) in &self.known {
-            for (id, server) in known.servers.iter().filter(|_| servers) {
-                if self.health.is_up(name, *id) == Some(true) {
+            for id in self.health.servers(name).filter(|_| servers) {
+                if self.health.is_up(name, id) == Some(true) {
+                    let server = known.server(id);
                     let mut event =
                         about(Kind::ServerUp, name, "starts".into(), comes(server, false));
                     event.server = Some(server_name(id.address, id.port, known.protocol));
@@ -113,8 +115,9 @@ impl Checks {
     /// Tells scripts of the end, where they want to know (`omega`).
     pub(super) fn tell_stop(&mut self) {
         for (name, known) in self.known.iter().filter(|(_, known)| known.at_stop) {
-            for (id, server) in &known.servers {
-                if self.health.is_up(name, *id) == Some(true) {
+            for id in self.health.servers(name) {
+                if self.health.is_up(name, id) == Some(true) {
+                    let server = known.server(id);
                     let mut event =
                         about(Kind::ServerDown, name, "stop".into(), goes(server).into());
                     event.server = Some(server_name(id.address, id.port, known.protocol));

@@ -8,6 +8,7 @@ use rlvs_conf::{Configuration, Severity, Surroundings, Unread, read};
 use super::super::host::{self, Host};
 use super::super::options::Running;
 use super::log::Level;
+use crate::ipvsadm::Backend;
 
 /// Status of a file in which a word is missing, as `keepalived -t` has it.
 const STATUS_PARAMETER: u8 = 2;
@@ -51,9 +52,11 @@ pub(super) fn find(options: &Running) -> Found {
     if !options.services {
         desired.virtual_servers.clear();
     }
-    lines.extend(
-        left_out(&desired).map(|what| (Level::Warning, format!("{what} is not carried out"))),
-    );
+    // What is wrong with its name is told where the table is opened.
+    let kernel = crate::configuration::backend(options.backend.as_deref())
+        .is_ok_and(|backend| backend == Backend::Kernel);
+    let left_out = left_out(&desired, kernel);
+    lines.extend(left_out.map(|what| (Level::Warning, format!("{what} is not carried out"))));
     Found { desired, lines, fatal, errors, empty }
 }
 
@@ -76,10 +79,10 @@ fn lines(found: &Configuration) -> Vec<(Level, String)> {
 }
 
 /// Returns what is asked for besides virtual routers, and not carried out.
-fn left_out(desired: &Desired) -> impl Iterator<Item = &'static str> {
+fn left_out(desired: &Desired, kernel: bool) -> impl Iterator<Item = &'static str> {
     let global = &desired.global;
     [
-        (global.sync_daemon.is_some(), "lvs_sync_daemon"),
+        (global.sync_daemon.is_some() && !kernel, "lvs_sync_daemon"),
         (global.mail.server.is_some() && !global.mail.to.is_empty(), "mail about changes"),
         (desired.virtual_servers.iter().any(|server| server.suspend), "ha_suspend"),
     ]

@@ -19,12 +19,14 @@ mod scripts;
 mod services;
 mod signals;
 pub mod state;
+mod sync;
 mod watch;
 
 use std::path::PathBuf;
 
 use rlvs_conf::{Secrets, print};
 use rlvs_linux::netns::Namespace;
+use rlvs_linux::process::return_large_memory;
 use rlvs_linux::vrrp::Told;
 
 use super::checks::Event as ServiceEvent;
@@ -83,6 +85,7 @@ pub(super) fn run(options: Running) -> u8 {
 
 /// Does what can fail in the foreground, goes to the background if that is wanted, and runs.
 fn begin(mut options: Running) -> Result<u8, Refusal> {
+    return_large_memory();
     let failed = |error: std::io::Error| (STATUS_FATAL, error.to_string());
     // In the background all is relative to /.
     options.file = std::path::absolute(&options.file).map_err(failed)?;

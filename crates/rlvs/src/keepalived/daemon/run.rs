@@ -1,11 +1,12 @@
 //! The main thread: what is done with everything that happens.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rlvs_conf::desired::Desired;
 use rlvs_control::vrrp::config::Config;
-use rlvs_control::vrrp::{Event, State};
+use rlvs_control::vrrp::{Event, State, Who};
 use rlvs_linux::process::trim_memory;
 use rlvs_linux::vrrp::{Told, Vrrp};
 
@@ -20,6 +21,7 @@ use super::routers::{self, Routers};
 use super::scripts::Scripts;
 use super::services::Services;
 use super::signals::{self, Wish};
+use super::sync::Synchronisation;
 use super::watch::Watch;
 use super::{Asker, Happening, Refusal, STATUS_CONFIGURATION, STATUS_FATAL, STATUS_SOFTWARE, dump};
 use crate::face;
@@ -33,7 +35,7 @@ pub(super) struct Daemon {
     options: Running,
     log: Log,
     sender: Sender<Happening>,
-    desired: Desired,
+    desired: Arc<Desired>,
     routers: Option<Vrrp>,
     /// Virtual routers that wait for their time to start.
     waiting: Option<Config>,
@@ -41,6 +43,7 @@ pub(super) struct Daemon {
     config: Config,
     services: Option<Services>,
     backend: Backend,
+    sync: Synchronisation,
     scripts: Scripts,
     notifier: Notifier,
     manager: Manager,
@@ -76,17 +79,19 @@ impl Daemon {
             config: Config::default(),
             services: None,
             backend: backend(options)?,
+            sync: Synchronisation::default(),
             scripts: Scripts::default(),
             notifier: Notifier::new(&found.desired, log),
             manager: Manager::find(),
             chronicle: Chronicle::new(&options.file),
             watch: None,
-            desired: found.desired,
+            desired: Arc::new(found.desired),
         };
         daemon.delay_routers()?;
         daemon.route(config)?;
         daemon.follow();
         daemon.serve_desired()?;
+        daemon.synchronise();
         daemon.watch();
         daemon.manager.ready(&daemon.summary());
         trim_memory();
@@ -187,6 +192,8 @@ impl Daemon {
                 }
             }
         }
+        let failed = self.sync.stop();
+        self.say_failed(failed);
         self.log.say(Level::Info, "stopped");
     }
 
@@ -225,10 +232,34 @@ impl Daemon {
         }
         left_out.iter().for_each(|line| self.log.say(Level::Warning, line));
         self.notifier.reload(&found.desired);
-        self.desired = found.desired;
+        self.desired = Arc::new(found.desired);
         self.follow();
         self.route(config).map_err(|(_, why)| why)?;
-        self.serve_desired().map_err(|(_, why)| why)
+        self.serve_desired().map_err(|(_, why)| why)?;
+        self.synchronise();
+        Ok(())
+    }
+
+    /// Lets the kernel's connection synchronisation be as the configuration has it.
+    fn synchronise(&mut self) {
+        if self.backend != Backend::Kernel {
+            return;
+        }
+        let wanted = self.desired.global.sync_daemon.as_ref();
+        let followed = wanted.and_then(|wanted| wanted.instance.as_deref());
+        let is_master = |followed: &str| {
+            let states = self.status();
+            states.iter().any(|one| &*one.name == followed && one.state == State::Master)
+        };
+        let master = followed.is_some_and(is_master);
+        let failed = self.sync.reload(&self.desired, master);
+        self.say_failed(failed);
+    }
+
+    fn say_failed(&self, failed: Vec<rlvs_control::table::Error>) {
+        for error in failed {
+            self.log.say(Level::Error, format!("lvs_sync_daemon: {error}"));
+        }
     }
 
     /// Runs the tracked scripts of the configuration.
@@ -305,7 +336,7 @@ impl Daemon {
     /// Lets the virtual servers be those of the configuration.
     fn serve_desired(&mut self) -> Result<(), Refusal> {
         if let Some(services) = &self.services {
-            services.reload(&self.desired);
+            services.reload(self.desired.clone());
             return Ok(());
         }
         if self.desired.virtual_servers.is_empty() {
@@ -380,7 +411,13 @@ impl Daemon {
     fn told(&mut self, told: Told) {
         self.chronicle.told(&told);
         match told {
-            Told::State { who, state, priority } => self.notifier.state(&who, state, priority),
+            Told::State { who, state, priority } => {
+                if let Who::Instance(name) = &who {
+                    let failed = self.sync.follow(name, state);
+                    self.say_failed(failed);
+                }
+                self.notifier.state(&who, state, priority);
+            }
             Told::Log { about, event } => {
                 match &event {
                     Event::Priority { to, .. } => self.notifier.priority(&about, *to),

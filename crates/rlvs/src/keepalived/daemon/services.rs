@@ -21,10 +21,14 @@ use super::{Asker, Happening};
 /// How long the thread may take to tell how all is.
 const STATUS_MAX: Duration = Duration::from_secs(2);
 
+/// How long after another configuration memory is given back: the table has followed by then, and
+/// what was in use for that is free.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// What the thread is asked for.
 #[derive(Debug)]
 enum Order {
-    Reload(Box<Desired>),
+    Reload(Arc<Desired>),
     Stop { keep: bool },
     Status(Sender<Vec<String>>),
     Answer(Box<State>, Asker),
@@ -57,7 +61,8 @@ impl Services {
         let wake = Arc::new(EventFd::from_value_and_flags(0, flags)?);
         let (orders, received) = channel();
         let checks = Checks::new(&desired, open, u64::from(std::process::id()))?;
-        let runner = Runner { checks, wake: wake.clone(), orders: received, to };
+        let trim_at = Some(Instant::now() + SETTLED);
+        let runner = Runner { checks, wake: wake.clone(), orders: received, to, trim_at };
         let thread = std::thread::Builder::new().name("services".to_owned());
         let lost = runner.to.clone();
         let thread = thread.spawn(move || {
@@ -70,8 +75,8 @@ impl Services {
     }
 
     /// Moves to another configuration.
-    pub(super) fn reload(&self, desired: &Desired) {
-        self.order(Order::Reload(Box::new(desired.clone())));
+    pub(super) fn reload(&self, desired: Arc<Desired>) {
+        self.order(Order::Reload(desired));
     }
 
     /// Returns a line for each virtual and each real server; none if the thread has ended.
@@ -115,7 +120,8 @@ fn distrust_missing(server: &mut VirtualServer, left: &[ServiceEntry]) {
         let serves = entry.destinations.iter().map(|there| &there.destination);
         let mut serves = serves.filter(|there| there.weight > 0);
         if !serves.any(|there| there.id == id) {
-            real.checkers.iter_mut().for_each(|checker| checker.starts_down = true);
+            let checkers = real.checkers.iter_mut();
+            checkers.for_each(|checker| Arc::make_mut(checker).starts_down = true);
         }
     }
 }
@@ -125,6 +131,8 @@ struct Runner {
     wake: Arc<EventFd>,
     orders: Receiver<Order>,
     to: Sender<Happening>,
+    /// When free memory is given back.
+    trim_at: Option<Instant>,
 }
 
 impl Runner {
@@ -135,7 +143,7 @@ impl Runner {
                 break error.to_string();
             }
             match self.obey() {
-                Ok(()) => {}
+                Ok(()) => self.trim(),
                 Err(keep) => {
                     self.checks.stop(keep);
                     self.tell();
@@ -156,9 +164,15 @@ impl Runner {
         }
     }
 
+    fn trim(&mut self) {
+        if self.trim_at.take_if(|at| *at <= Instant::now()).is_some() {
+            trim_memory();
+        }
+    }
+
     /// Sleeps until something happens or is due.
     fn wait(&self) -> io::Result<()> {
-        let due = self.checks.poll_timeout();
+        let due = self.checks.poll_timeout().into_iter().chain(self.trim_at).min();
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         // Rounded up: the last millisecond is not spent spinning.
         let millis = left.map(|left| left.as_micros().div_ceil(1000));
@@ -182,9 +196,7 @@ impl Runner {
             match self.orders.try_recv() {
                 Ok(Order::Reload(desired)) => {
                     self.checks.reload(&desired);
-                    drop(desired);
-                    // Much more was in use meanwhile than will be.
-                    trim_memory();
+                    self.trim_at = Some(Instant::now() + SETTLED);
                 }
                 Ok(Order::Answer(mut state, to)) => {
                     state.services = self.checks.report();

@@ -41,8 +41,9 @@ impl Udp {
                 let wanted = udp.reply.clone().map_or(Wanted::Anything, Wanted::Bytes);
                 (udp.payload.clone(), wanted)
             }
-            CheckerKind::Dns { record, name } => {
-                let query = dns::query(number as u16, record, name).map_err(Outcome::Unknown)?;
+            CheckerKind::Dns(dns) => {
+                let query =
+                    dns::query(number as u16, &dns.record, &dns.name).map_err(Outcome::Unknown)?;
                 (query.clone(), Wanted::Dns(query))
             }
             _ => return Err(Outcome::Unknown("not a check by datagram".into())),

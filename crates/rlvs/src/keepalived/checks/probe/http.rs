@@ -65,7 +65,7 @@ impl HttpGet {
     /// Goes on to the next URL.
     fn next(&mut self) -> Progress {
         self.url += 1;
-        if self.url == self.request.wanted.len() {
+        if self.url == self.request.wanted().len() {
             return Progress::Ended(Outcome::Good);
         }
         match open(&self.request, self.url) {
@@ -97,7 +97,7 @@ impl HttpGet {
     }
 
     fn read(&mut self) -> Result<Option<Verdict>, Outcome> {
-        let Some(wanted) = self.request.wanted.get(self.url) else { return Ok(Some(Ok(()))) };
+        let Some(wanted) = self.request.wanted().get(self.url) else { return Ok(Some(Ok(()))) };
         let mut reply = Reply::resume(wanted, std::mem::take(&mut self.reply));
         let mut piece = [0; PIECE];
         let verdict = loop {

@@ -67,7 +67,7 @@ pub(super) fn is_known(kind: &CheckerKind) -> bool {
         | CheckerKind::Misc(_)
         | CheckerKind::Ping
         | CheckerKind::Udp(_)
-        | CheckerKind::Dns { .. }
+        | CheckerKind::Dns(_)
         | CheckerKind::Smtp { .. } => true,
         CheckerKind::Bfd { .. } | CheckerKind::File { .. } => false,
     }
@@ -81,12 +81,10 @@ impl Probe {
                 Self::Tcp(TcpStream::from(socket::open(&request.ends, SockType::Stream, None)?))
             }
             CheckerKind::Http(_) => Self::Http(Box::new(HttpGet::begin(request)?)),
-            CheckerKind::Udp(_) | CheckerKind::Dns { .. } => {
-                Self::Udp(Udp::begin(request, number)?)
-            }
+            CheckerKind::Udp(_) | CheckerKind::Dns(_) => Self::Udp(Udp::begin(request, number)?),
             CheckerKind::Smtp { .. } => Self::Smtp(Smtp::begin(request)?),
             CheckerKind::Ping => Self::Ping(Ping::begin(request, number)?),
-            CheckerKind::Misc(misc) => Self::Misc(Command::begin(misc, request.user)?),
+            CheckerKind::Misc(misc) => Self::Misc(Command::begin(misc, request.user())?),
             CheckerKind::Bfd { .. } | CheckerKind::File { .. } => {
                 return Err(Outcome::Unknown(format!("{request} is not carried out yet")));
             }
@@ -127,7 +125,7 @@ impl Probe {
     pub(super) fn silent(&self, request: &Request) -> Outcome {
         match (self, &request.kind) {
             (Self::Udp(_), CheckerKind::Udp(udp)) if udp.reply.is_none() => Outcome::Good,
-            _ => Outcome::Bad(format!("no answer within {:?}", request.patience)),
+            _ => Outcome::Bad(format!("no answer within {:?}", request.patience())),
         }
     }
 }

@@ -36,13 +36,14 @@ pub(super) fn open(
 }
 
 fn prepare(socket: &OwnedFd, ends: &Ends) -> nix::Result<()> {
-    if ends.mark != 0 {
-        setsockopt(socket, sockopt::Mark, &ends.mark)?;
+    let Some(origin) = &ends.origin else { return Ok(()) };
+    if origin.mark != 0 {
+        setsockopt(socket, sockopt::Mark, &origin.mark)?;
     }
-    if let Some(interface) = &ends.interface {
+    if let Some(interface) = &origin.interface {
         setsockopt(socket, sockopt::BindToDevice, &OsString::from(interface))?;
     }
-    if ends.source.is_none() && ends.source_port.is_none() {
+    if origin.address.is_none() && origin.port.is_none() {
         return Ok(());
     }
     let any: IpAddr = match ends.address {
@@ -50,7 +51,7 @@ fn prepare(socket: &OwnedFd, ends: &Ends) -> nix::Result<()> {
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     setsockopt(socket, sockopt::ReuseAddr, &true)?;
-    let from = SocketAddr::new(ends.source.unwrap_or(any), ends.source_port.unwrap_or(0));
+    let from = SocketAddr::new(origin.address.unwrap_or(any), origin.port.unwrap_or(0));
     bind(socket.as_raw_fd(), &SockaddrStorage::from(from))
 }
 
