@@ -245,6 +245,56 @@ fn a_service_of_every_port_keeps_a_client_and_its_ports() {
     });
 }
 
+/// Connections of the wide table have the states of `secure_tcp` too.
+#[test]
+fn a_service_of_every_port_waits_for_the_server_to_speak() {
+    network::run("any-port-strict", |network| {
+        let mut world = World::new(network, &any_port(network, 4, method::DIRECT));
+        let lives: [(u8, &[(char, u8, &str)]); 2] = [
+            (
+                method::MASQUERADE,
+                &[
+                    ('C', SYN, "SYN_RECV"),
+                    ('s', SYN | ACK, "SYNACK"),
+                    ('C', ACK, "SYNACK"),
+                    ('C', FIN | ACK, "SYNACK"),
+                    ('s', ACK, "ESTABLISHED"),
+                    ('C', FIN | ACK, "CLOSE_WAIT"),
+                ],
+            ),
+            (method::DIRECT, &[('C', SYN, "SYNACK"), ('C', ACK, "ESTABLISHED")]),
+        ];
+        for (family, (method, life)) in [4, 6].into_iter().flat_map(|f| lives.map(|life| (f, life)))
+        {
+            world.reset(&any_port(network, family, method));
+            persist(&mut world, family, 128);
+            world.edit(|tables| tables.settings.strict = 1);
+            let (client, vip) = (client(family, 7), network::vip(family, 100));
+            for &(who, flags, state) in life {
+                if who == 'C' {
+                    send_to(&world, family, Kind::Tcp(flags), (1000, 443));
+                } else {
+                    let mut packet = reply(network, family, Kind::Tcp(flags));
+                    packet.source.set_port(443);
+                    packet.target.set_port(1000);
+                    let input = packet.bytes();
+                    let outcome =
+                        world.step_with(&Input::new(&input, network.outside.index)).same();
+                    assert!(matches!(
+                        outcome.verdict,
+                        rlvs_datapath::frame::Verdict::Transmit { .. }
+                    ));
+                }
+                let said = format!("{method} {family} {who} {flags:02x}");
+                let name = format!("{client}:1000 to {vip}:443 6");
+                assert_eq!(seen(&world, &name), format!("{state} d1"), "{said}");
+                let active = if state == "CLOSE_WAIT" { "" } else { "1" };
+                assert_eq!(seen(&world, "d1 active"), active, "{said}");
+            }
+        }
+    });
+}
+
 /// A mark joins ports, protocols and addresses; without persistence each connection is its own.
 #[test]
 fn a_mark_joins_two_ports() {
