@@ -210,8 +210,10 @@ impl<const BY: u8> Least<BY> {
         let (active, inactive) = tables.halves(&of.connections);
         let cost = if BY == LOAD { overhead_of((active, inactive)) } else { active + 1 };
         let share = weight_of(element);
-        let idle = BY == IDLE && active == 0 && share != 0;
-        if !idle && self.load.wrapping_mul(share) <= cost.wrapping_mul(self.weight) {
+        // Nobody comes after an idle one.
+        let idle = BY == IDLE && active == 0;
+        let is_no_better = self.load.wrapping_mul(share) <= cost.wrapping_mul(self.weight);
+        if if idle { share == 0 } else { is_no_better } {
             return false;
         }
         let refused = element as u32 == self.avoid
@@ -219,7 +221,6 @@ impl<const BY: u8> Least<BY> {
         if !refused {
             (self.id, self.load, self.weight) = (element, cost, share);
         }
-        // Nobody comes after an idle one.
         idle && !refused
     }
 }
@@ -232,8 +233,17 @@ impl<const BY: u8> Step for Least<BY> {
         let Self { line: at, avoid, id, load, weight } = *self;
         let mut least = Self { line: at, avoid, id, load, weight };
         let mut done = false;
-        for chunk in line.elements.as_chunks::<AT_ONCE>().0 {
-            let [a, b, c, d] = chunk;
+        if BY == IDLE {
+            // With their own way out, four at once have too little room in registers.
+            for &element in &line.elements {
+                done = least.look(tables, counts, element);
+                if done {
+                    break;
+                }
+            }
+        }
+        let rest: &[u64] = if BY == IDLE { &[] } else { &line.elements };
+        for [a, b, c, d] in rest.as_chunks::<AT_ONCE>().0 {
             done = least.look(tables, counts, *a)
                 || least.look(tables, counts, *b)
                 || least.look(tables, counts, *c)
