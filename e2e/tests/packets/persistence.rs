@@ -9,6 +9,9 @@ use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::{method, service_flag, settings_flag};
 use rlvs_wire::tcp::{ACK, FIN, SYN};
 
+/// Who sends, with which flags, and the state after that.
+type Moment = (char, u8, &'static str);
+
 /// Seconds that templates live.
 const LIFE_S: u32 = 100;
 
@@ -250,7 +253,7 @@ fn a_service_of_every_port_keeps_a_client_and_its_ports() {
 fn a_service_of_every_port_waits_for_the_server_to_speak() {
     network::run("any-port-strict", |network| {
         let mut world = World::new(network, &any_port(network, 4, method::DIRECT));
-        let lives: [(u8, &[(char, u8, &str)]); 2] = [
+        let lives: [(u8, &[Moment]); 2] = [
             (
                 method::MASQUERADE,
                 &[
