@@ -84,6 +84,7 @@ pub const ALL: [Parameter; 35] = [
         "0",
         "only addresses of this host are balanced, so it is the original destination itself",
     ),
+    meaningless("conn_lfactor", "-4", NO_RESIZING),
     carried(
         "conn_reuse_mode",
         3,
@@ -93,7 +94,6 @@ pub const ALL: [Parameter; 35] = [
         reuse,
         set_reuse,
     ),
-    meaningless("conn_lfactor", "-4", NO_RESIZING),
     meaningless("conntrack", "0", "the kernel's connection tracking does not see what is balanced"),
     meaningless(
         "debug_level",
