@@ -437,6 +437,17 @@ impl Bpf {
         tables.estimates = estimates;
     }
 
+    /// Returns the settings, which the sweep writes too.
+    ///
+    /// # Panics
+    /// The map has another size.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let words = self.memory("settings").words.iter();
+        let words: Vec<u64> = words.map(|word| word.load(Ordering::Relaxed)).collect();
+        items_of(bytes_of(&words)).pop().expect("one element")
+    }
+
     /// Writes the settings alone.
     pub fn set(&self, settings: &Settings) {
         self.memory("settings").write(0, bytes_of(std::slice::from_ref(settings)));

@@ -14,6 +14,7 @@ use rlvs_datapath::abi::{
 use rlvs_datapath::endpoint::Key;
 use rlvs_datapath::ip::{Ip, V4, V6};
 use rlvs_datapath::schedulers::Ring;
+use rlvs_datapath::schedulers::favourites::EXPIRATION_S;
 use rlvs_datapath::state::State;
 use rlvs_wire::checksum;
 
@@ -104,6 +105,14 @@ impl Description {
             mss: self.mss,
             drop_rate: 0,
             drop_rate_wanted: 0,
+            drop_entry: 0,
+            drop_packet: 0,
+            secure_tcp: 0,
+            amemthresh: 0,
+            strict: 0,
+            scarce: 0,
+            lblc_expiration: EXPIRATION_S,
+            lblcr_expiration: EXPIRATION_S,
             second: SECOND,
             timeouts,
             services: self.services.len() as u32 + 1,

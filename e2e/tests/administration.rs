@@ -398,18 +398,27 @@ fn settings_are_known_by_the_kernels_names() {
         stage.rlvs(&["set", name, value]).ok();
         assert_eq!(stage.rlvs(&["set", name]).ok(), format!("{name} = {value}\n"));
     }
-    for name in ["drop_packet", "secure_tcp"] {
-        stage.rlvs(&["set", name, "1"]).ok();
-        assert_eq!(stage.rlvs(&["set", name]).ok(), format!("{name} = 0\n"));
+    // An empty table has room: automatic modes are shown as the kernel does.
+    for name in ["drop_packet", "secure_tcp", "drop_entry"] {
+        stage.rlvs(&["set", name, "2"]).ok();
+        assert_eq!(stage.rlvs(&["set", name]).ok(), format!("{name} = 1\n"));
+    }
+    for name in ["amemthresh", "lblc_expiration", "lblcr_expiration"] {
+        stage.rlvs(&["set", name, "77"]).ok();
+        assert_eq!(stage.rlvs(&["set", name]).ok(), format!("{name} = 77\n"));
     }
     stage.rlvs(&["set", "schedule_icmp", "0"]).ok();
+    stage.rlvs(&["set", "conn_lfactor", "-4"]).ok();
     for (name, why) in [
         ("schedule_icmp", "schedule_icmp is not carried out yet, and stays 0\n"),
-        ("drop_entry", "drop_entry is without meaning here, and stays 0: memory never runs short"),
         ("backup_only", "stays 0: no daemon"),
-        ("sync_version", "sync_version takes 0 to 1, not 2"),
+        ("est_cpulist", "est_cpulist is without meaning here, and stays empty: a timer"),
+        ("est_nice", "est_nice is without meaning here, and stays 0: a timer"),
+        ("conn_lfactor", "conn_lfactor is without meaning here, and stays -4: tables"),
+        ("sync_threshold", "stays 3 50: no daemon"),
+        ("sloppy_tcp", "sloppy_tcp takes 0 to 1, not 0-1"),
     ] {
-        let value = if name == "sync_version" { "2" } else { "1" };
+        let value = if matches!(name, "est_cpulist" | "sloppy_tcp") { "0-1" } else { "1" };
         let said = stage.rlvs(&["set", name, value]);
         assert_eq!(said.status, Some(1));
         assert!(said.errors.contains(why), "{said:?}");

@@ -14,7 +14,7 @@ use e2e::packet::Kind;
 use e2e::scene::{SCTP, TCP, UDP, description, destination, request, service};
 use e2e::snapshot;
 use e2e::table::SECOND;
-use rlvs_datapath::abi::{method, service_flag, settings_flag};
+use rlvs_datapath::abi::{SOURCE_BUCKETS, Settings, method, mode, service_flag, settings_flag};
 use rlvs_wire::tcp::SYN;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -195,6 +195,86 @@ fn templates_and_connections_of_every_port_leave_in_time() {
         pass(61 * SECOND, &[0; 4]);
         wait(&bpf, &mut tables, |seen| !seen.keys().any(|name| name.starts_with("occupied")));
         assert!(snapshot::wide_entries(&tables).is_empty());
+        assert!(tables.locks.iter().all(|lock| lock.get() == 0));
+    });
+}
+
+/// No process has a part in it: the programs' timer sees that there is little room, says so where new
+/// connections are opened, and removes those that nobody completes.
+#[test]
+fn a_table_that_runs_full_is_defended() {
+    network::run("sweep-defence", |network| {
+        let mut any = service(4, TCP, vec![destination(4, 11, method::MASQUERADE)]);
+        (any.port, any.address, any.servers[0].port) = (0, network::vip(4, 101), 0);
+        let of = |protocol| service(4, protocol, vec![destination(4, 11, method::MASQUERADE)]);
+        let mut description = description(network, vec![of(TCP), of(UDP), any]);
+        (description.buckets, description.flags) = (64, settings_flag::WIDE);
+        let mut settings = description.settings();
+        let mut bpf = Bpf::load(&settings, Body::Xdp);
+        let mut tables = description.build();
+        tables.services[3].flags |= service_flag::SPECIAL;
+        (tables.services[3].persistence, tables.services[3].mask) = (600 * SECOND, [0xff; 16]);
+        // 512 slots, of which half are to be free.
+        settings.amemthresh = u32::MAX;
+        tables.settings = settings;
+        bpf.push(&tables);
+        bpf.arm();
+        let ask = |entry, others| {
+            let (drop_entry, drop_packet, secure_tcp) = (entry, others, others);
+            bpf.set(&Settings { drop_entry, drop_packet, secure_tcp, ..bpf.settings() });
+        };
+        let levels = || {
+            let settings = bpf.settings();
+            (settings.drop_rate, settings.strict, settings.scarce)
+        };
+        let until = |wanted: (u32, u32, u32)| {
+            let start = Instant::now();
+            while levels() != wanted {
+                assert!(start.elapsed() < DEADLINE, "levels stay {:?}, not {wanted:?}", levels());
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+        };
+        let open_wide = || {
+            let mut packet = request(network, 4, Kind::Tcp(SYN));
+            packet.target = (network::vip(4, 101), 443).into();
+            let ran = bpf.run(Body::Xdp, &Input::new(&packet.bytes(), network.inside.index));
+            assert_eq!(ran.expect("a frame").code, 4);
+        };
+        // Two slots each: 100 connections leave room, 150 do not.
+        ask(mode::NEVER, mode::AUTOMATIC);
+        open(&bpf, network, 4, 50);
+        open_wide();
+        let pass =
+            |tables: &HostTables| tables.sources[SOURCE_BUCKETS as usize].slots[0].number.get();
+        bpf.pull(&mut tables);
+        let (start, before) = (Instant::now(), pass(&tables));
+        while pass(&tables) < before + 3 {
+            assert!(start.elapsed() < DEADLINE, "the sweep stands still");
+            std::thread::park_timeout(Duration::from_millis(10));
+            bpf.pull(&mut tables);
+        }
+        assert_eq!(levels(), (0, 0, 0));
+        ask(mode::NEVER, mode::NEVER);
+        open(&bpf, network, 4, 75);
+        until((0, 0, 1));
+        ask(mode::NEVER, mode::AUTOMATIC);
+        // 256 / (256 - 212).
+        until((5, 1, 1));
+        let counts = |seen: &snapshot::Snapshot| {
+            ["d1 active", "d2 inactive", "d3 active"].map(|name| count(seen, name))
+        };
+        wait(&bpf, &mut tables, |seen| counts(seen) == [75, 75, 1]);
+
+        // Half-open ones leave, in both tables, long before their time; the others stay.
+        ask(mode::AUTOMATIC, mode::AUTOMATIC);
+        wait(&bpf, &mut tables, |seen| counts(seen) == [0, 75, 0]);
+        until((0, 0, 0));
+        ask(mode::ALWAYS, mode::NEVER);
+        open(&bpf, network, 4, 10);
+        open_wide();
+        wait(&bpf, &mut tables, |seen| counts(seen) == [0, 75, 0]);
+        wait(&bpf, &mut tables, |_| true);
+        assert_eq!(snapshot::connections(&tables).len(), 150);
         assert!(tables.locks.iter().all(|lock| lock.get() == 0));
     });
 }

@@ -40,6 +40,10 @@ pub(crate) struct Arguments {
     /// How long to look for new inputs
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
+    /// Without libFuzzer: what is kept is changed at random. Built with the tests, and blind to what
+    /// code is reached; not for conf
+    #[arg(long)]
+    plain: bool,
     /// What to feed
     #[arg(value_enum, default_value = "packets")]
     what: What,
@@ -51,7 +55,7 @@ const FLAGS: &str = "-Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares \
-    -Ccodegen-units=1 --cfg fuzzing";
+    --cfg fuzzing";
 /// Named, so that the flags do not reach programs that run while building.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Bytes of an input.
@@ -60,6 +64,9 @@ const LENGTH_MAX: &str = "-max_len=1024";
 /// Builds and runs the fuzzer, beginning with what is kept in `fuzz`, and adds to it whatever
 /// reaches code that nothing kept there does.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.plain {
+        return run_plain(arguments);
+    }
     let folder = run::workspace()?.join("fuzz");
     let target = run::target()?.join("fuzz");
     let [name, found, kept] = arguments.what.names();
@@ -87,4 +94,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     run::stage("keeping what is new", || {
         run::run(fuzzer().arg("-set_cover_merge=1").arg(&kept).arg(&found))
     })
+}
+
+/// Changes what is kept at random.
+fn run_plain(arguments: &Arguments) -> Result<()> {
+    let [name, _, kept] = arguments.what.names();
+    let mut command = run::cargo()?;
+    command.args(["run", "--quiet", "--package", "e2e", "--bin", "mutate", "--", name]);
+    command.arg(run::workspace()?.join("fuzz").join(kept));
+    run::run(command.arg(format!("--seconds={}", arguments.seconds)))
 }

@@ -3,6 +3,7 @@
 //! Every task prints what it runs; none of them is needed to build or install rlvs.
 #![forbid(unsafe_code)]
 
+mod administration;
 mod bench;
 mod burden;
 mod ci;
@@ -39,6 +40,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Measure what the daemon costs: a large file, many checks, a reload
     Burden(burden::Arguments),
+    /// Measure what an administrator waits for
+    Administration(administration::Arguments),
     /// Measure what a client sees of a fail-over, beside the real keepalived
     Failover(failover::Arguments),
     /// Look for frames and tables that the forwarding function does not stand
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Burden(arguments) => burden::run(&arguments),
+        Task::Administration(arguments) => administration::run(&arguments),
         Task::Failover(arguments) => failover::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Package(arguments) => package::run(&arguments),

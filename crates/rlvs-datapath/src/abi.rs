@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 11;
+pub const LAYOUT: u32 = 12;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -97,10 +97,36 @@ pub struct Settings {
     /// The largest segment that ends of connections may announce, in bytes; 0 if they announce what
     /// they like.
     pub mss: u32,
-    /// One of so many new connections is dropped; 0 for none.
+    /// One of so many new connections is dropped; 0 for none. The sweep writes it too.
     pub drop_rate: u32,
-    /// The number that `drop_rate` has while connections are dropped, as `am_droprate`.
+    /// The number that `drop_rate` has in [`mode::ALWAYS`], as `am_droprate`.
     pub drop_rate_wanted: u32,
+    /// The [`mode`] in which half-open connections are removed before their time.
+    pub drop_entry: u32,
+    /// The [`mode`] in which new connections are dropped.
+    pub drop_packet: u32,
+    /// The [`mode`] in which TCP has stricter states.
+    pub secure_tcp: u32,
+    /// Free memory of a connection table, in pages of 4 KiB, below which it is taken for full.
+    pub amemthresh: u32,
+    /// 1 if TCP has the stricter states of `secure_tcp`, else 0. The sweep writes it too.
+    pub strict: u32,
+    /// 1 if a connection table has too little room, else 0. The sweep writes it.
+    pub scarce: u32,
+    /// Seconds that lblc remembers an address unused.
+    pub lblc_expiration: u32,
+    /// Seconds that lblcr does, and after which it makes a set smaller that has not changed.
+    pub lblcr_expiration: u32,
+}
+
+/// When something is done about tables that run full.
+pub mod mode {
+    /// Never.
+    pub const NEVER: u32 = 0;
+    /// While there is too little room. The kernel shows this as 2, and as 1 while there is enough.
+    pub const AUTOMATIC: u32 = 1;
+    /// Always.
+    pub const ALWAYS: u32 = 3;
 }
 
 /// Bits of [`Settings::flags`].
@@ -137,8 +163,6 @@ pub mod settings_flag {
     pub const SLOPPY_TCP: u32 = 1 << 20;
     /// SCTP associations are, as with `sloppy_sctp`.
     pub const SLOPPY_SCTP: u32 = 1 << 21;
-    /// TCP has the stricter states of `secure_tcp`.
-    pub const SECURE_TCP: u32 = 1 << 22;
     /// Servers are told that a connection is not known, as with `nat_icmp_send`.
     pub const TELL_SERVERS: u32 = 1 << 23;
 }
@@ -887,13 +911,15 @@ pub struct SweepCursor {
     pub estimated: Word,
     /// When its round began, in nanoseconds since the machine did.
     pub round_ns: Word,
+    /// Entries that this pass has left so far in the tables of IPv4, IPv6 and the wide one.
+    pub filled: [Word; 3],
 }
 
 /// Bytes of the timer before the cursor in the one element of the map `sweep`.
 pub const TIMER_BYTES: usize = 16;
 
 const _: () = {
-    assert!(size_of::<Settings>() == 208);
+    assert!(size_of::<Settings>() == 240);
     assert!(size_of::<WideSlot>() == 64);
     assert!(size_of::<Wides>() == 256);
     assert!(size_of::<Scratch>() == 128);

@@ -11,7 +11,7 @@
 
 use rlvs_wire::tcp;
 
-use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, Settings, Word, settings_flag};
+use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, Settings, Word};
 use crate::hash::{self, Places};
 use crate::ip::{Flow, Ip, Packet, Slot};
 use crate::state::{self, Seen, State};
@@ -88,6 +88,11 @@ impl Value {
     #[inline(always)]
     pub fn is_live(self) -> bool {
         self.0 & LIVE != 0
+    }
+    /// Returns whether this is the request half of a connection whose handshake is not over.
+    #[inline(always)]
+    pub fn is_half_open(self) -> bool {
+        !self.is_reply() && self.state().is_half_open()
     }
     /// Returns whether this is a reply half.
     #[inline(always)]
@@ -485,6 +490,26 @@ impl<'a, T: Tables> Context<'a, T> {
         removed
     }
 
+    /// Removes a half-open connection by its request half, whatever its age, as `ip_vs_random_dropentry()`
+    /// does. Returns whether this call did it.
+    #[inline(never)]
+    pub fn give_way<A: Ip>(&self, slot: &A::Slot, value: Value) -> bool {
+        let word = self.tables.read(slot.key());
+        if word == 0 {
+            return false;
+        }
+        let (high, low) = slot.address(self.tables, word);
+        let removed = self.remove_counted(&Found { slot, value });
+        if removed
+            && let Some(key) = self.other_half(A::from_words(high, low), Value::port(word), value)
+            && let Some(reply) = self.find_here(&key)
+            && reply.value.destination() == value.destination()
+        {
+            self.remove(&reply);
+        }
+        removed
+    }
+
     /// Removes one half, and its connection from the counts and from its template if it is the request
     /// half. Returns whether this call did it.
     #[inline(always)]
@@ -615,7 +640,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let Packet { protocol, flags, .. } = *packet;
         let found = Found { slot, value };
         let Some(state) =
-            self.advance::<A::Slot, PORTS, true>(&found, seen(value), protocol, flags, true)
+            self.advance::<A::Slot, PORTS>(&found, seen(value), protocol, flags, true)
         else {
             return false;
         };
@@ -651,7 +676,7 @@ impl<'a, T: Tables> Context<'a, T> {
         if let Some(key) = self.other_half(packet.target, packet.target_port, value)
             && let Some(request) = self.find_here(&key)
             && let Some(agreed) =
-                self.advance::<A::Slot, PORTS, true>(&request, Seen::Reply, protocol, flags, false)
+                self.advance::<A::Slot, PORTS>(&request, Seen::Reply, protocol, flags, false)
         {
             state = agreed;
         }
@@ -659,10 +684,9 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Moves a request half to the state that follows, and its connection between the counts.
-    /// Returns the new state, or `None` if the half is gone. Without `STRICT` the states are the usual
-    /// ones, whatever `secure_tcp` says: where a connection is in the wide table, the stack has no room.
+    /// Returns the new state, or `None` if the half is gone.
     #[inline(always)]
-    pub(crate) fn advance<S: Slot, const PORTS: bool, const STRICT: bool>(
+    pub(crate) fn advance<S: Slot, const PORTS: bool>(
         &self,
         found: &Found<'_, S>,
         seen: Seen,
@@ -672,11 +696,7 @@ impl<'a, T: Tables> Context<'a, T> {
     ) -> Option<State> {
         let mut value = found.value;
         for _ in 0..TRIES {
-            let state = if STRICT {
-                self.next::<PORTS>(value.state(), seen, protocol, flags)
-            } else {
-                state::next::<PORTS>(value.state(), seen, protocol, flags)
-            };
+            let state = self.next::<PORTS>(value.state(), seen, protocol, flags);
             let new = if touch { value.with(self.now, state) } else { value.with_state(state) };
             if self.tables.swap(found.slot.value(), value.0, new.0) {
                 self.recount(value, state);
@@ -693,20 +713,21 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Returns whether a server's packet may change a state that it usually leaves.
     #[inline(always)]
-    fn is_strict_about<const PORTS: bool>(&self, flags: u8) -> bool {
-        PORTS && self.settings.flags & settings_flag::SECURE_TCP != 0 && flags & tcp::SYN != 0
+    pub(crate) fn is_strict_about<const PORTS: bool>(&self, flags: u8) -> bool {
+        PORTS && self.settings.strict != 0 && flags & tcp::SYN != 0
     }
 
     /// Returns the state after a packet by the states in force: [`state::next`], or the stricter ones.
     #[inline(always)]
-    fn next<const PORTS: bool>(&self, state: State, seen: Seen, protocol: u8, flags: u8) -> State {
-        let usual = state::next::<PORTS>(state, seen, protocol, flags);
-        let strict = PORTS && self.settings.flags & settings_flag::SECURE_TCP != 0;
-        if strict && protocol == tcp::PROTOCOL {
-            state::next_strict(state, seen, flags, usual)
-        } else {
-            usual
-        }
+    pub(crate) fn next<const PORTS: bool>(
+        &self,
+        state: State,
+        seen: Seen,
+        protocol: u8,
+        flags: u8,
+    ) -> State {
+        let strict = PORTS && self.settings.strict != 0;
+        state::next_by::<PORTS>(state, seen, protocol, flags, strict)
     }
 
     #[inline(always)]

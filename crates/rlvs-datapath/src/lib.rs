@@ -15,6 +15,7 @@ pub mod apart;
 pub mod association;
 pub mod connection;
 pub mod cut;
+pub mod defence;
 pub mod endpoint;
 pub mod errors;
 pub mod estimate;

@@ -151,7 +151,7 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
-        let strict = self.settings.flags & settings_flag::SECURE_TCP != 0;
+        let strict = self.settings.strict != 0;
         let state = state::first::<PORTS>(seen, packet.protocol, packet.flags, strict);
         let value = Value::new(self.now, state, id, key.owner, paired);
         self.join(packet, key, destination, value)

@@ -259,7 +259,7 @@ impl<T: Tables> Context<'_, T> {
         };
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
-        let strict = self.settings.flags & settings_flag::SECURE_TCP != 0;
+        let strict = self.settings.strict != 0;
         let state = first(seen, packet.protocol, packet.flags, strict);
         let value = Value::new(self.now, state, id, service, paired);
         let value = if chosen & CONTROLS != 0 { value.controlled() } else { value };

@@ -105,6 +105,17 @@ impl State {
         WAS >> (self.0 & 31) & 1 != 0
     }
 
+    /// Returns whether the handshake of a connection in this state is not over: what `drop_entry` removes.
+    // As ip_vs_random_dropentry().
+    #[inline(always)]
+    pub const fn is_half_open(self) -> bool {
+        const HALF: u64 = 1 << State::SYN_RECV.0
+            | 1 << State::SYNACK.0
+            | 1 << State::INIT1.0
+            | 1 << (State::ASSOCIATIONS + 2);
+        HALF >> (self.0 & 31) & 1 != 0
+    }
+
     /// Returns 1 for a connection that is active, else 0.
     #[inline(always)]
     pub const fn activity(self) -> u64 {
@@ -187,6 +198,30 @@ const REQUEST_ONLY: Table = Table {
     rst: row([CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL]),
 };
 
+/// What `tcp_states_dos[]` has instead: a connection is not taken for established until the server has
+/// spoken.
+const STRICT_REQUEST: Table = Table {
+    //         NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA
+    syn: row([SR, ES, ES, SR, SR, SR, SR, SR, SR, SR, SA]),
+    fin: row([CL, CW, SS, TW, TW, TW, CL, CW, LA, LI, SA]),
+    ack: row([ES, ES, SS, SR, FW, TW, CL, CW, CL, LI, SA]),
+    rst: row([CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL]),
+};
+
+const STRICT_REPLY: Table = Table {
+    syn: row([SS, ES, SS, SA, SS, SS, SS, SS, SS, LI, SA]),
+    fin: REPLY.fin,
+    ack: REPLY.ack,
+    rst: REPLY.rst,
+};
+
+const STRICT_REQUEST_ONLY: Table = Table {
+    syn: row([SA, ES, ES, SR, SA, SA, SA, SA, SA, SA, SA]),
+    fin: REQUEST_ONLY.fin,
+    ack: REQUEST_ONLY.ack,
+    rst: REQUEST_ONLY.rst,
+};
+
 const _: () = assert!(NO == State::NONE.0 as u64 && SA == State::SYNACK.0 as u64);
 
 /// Returns the state after a packet, as `set_tcp_state()`: the first of RST, SYN, FIN, ACK that is
@@ -194,61 +229,42 @@ const _: () = assert!(NO == State::NONE.0 as u64 && SA == State::SYNACK.0 as u64
 /// SCTP, whose flags are an [`event`], or carried on the connection of a key exchange.
 #[inline(always)]
 pub fn next<const PORTS: bool>(state: State, seen: Seen, protocol: u8, flags: u8) -> State {
+    next_by::<PORTS>(state, seen, protocol, flags, false)
+}
+
+/// The same with `strict` states of TCP, those of `secure_tcp`, or the usual ones.
+#[inline(always)]
+pub fn next_by<const PORTS: bool>(
+    state: State,
+    seen: Seen,
+    protocol: u8,
+    flags: u8,
+    strict: bool,
+) -> State {
     if !PORTS && protocol == sctp::PROTOCOL {
         return State(states::next(state.0, seen, flags));
     }
     if protocol != tcp::PROTOCOL {
         return State::UDP;
     }
-    let of = |request: u64, reply: u64, request_only: u64| match seen {
-        Seen::Request => request,
-        Seen::Reply => reply,
-        Seen::RequestOnly => request_only,
+    let either = |usual: u64, other: u64| if strict { other } else { usual };
+    let of = |event: fn(&Table) -> u64| match seen {
+        Seen::Request => either(event(&REQUEST), event(&STRICT_REQUEST)),
+        Seen::Reply => either(event(&REPLY), event(&STRICT_REPLY)),
+        Seen::RequestOnly => either(event(&REQUEST_ONLY), event(&STRICT_REQUEST_ONLY)),
     };
     let row = if flags & tcp::RST != 0 {
-        of(REQUEST.rst, REPLY.rst, REQUEST_ONLY.rst)
+        of(|table| table.rst)
     } else if flags & tcp::SYN != 0 {
-        of(REQUEST.syn, REPLY.syn, REQUEST_ONLY.syn)
+        of(|table| table.syn)
     } else if flags & tcp::FIN != 0 {
-        of(REQUEST.fin, REPLY.fin, REQUEST_ONLY.fin)
+        of(|table| table.fin)
     } else if flags & tcp::ACK != 0 {
-        of(REQUEST.ack, REPLY.ack, REQUEST_ONLY.ack)
+        of(|table| table.ack)
     } else {
         return State::CLOSE;
     };
     State((row >> (4 * (state.0 & 15))) as u32 & 15)
-}
-
-/// Returns the state after a TCP packet as `tcp_states_dos[]` has it, where that differs: a connection is
-/// not taken for established until the server has spoken. `usual` is the [`next`] one.
-/// Out of line: what calls it has little stack.
-#[inline(never)]
-pub fn next_strict(state: State, seen: Seen, flags: u8, usual: State) -> State {
-    const HANDSHAKE: u32 = 1 << State::SYN_RECV.0 | 1 << State::SYNACK.0;
-    const BEGUN: u32 = HANDSHAKE | 1 << State::ESTABLISHED.0 | 1 << State::SYN_SENT.0;
-    let is_in = |set: u32| set >> (state.0 & 31) & 1 != 0;
-    let waits = state.0 == State::SYNACK.0;
-    let (rst, syn) = (flags & tcp::RST != 0, flags & tcp::SYN != 0);
-    match seen {
-        Seen::Request if rst => {
-            if waits {
-                State::CLOSE
-            } else {
-                usual
-            }
-        }
-        Seen::Request if syn || flags & tcp::FIN != 0 => {
-            if waits {
-                state
-            } else {
-                usual
-            }
-        }
-        Seen::Request if flags & tcp::ACK != 0 && is_in(HANDSHAKE) => state,
-        Seen::Reply if !rst && syn && is_in(HANDSHAKE) => State::SYNACK,
-        Seen::RequestOnly if !rst && syn && (waits || !is_in(BEGUN)) => State::SYNACK,
-        _ => usual,
-    }
 }
 
 /// Returns whether a packet that finds a connection in this state begins another one, as
@@ -282,11 +298,7 @@ pub fn first<const PORTS: bool>(seen: Seen, protocol: u8, flags: u8, strict: boo
         // An INIT is all that starts an association.
         return State::INIT1;
     }
-    let waits = strict && seen == Seen::RequestOnly && flags & tcp::SYN != 0;
-    if waits && protocol == tcp::PROTOCOL {
-        return State::SYNACK;
-    }
-    next::<true>(State::NONE, seen, protocol, flags)
+    next_by::<true>(State::NONE, seen, protocol, flags, strict)
 }
 
 /// Returns whether a packet may start a connection, as `tcp_conn_schedule()` and its like. `PORTS`
@@ -387,8 +399,7 @@ mod tests {
             for (flags, row) in [tcp::SYN, tcp::FIN, tcp::ACK, tcp::RST].into_iter().zip(table) {
                 for (from, to) in (0..).zip(row) {
                     let state = State(from);
-                    let usual = next::<true>(state, seen, tcp::PROTOCOL, flags);
-                    let strict = next_strict(state, seen, flags, usual);
+                    let strict = next_by::<true>(state, seen, tcp::PROTOCOL, flags, true);
                     assert_eq!(u64::from(strict.0), to, "{seen:?} flags {flags} from {from}");
                 }
                 let first = first::<true>(seen, tcp::PROTOCOL, flags, true);

@@ -26,19 +26,21 @@ pub struct Job {
     pub word: u32,
     /// The table: 4, 6 or [`WIDE`].
     pub family: u8,
+    /// Half-open connections leave too, as with `drop_entry`.
+    pub thins: bool,
 }
 
 impl Job {
     /// Reads what [`number`](Self::number) wrote.
     #[inline(always)]
     pub const fn from_number(number: u64) -> Self {
-        Self { word: number as u32, family: (number >> 32) as u8 }
+        Self { word: number as u32, family: (number >> 32) as u8, thins: number >> 40 & 1 != 0 }
     }
 
     /// Returns the job in one number.
     #[inline(always)]
     pub const fn number(self) -> u64 {
-        (self.family as u64) << 32 | self.word as u64
+        (self.thins as u64) << 40 | (self.family as u64) << 32 | self.word as u64
     }
 }
 
@@ -73,11 +75,12 @@ impl<'a, T: Tables> Context<'a, T> {
             cursor.word.set(u64::from(next));
         }
         if at < words4 {
-            Job { word: at, family: 4 }
+            Job { word: at, family: 4, thins: false }
         } else if at - words4 < words6 {
-            Job { word: OCCUPANCY_WORDS + (at - words4), family: 6 }
+            Job { word: OCCUPANCY_WORDS + (at - words4), family: 6, thins: false }
         } else {
-            Job { word: 2 * OCCUPANCY_WORDS + (at - words4 - words6), family: WIDE }
+            let word = 2 * OCCUPANCY_WORDS + (at - words4 - words6);
+            Job { word, family: WIDE, thins: false }
         }
     }
 
@@ -108,20 +111,22 @@ impl<'a, T: Tables> Context<'a, T> {
     pub fn sweep(&self, job: Job, bit: u32, slot: u32) -> Swept {
         let group = job.word % OCCUPANCY_WORDS * WORD + bit;
         match job.family {
-            4 => self.sweep_slot::<V4>(group, slot),
-            6 => self.sweep_slot::<V6>(group, slot),
-            _ => self.sweep_wide(group, slot),
+            4 => self.sweep_slot::<V4>(group, slot, job.thins),
+            6 => self.sweep_slot::<V6>(group, slot, job.thins),
+            _ => self.sweep_wide(group, slot, job.thins),
         }
     }
 
     #[inline(always)]
-    fn sweep_wide(&self, group: u32, slot: u32) -> Swept {
+    fn sweep_wide(&self, group: u32, slot: u32, thins: bool) -> Swept {
         const GONE: Swept = Swept { removed: 0, left: false };
         let (place, index) = (slot / WIDE_SLOTS as u32, slot as usize & (WIDE_SLOTS - 1));
         let bucket = if place < GROUP { self.tables.wide(group * GROUP + place) } else { None };
         let Some(slot) = bucket.and_then(|bucket| bucket.slots.get(index)) else { return GONE };
         let value = Value(self.tables.read(&slot.value));
-        let over = value.is_live() && self.retire_wide(slot, value);
+        let over = value.is_live()
+            && (thins && value.is_half_open() && self.give_way_wide(slot, value)
+                || self.retire_wide(slot, value));
         if value.is_live() && !over {
             self.note_wide_source(slot, value);
         }
@@ -144,7 +149,7 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     #[inline(always)]
-    fn sweep_slot<A: Ip>(&self, group: u32, slot: u32) -> Swept {
+    fn sweep_slot<A: Ip>(&self, group: u32, slot: u32, thins: bool) -> Swept {
         let (place, index) = (slot / A::SLOTS as u32, slot as usize & (A::SLOTS - 1));
         let slots =
             if place < GROUP { A::connections(self.tables, group * GROUP + place) } else { None };
@@ -152,7 +157,12 @@ impl<'a, T: Tables> Context<'a, T> {
             return Swept { removed: 0, left: false };
         };
         let value = Value(self.tables.read(slot.value()));
-        let over = value.is_live() && !self.is_young(value) && self.retire::<A, true>(slot, value);
+        let over = value.is_live()
+            && if thins && value.is_half_open() {
+                self.give_way::<A>(slot, value)
+            } else {
+                !self.is_young(value) && self.retire::<A, true>(slot, value)
+            };
         if value.is_live() && !over && self.counts_sources() {
             let (high, low) = slot.address(self.tables, self.tables.read(slot.key()));
             self.tables.note_source(high, low, value);

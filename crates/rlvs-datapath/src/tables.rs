@@ -99,6 +99,12 @@ pub trait Tables: Sized {
 
     /// Reads a word that others change. Reads of one CPU happen in program order.
     fn read(&self, word: &Word) -> u64;
+    /// Reads the lower and the upper half of a word that others change, maybe at two moments.
+    #[inline(always)]
+    fn halves(&self, word: &Word) -> (u64, u64) {
+        let word = self.read(word);
+        (word & 0xffff_ffff, word >> 32)
+    }
     /// Stores a word. Stores of one CPU become visible in program order.
     fn write(&self, word: &Word, value: u64);
     /// Replaces `old` by `new` if that is what is there; a full memory barrier.

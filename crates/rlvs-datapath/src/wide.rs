@@ -9,7 +9,7 @@ use crate::abi::{GROUP, LOCKS, OCCUPANCY_WORDS, WIDE_SLOTS, WideSlot, Wides, Wor
 use crate::connection::{Context, Found, Lock, Value, seen};
 use crate::hash::{self, Places};
 use crate::ip::{Ip, Packet, Slot};
-use crate::state::{self, Seen};
+use crate::state::{self, Seen, State};
 use crate::tables::Tables;
 
 /// What an entry is.
@@ -389,6 +389,24 @@ impl<'a, T: Tables> Context<'a, T> {
         removed
     }
 
+    /// Removes a half-open connection by its request half, whatever its age. Returns whether this call did
+    /// it.
+    #[inline(never)]
+    pub fn give_way_wide(&self, slot: &WideSlot, value: Value) -> bool {
+        if kind_of(self.tables.read(&slot.key)) != kind::REQUEST {
+            return false;
+        }
+        let mut other = Value(0);
+        let twin = self.find_twin(slot, value, &mut other);
+        let removed = self.remove_counted(&Found { slot, value });
+        if let Some(twin) = twin
+            && removed
+        {
+            self.remove(&Found { slot: twin, value: other });
+        }
+        removed
+    }
+
     /// Notes a request: its time, and what it does to the state. Returns whether the connection is still
     /// there.
     #[inline(never)]
@@ -401,10 +419,12 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         let mut other = Value(0);
         let twin = self.find_twin(slot, value, &mut other);
-        let state = self.advance::<WideSlot, true, false>(&found, seen, protocol, flags, true);
-        let Some(state) = state else { return false };
+        let state = self.advance_wide::<false>(slot, value, protocol, flags);
+        if state == GONE {
+            return false;
+        }
         if let Some(slot) = twin {
-            self.tables.swap(&slot.value, other.0, other.with_state(state).0);
+            self.tables.swap(&slot.value, other.0, other.with_state(State(state)).0);
         }
         true
     }
@@ -413,19 +433,40 @@ impl<'a, T: Tables> Context<'a, T> {
     #[inline(never)]
     pub fn track_wide_reply(&self, slot: &WideSlot, protocol: u8, flags: u8) -> bool {
         let value = Value(self.tables.read(&slot.value));
-        let state = state::next::<true>(value.state(), Seen::Reply, protocol, flags);
-        if value.state() == state {
+        let mut state = state::next::<true>(value.state(), Seen::Reply, protocol, flags);
+        if value.state() == state && !self.is_strict_about::<true>(flags) {
             self.touch(&Found { slot, value });
             return true;
         }
         let mut other = Value(0);
         if let Some(slot) = self.find_twin(slot, value, &mut other) {
-            let request = Found { slot, value: other };
-            self.advance::<WideSlot, true, false>(&request, Seen::Reply, protocol, flags, false);
+            let agreed = self.advance_wide::<true>(slot, other, protocol, flags);
+            if agreed != GONE {
+                state = State(agreed);
+            }
         }
         self.tables.swap(&slot.value, value.0, value.with(self.now, state).0)
     }
+
+    /// Moves a request half to the state that follows and returns that, or [`GONE`]. Out of line: what calls
+    /// it has little stack.
+    #[inline(never)]
+    fn advance_wide<const REPLY: bool>(
+        &self,
+        slot: &WideSlot,
+        value: Value,
+        protocol: u8,
+        flags: u8,
+    ) -> u32 {
+        let found = Found { slot, value };
+        let seen = if REPLY { Seen::Reply } else { seen(value) };
+        let state = self.advance::<WideSlot, true>(&found, seen, protocol, flags, !REPLY);
+        state.map_or(GONE, |state| state.0)
+    }
 }
+
+/// No state: the connection is not there.
+const GONE: u32 = u32::MAX;
 
 /// Returns the first word of the other half's key.
 #[inline(always)]

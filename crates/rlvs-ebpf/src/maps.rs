@@ -19,6 +19,7 @@ use rlvs_datapath::abi::{
     WIDE_DEFAULT, Wides, Word,
 };
 use rlvs_datapath::connection::{Key, Value};
+use rlvs_datapath::defence::Levels;
 use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::stage::Stage;
 use rlvs_datapath::tables::{self, SPINS, Step, Tables};
@@ -163,6 +164,18 @@ impl tables::Book for Pages {
     #[inline(always)]
     fn line(&self, index: u32) -> Option<&Line> {
         self.0.get(index)
+    }
+}
+
+/// Puts in force what follows from how full the tables are.
+#[inline(always)]
+pub fn set_levels(levels: Levels) {
+    let Some(settings) = SETTINGS.get_ptr_mut(0) else { return };
+    // SAFETY: the element of a map, whose words commands write too while programs read them.
+    unsafe {
+        (&raw mut (*settings).drop_rate).write_volatile(levels.drop_rate);
+        (&raw mut (*settings).strict).write_volatile(levels.strict);
+        (&raw mut (*settings).scarce).write_volatile(levels.scarce);
     }
 }
 
@@ -384,6 +397,13 @@ impl Tables for Maps {
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word.as_ptr(), value) }
     }
 
+    #[inline(always)]
+    fn halves(&self, word: &Word) -> (u64, u64) {
+        let halves = word.as_ptr().cast::<u32>();
+        // SAFETY: a word of a map; volatile, so that loads stay where they are. BPF is little-endian here,
+        // and a load of 32 bits needs no instruction to clear the others.
+        unsafe { (halves.read_volatile().into(), halves.add(1).read_volatile().into()) }
+    }
     #[inline(always)]
     fn seek4(&self, key: &Key<V4>) -> u64 {
         let [places, _, low, ends] = key.numbers();

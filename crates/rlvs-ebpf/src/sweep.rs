@@ -5,12 +5,13 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_ns, bpf_loop, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
 };
-use rlvs_datapath::abi::{COUNTERS, IDS};
+use rlvs_datapath::abi::{COUNTERS, IDS, SweepCursor};
 use rlvs_datapath::connection::Context;
+use rlvs_datapath::defence::{Levels, is_thinned};
 use rlvs_datapath::sweep::{Job, SLOTS, WORD};
 use rlvs_datapath::tables::{Tables, Time, bump};
 
-use crate::maps::{Maps, SWEEP, Sweep};
+use crate::maps::{self, Maps, SWEEP, Sweep};
 use crate::once;
 
 /// Time between two slices of work.
@@ -25,6 +26,9 @@ struct Slice {
     family: u32,
     bit: u32,
     left: u32,
+    /// Which groups are thinned out, as `Context::thinned` says.
+    thinned: u32,
+    kept: u32,
     groups: u64,
     removed: u64,
 }
@@ -32,7 +36,8 @@ struct Slice {
 impl Slice {
     #[inline(always)]
     fn job(&self) -> Job {
-        Job { word: self.word, family: self.family as u8 }
+        let thins = is_thinned(self.bit, self.thinned);
+        Job { word: self.word, family: self.family as u8, thins }
     }
 }
 
@@ -48,7 +53,7 @@ extern "C" fn slot(index: u64, slice: *mut Slice) -> i64 {
     let slice = unsafe { &mut *slice };
     let swept = once::sweep(slice.job().number(), slice.bit.into(), index);
     slice.removed += swept & 0xffff_ffff;
-    slice.left |= (swept >> 32) as u32;
+    slice.left += (swept >> 32) as u32;
     0
 }
 
@@ -66,6 +71,7 @@ extern "C" fn group(index: u64, slice: *mut Slice) -> i64 {
     // SAFETY: the callback takes an index and a slice.
     unsafe { bpf_loop(SLOTS, slot as *mut c_void, pointer.cast(), 0) };
     with_context(|context| context.end_group(slice.job(), bit, slice.left != 0));
+    slice.kept += slice.left;
     0
 }
 
@@ -100,17 +106,35 @@ extern "C" fn look(index: u64, first: *mut u64) -> i64 {
     0
 }
 
+/// Puts in force what follows from the pass that has ended, and begins to count anew.
+#[inline(always)]
+fn settle(context: &Context<'_, Maps>, cursor: &SweepCursor) {
+    let levels = context.levels(cursor);
+    // Every packet reads the settings: they are left alone while nothing changes.
+    if levels != Levels::of(context.settings) {
+        maps::set_levels(levels);
+    }
+    for filled in &cursor.filled {
+        filled.set(0);
+    }
+}
+
 extern "C" fn tick(_map: *mut c_void, _key: *mut u32, sweep: *mut Sweep) -> i32 {
     // SAFETY: the kernel hands on the element that holds the timer.
     let sweep = unsafe { &mut *sweep };
     with_context(|context| {
         sweep.cursor.now.set(context.now.0 as u64);
+        if sweep.cursor.word.get() == 0 {
+            settle(context, &sweep.cursor);
+        }
         let job = context.next_job(&sweep.cursor);
         let mut slice = Slice {
             word: job.word,
             family: job.family as u32,
             bit: 0,
             left: 0,
+            thinned: context.thinned(&sweep.cursor),
+            kept: 0,
             groups: context.groups(job),
             removed: 0,
         };
@@ -118,6 +142,13 @@ extern "C" fn tick(_map: *mut c_void, _key: *mut u32, sweep: *mut Sweep) -> i32 
             // SAFETY: the callback takes an index and a slice.
             unsafe { bpf_loop(WORD, group as *mut c_void, (&raw mut slice).cast(), 0) };
             bump(&sweep.cursor.removed, slice.removed);
+            let [of4, of6, of_wide] = &sweep.cursor.filled;
+            let filled = match job.family {
+                4 => of4,
+                6 => of6,
+                _ => of_wide,
+            };
+            bump(filled, slice.kept.into());
         }
         // SAFETY: the helper takes nothing and only reads.
         let share = context.next_share(&sweep.cursor, unsafe { bpf_ktime_get_ns() });

@@ -12,7 +12,8 @@ pub struct Arguments {
     /// The setting; all are shown if none is named
     name: Option<String>,
     /// Its new value; it is shown if none is given
-    value: Option<u32>,
+    #[arg(allow_hyphen_values = true)]
+    value: Option<String>,
 }
 
 /// Runs `rlvs set`.
@@ -20,20 +21,23 @@ pub struct Arguments {
 /// # Errors
 /// No such setting, a value out of range, nothing attached, or a missing capability.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    match (&arguments.name, arguments.value) {
+    match (&arguments.name, &arguments.value) {
         (None, _) => {
             for parameter in &ALL {
                 let unheeded =
                     parameter.unheeded().map_or(String::new(), |why| format!(" ({why})"));
                 let (name, about) = (parameter.name, parameter.about);
-                println!("{name} = {}  # {about}{unheeded}", parameter.read()?);
+                let value = parameter.shown(parameter.read()?);
+                println!("{name} = {value}  # {about}{unheeded}");
             }
         }
-        (Some(name), None) => println!("{name} = {}", named(name)?.read()?),
+        (Some(name), None) => {
+            let parameter = named(name)?;
+            println!("{name} = {}", parameter.shown(parameter.read()?));
+        }
         (Some(name), Some(value)) => {
             let parameter = named(name)?;
-            takes(parameter, value)?;
-            if parameter.unheeded().is_none() {
+            if let Some(value) = takes(parameter, value)? {
                 parameter.write(value)?;
             }
         }
@@ -41,15 +45,19 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says why a setting does not take a value, if so.
-pub(crate) fn takes(parameter: &Parameter, value: u32) -> Result<()> {
+/// Returns the number that a word means for a setting, `None` if there is nothing to do, or says why the
+/// setting does not take it.
+pub(crate) fn takes(parameter: &Parameter, word: &str) -> Result<Option<u32>> {
     let Parameter { name, max, default, .. } = parameter;
-    ensure!(value <= *max, "{name} takes 0 to {max}, not {value}");
     if let Some(unheeded) = parameter.unheeded() {
+        let default = parameter.shown(*default);
         let why = parameter.why_meaningless().map_or(String::new(), |why| format!(": {why}"));
-        ensure!(value == *default, "{name} is {unheeded}, and stays {default}{why}");
+        let stays = if default.is_empty() { "empty" } else { &default };
+        ensure!(word == default, "{name} is {unheeded}, and stays {stays}{why}");
+        return Ok(None);
     }
-    Ok(())
+    let value = word.parse().ok().filter(|value| value <= max);
+    Ok(Some(value.with_context(|| format!("{name} takes 0 to {max}, not {word}"))?))
 }
 
 /// Returns the setting of a name.

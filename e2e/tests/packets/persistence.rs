@@ -9,6 +9,9 @@ use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::{method, service_flag, settings_flag};
 use rlvs_wire::tcp::{ACK, FIN, SYN};
 
+/// Who sends, with which flags, and the state after that.
+type Moment = (char, u8, &'static str);
+
 /// Seconds that templates live.
 const LIFE_S: u32 = 100;
 
@@ -241,6 +244,56 @@ fn a_service_of_every_port_keeps_a_client_and_its_ports() {
             // That of port 80 is left to the sweep.
             assert_eq!(seen(&world, "d1 active"), "2");
             assert_eq!(seen(&world, &format!("{client} template s1")), "NONE d1 holds 3");
+        }
+    });
+}
+
+/// Connections of the wide table have the states of `secure_tcp` too.
+#[test]
+fn a_service_of_every_port_waits_for_the_server_to_speak() {
+    network::run("any-port-strict", |network| {
+        let mut world = World::new(network, &any_port(network, 4, method::DIRECT));
+        let lives: [(u8, &[Moment]); 2] = [
+            (
+                method::MASQUERADE,
+                &[
+                    ('C', SYN, "SYN_RECV"),
+                    ('s', SYN | ACK, "SYNACK"),
+                    ('C', ACK, "SYNACK"),
+                    ('C', FIN | ACK, "SYNACK"),
+                    ('s', ACK, "ESTABLISHED"),
+                    ('C', FIN | ACK, "CLOSE_WAIT"),
+                ],
+            ),
+            (method::DIRECT, &[('C', SYN, "SYNACK"), ('C', ACK, "ESTABLISHED")]),
+        ];
+        for (family, (method, life)) in [4, 6].into_iter().flat_map(|f| lives.map(|life| (f, life)))
+        {
+            world.reset(&any_port(network, family, method));
+            persist(&mut world, family, 128);
+            world.edit(|tables| tables.settings.strict = 1);
+            let (client, vip) = (client(family, 7), network::vip(family, 100));
+            for &(who, flags, state) in life {
+                if who == 'C' {
+                    send_to(&world, family, Kind::Tcp(flags), (1000, 443));
+                } else {
+                    let mut packet = reply(network, family, Kind::Tcp(flags));
+                    packet.source.set_port(443);
+                    packet.target.set_port(1000);
+                    let input = packet.bytes();
+                    let outcome =
+                        world.step_with(&Input::new(&input, network.outside.index)).same();
+                    assert!(matches!(
+                        outcome.verdict,
+                        rlvs_datapath::frame::Verdict::Transmit { .. }
+                    ));
+                }
+                let said = format!("{method} {family} {who} {flags:02x}");
+                let name = format!("{client}:1000 to {vip}:443 6");
+                assert_eq!(seen(&world, &name), format!("{state} d1"), "{said}");
+                let active = if state == "CLOSE_WAIT" { "" } else { "1" };
+                assert_eq!(seen(&world, "d1 active"), active, "{said}");
+            }
         }
     });
 }

@@ -85,12 +85,13 @@ fn every_state_by_every_event_is_the_kernels() {
             (6, method::DIRECT, INPUT_ONLY, false, 0),
             (6, method::MASQUERADE, INPUT, false, 0),
             (6, method::MASQUERADE, OUTPUT, true, 0),
-            (4, method::DIRECT, STRICT_INPUT_ONLY, false, settings_flag::SECURE_TCP),
-            (6, method::MASQUERADE, STRICT_INPUT, false, settings_flag::SECURE_TCP),
-            (4, method::MASQUERADE, STRICT_OUTPUT, true, settings_flag::SECURE_TCP),
+            (4, method::DIRECT, STRICT_INPUT_ONLY, false, 1),
+            (6, method::MASQUERADE, STRICT_INPUT, false, 1),
+            (4, method::MASQUERADE, STRICT_OUTPUT, true, 1),
         ];
-        for (family, method, table, replies, flags) in walks {
-            world.reset(&Description { flags, ..plain(network, family, method) });
+        for (family, method, table, replies, strict) in walks {
+            world.reset(&plain(network, family, method));
+            world.edit(|tables| tables.settings.strict = strict);
             let opening = request(network, family, Kind::Tcp(SYN)).bytes();
             let step = world.step_quietly(&Input::new(&opening, network.inside.index), false);
             assert_eq!(step.xdp, step.tc);

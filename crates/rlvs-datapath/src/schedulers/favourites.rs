@@ -26,10 +26,12 @@ pub(super) fn key<A: Ip>(settings: &Settings, address: A, service: u64) -> u64 {
 }
 
 /// Searches a set for the destination with the least load for its weight, or the most.
+// Two neighbours of a quest that are copied at once are aligned here.
+#[repr(C)]
 struct Members {
-    entry: u32,
     service: u32,
     avoid: u32,
+    entry: u32,
     /// 1 for the most.
     most: u64,
     id: u64,
@@ -163,7 +165,7 @@ impl<T: Tables> Context<'_, T> {
     // As ip_vs_lblc_schedule() and ip_vs_lblcr_schedule().
     #[inline(always)]
     pub(super) fn search_favourite(&self, quest: &Quest, key: u64) -> u32 {
-        let place = self.entry_of(key);
+        let place = self.entry_of(quest, key);
         let mut known = 0;
         if let Some(place) = place {
             let used = u64::from(quest.service) << 32 | u64::from(self.now.0);
@@ -187,11 +189,12 @@ impl<T: Tables> Context<'_, T> {
 
     /// Returns the entry of a key that is not too old.
     #[inline(always)]
-    fn entry_of(&self, key: u64) -> Option<u32> {
+    fn entry_of(&self, quest: &Quest, key: u64) -> Option<u32> {
         let mut found = WAYS;
         for way in 0..WAYS {
             let entry = self.tables.favourites(bucket_of(key) + way)?;
-            if self.tables.read(&entry.key) == key && !self.is_old(self.tables.read(&entry.used)) {
+            let same = self.tables.read(&entry.key) == key;
+            if same && !self.is_old(quest, self.tables.read(&entry.used)) {
                 found = way;
             }
         }
@@ -199,8 +202,12 @@ impl<T: Tables> Context<'_, T> {
     }
 
     #[inline(always)]
-    fn is_old(&self, time: u64) -> bool {
-        self.now.since(time as u32 & TIME_MASK) > self.settings.second.saturating_mul(EXPIRATION_S)
+    fn is_old(&self, quest: &Quest, time: u64) -> bool {
+        let seconds = match quest.ring.scheduler() {
+            scheduler::LBLC => self.settings.lblc_expiration,
+            _ => self.settings.lblcr_expiration,
+        };
+        self.now.since(time as u32 & TIME_MASK) > self.settings.second.saturating_mul(seconds)
     }
 
     #[inline(always)]
@@ -230,7 +237,7 @@ impl<T: Tables> Context<'_, T> {
         self.tables.repeat(members, &mut least);
         let chosen = least.id as u32;
         let Some(entry) = self.tables.favourites(place) else { return 0 };
-        if least.count > 1 && self.is_old(self.tables.read(&entry.changed)) {
+        if least.count > 1 && self.is_old(quest, self.tables.read(&entry.changed)) {
             (least.most, least.id, least.load, least.weight) = (1, 0, 0, 0);
             self.tables.repeat(members, &mut least);
             self.erase_member(place, least.id as u32);
@@ -262,7 +269,7 @@ impl<T: Tables> Context<'_, T> {
             return false;
         }
         let replicates = quest.ring.scheduler() == scheduler::LBLCR;
-        let place = match self.entry_of(key) {
+        let place = match self.entry_of(quest, key) {
             Some(place) => place,
             None => self.make_entry(quest, key),
         };

@@ -117,7 +117,13 @@ const fn total(connections: u64) -> u64 {
 /// `ip_vs_dest_conn_overhead()`.
 #[inline(always)]
 const fn overhead(connections: u64) -> u64 {
-    (active(connections) << 8) + total(connections)
+    overhead_of((active(connections), connections >> 32))
+}
+
+/// Returns what connections cost, by how many are active and how many are not.
+#[inline(always)]
+const fn overhead_of((active, inactive): (u64, u64)) -> u64 {
+    active * 257 + inactive
 }
 
 /// Returns the number of connections below which an overloaded destination takes new ones.

@@ -2,8 +2,8 @@
 
 use core::num::NonZeroU64;
 
-use super::{LIMITED, NOBODY, Ring, active, hashing, is_eligible, overhead, weight_of};
-use crate::abi::{scheduler, scheduler_flag};
+use super::{LIMITED, NOBODY, Ring, active, hashing, is_eligible, overhead_of, weight_of};
+use crate::abi::{Counts, scheduler, scheduler_flag};
 use crate::connection::Context;
 use crate::frame::Verdict;
 use crate::hash;
@@ -197,43 +197,64 @@ struct Least<const BY: u8> {
     weight: u64,
 }
 
-impl<const BY: u8> Step for Least<BY> {
+/// Elements that are looked at without a loop between them.
+const AT_ONCE: usize = 4;
+
+impl<const BY: u8> Least<BY> {
+    /// Looks at one element, and returns whether nobody can be better.
     // Products are of 64 bits as the kernel's. The first that may be chosen beats load 1 for weight
     // 0; nobody of weight 0 beats anybody.
+    #[inline(always)]
+    fn look<T: Tables>(&mut self, tables: &T, counts: &[Counts], element: u64) -> bool {
+        let Some(of) = of_destination(counts, element as u32) else { return true };
+        let (active, inactive) = tables.halves(&of.connections);
+        let cost = if BY == LOAD { overhead_of((active, inactive)) } else { active + 1 };
+        let share = weight_of(element);
+        // Nobody comes after an idle one.
+        let idle = BY == IDLE && active == 0;
+        let is_no_better = self.load.wrapping_mul(share) <= cost.wrapping_mul(self.weight);
+        if if idle { share == 0 } else { is_no_better } {
+            return false;
+        }
+        let refused = element as u32 == self.avoid
+            || element & LIMITED != 0 && tables.is_overloaded(element as u32);
+        if !refused {
+            (self.id, self.load, self.weight) = (element, cost, share);
+        }
+        idle && !refused
+    }
+}
+
+impl<const BY: u8> Step for Least<BY> {
     #[inline(always)]
     fn step<T: Tables>(&mut self, tables: &T, index: u32) -> bool {
         let Some(line) = tables.ring_line(self.line + index) else { return true };
         let Some(counts) = tables.all_counts() else { return true };
-        let (mut best, mut load, mut weight) = (self.id, self.load, self.weight);
+        let Self { line: at, avoid, id, load, weight } = *self;
+        let mut least = Self { line: at, avoid, id, load, weight };
         let mut done = false;
-        for &element in &line.elements {
-            let Some(of) = of_destination(counts, element as u32) else { return true };
-            let connections = tables.read(&of.connections);
-            let cost = match BY {
-                LOAD => overhead(connections),
-                _ => active(connections) + 1,
-            };
-            let share = weight_of(element);
-            let idle = BY == IDLE && cost == 1 && share != 0;
-            if !idle && load.wrapping_mul(share) <= cost.wrapping_mul(weight) {
-                continue;
+        if BY == IDLE {
+            // With their own way out, four at once have too little room in registers.
+            for &element in &line.elements {
+                done = least.look(tables, counts, element);
+                if done {
+                    break;
+                }
             }
-            if element as u32 == self.avoid
-                || element & LIMITED != 0 && tables.is_overloaded(element as u32)
-            {
-                continue;
-            }
-            (best, load, weight) = (element, cost, share);
-            // Nobody comes after an idle one.
-            if idle {
-                done = true;
+        }
+        let rest: &[u64] = if BY == IDLE { &[] } else { &line.elements };
+        for [a, b, c, d] in rest.as_chunks::<AT_ONCE>().0 {
+            done = least.look(tables, counts, *a)
+                || least.look(tables, counts, *b)
+                || least.look(tables, counts, *c)
+                || least.look(tables, counts, *d);
+            if done {
                 break;
             }
         }
-        let id = best & 0xffff_ffff;
-        self.id = tables.forget(id);
-        self.load = tables.forget(load);
-        self.weight = tables.forget(weight);
+        self.id = tables.forget(least.id & 0xffff_ffff);
+        self.load = tables.forget(least.load);
+        self.weight = tables.forget(least.weight);
         done
     }
 }

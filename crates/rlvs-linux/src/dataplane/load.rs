@@ -11,6 +11,7 @@ use rlvs_datapath::abi::{
     CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, IDS, LAYOUT, REASONS, ROUTES, SLOTS4, Settings,
     WIDE_DEFAULT,
 };
+use rlvs_datapath::schedulers::favourites::EXPIRATION_S;
 use rlvs_datapath::stage::Stage;
 use rlvs_datapath::state::State;
 
@@ -285,6 +286,9 @@ pub(super) fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
 
 /// One of how many new connections `drop_packet` 3 drops unless `am_droprate` says otherwise.
 pub(super) const DROP_RATE: u32 = 10;
+/// Pages of a connection table that are free while it is not taken for full, unless `amemthresh` says
+/// otherwise.
+pub(super) const AMEMTHRESH: u32 = 1024;
 /// The oldest kernel that the programs are tested on.
 const KERNEL: (u32, u32) = (6, 1);
 
@@ -331,6 +335,9 @@ fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
         services: 1,
         destinations: 1,
         drop_rate_wanted: DROP_RATE,
+        amemthresh: AMEMTHRESH,
+        lblc_expiration: EXPIRATION_S,
+        lblcr_expiration: EXPIRATION_S,
         ..Settings::default()
     })
 }

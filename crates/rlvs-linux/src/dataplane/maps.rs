@@ -223,7 +223,7 @@ pub(super) fn sweep(map: &MapData) -> Result<SweepCursor, Error> {
     const WORDS: usize = (TIMER_BYTES + size_of::<SweepCursor>()) / 8;
     let words: [u64; WORDS] =
         sys::lookup(map.fd().as_fd(), 0).map_err(Error::io("reading where the sweep is"))?;
-    let [.., word, passes, removed, now, estimated, round_ns] = words;
+    let [.., word, passes, removed, now, estimated, round_ns, of4, of6, of_wide] = words;
     let cell = Cell::new;
     Ok(SweepCursor {
         word: cell(word),
@@ -232,5 +232,6 @@ pub(super) fn sweep(map: &MapData) -> Result<SweepCursor, Error> {
         now: cell(now),
         estimated: cell(estimated),
         round_ns: cell(round_ns),
+        filled: [cell(of4), cell(of6), cell(of_wide)],
     })
 }

@@ -1,9 +1,11 @@
 //! Settings that the kernel's IPVS has below `net.ipv4.vs`, under the same names.
 
-use rlvs_datapath::abi::{Settings, settings_flag};
+use rlvs_datapath::abi::{Settings, mode, settings_flag};
+use rlvs_datapath::defence::Levels;
+use rlvs_datapath::schedulers::favourites::EXPIRATION_S;
 
 use super::error::Error;
-use super::load::{self, DROP_RATE};
+use super::load::{self, AMEMTHRESH, DROP_RATE};
 use super::maps::Maps;
 use super::pins;
 use super::stages::Group;
@@ -29,16 +31,16 @@ enum State {
     Carried { get: fn(&Settings) -> u32, set: fn(&mut Settings, u32) },
     /// They do not yet: it has its default.
     NotYet,
-    /// There is nothing here that it could change: it has its default.
-    Meaningless,
+    /// There is nothing here that it could change: it has its default, which the kernel shows so.
+    Meaningless(&'static str),
 }
 
 const fn not_yet(name: &'static str, max: u32, default: u32, about: &'static str) -> Parameter {
     Parameter { name, max, default, about, state: State::NotYet }
 }
 
-const fn meaningless(name: &'static str, max: u32, default: u32, about: &'static str) -> Parameter {
-    Parameter { name, max, default, about, state: State::Meaningless }
+const fn meaningless(name: &'static str, default: &'static str, about: &'static str) -> Parameter {
+    Parameter { name, max: 0, default: 0, about, state: State::Meaningless(default) }
 }
 
 const fn carried(
@@ -52,38 +54,37 @@ const fn carried(
     Parameter { name, max, default, about, state: State::Carried { get, set } }
 }
 
-/// The mode of `drop_packet` and `secure_tcp` that does not ask how much memory there is.
-const ALWAYS: u32 = 3;
 /// What connection synchronisation needs, and there is not.
 const NO_DAEMON: &str = "no daemon tells other directors of connections here";
+const NO_RESIZING: &str = "tables have the size that they were made with";
 const NO_ESTIMATOR: &str = "a timer of the programs estimates rates; no thread does";
 
 /// Every setting, by name.
-pub const ALL: [Parameter; 31] = [
+pub const ALL: [Parameter; 35] = [
     carried(
         "am_droprate",
         u32::MAX,
         DROP_RATE,
         "how often drop_packet 3 drops: one of so many new connections on a CPU, 0 none",
         |settings| settings.drop_rate_wanted,
-        |settings, value| {
-            settings.drop_rate_wanted = value;
-            settings.drop_rate = if settings.drop_rate == 0 { 0 } else { value };
-        },
+        |settings, value| settings.drop_rate_wanted = value,
     ),
-    meaningless(
+    carried(
         "amemthresh",
         u32::MAX,
-        1024,
-        "tables have the size that they were made with, and never run short of memory",
+        AMEMTHRESH,
+        "free room of a connection table, in pages of 4 KiB and at most half of it, below which \
+         drop_entry, drop_packet and secure_tcp 1 act",
+        |settings| settings.amemthresh,
+        |settings, value| settings.amemthresh = value,
     ),
-    meaningless("backup_only", 1, 0, NO_DAEMON),
+    meaningless("backup_only", "0", NO_DAEMON),
     meaningless(
         "cache_bypass",
-        1,
-        0,
+        "0",
         "only addresses of this host are balanced, so it is the original destination itself",
     ),
+    meaningless("conn_lfactor", "-4", NO_RESIZING),
     carried(
         "conn_reuse_mode",
         3,
@@ -93,30 +94,32 @@ pub const ALL: [Parameter; 31] = [
         reuse,
         set_reuse,
     ),
+    meaningless("conntrack", "0", "the kernel's connection tracking does not see what is balanced"),
     meaningless(
-        "conntrack",
-        1,
-        0,
-        "the kernel's connection tracking does not see what is balanced",
+        "debug_level",
+        "0",
+        "the kernel's log says nothing of packets; `rlvs capture` does",
     ),
-    meaningless(
+    carried(
         "drop_entry",
-        3,
+        mode::ALWAYS,
         0,
-        "memory never runs short; where the table is full, connections that are there go on",
+        "removes half-open connections, a 32nd of the tables each second: 1 while a table runs full \
+         (shown as 2 then), 3 always",
+        |settings| shown(settings, settings.drop_entry),
+        |settings, value| settings.drop_entry = asked(value),
     ),
     carried(
         "drop_packet",
-        ALWAYS,
+        mode::ALWAYS,
         0,
-        "3 drops one new connection of am_droprate; 1 and 2 would where memory runs short, which it \
-         never does, and are taken as 0",
-        |settings| if settings.drop_rate == 0 { 0 } else { ALWAYS },
-        |settings, value| {
-            settings.drop_rate = if value == ALWAYS { settings.drop_rate_wanted } else { 0 };
-        },
+        "drops new connections: 1 while a table runs full, the more the fuller (shown as 2 then), 3 \
+         always one of am_droprate",
+        |settings| shown(settings, settings.drop_packet),
+        |settings, value| settings.drop_packet = asked(value),
     ),
-    meaningless("est_nice", 19, 0, NO_ESTIMATOR),
+    meaningless("est_cpulist", "", NO_ESTIMATOR),
+    meaningless("est_nice", "0", NO_ESTIMATOR),
     carried(
         "expire_nodest_conn",
         1,
@@ -136,12 +139,25 @@ pub const ALL: [Parameter; 31] = [
     ),
     meaningless(
         "ignore_tunneled",
-        1,
-        0,
+        "0",
         "what is decapsulated here is balanced by the interface it comes out of",
     ),
-    not_yet("lblc_expiration", u32::MAX, 86_400, "seconds that lblc remembers an address unused"),
-    not_yet("lblcr_expiration", u32::MAX, 86_400, "the same of lblcr"),
+    carried(
+        "lblc_expiration",
+        u32::MAX,
+        EXPIRATION_S,
+        "seconds that lblc remembers an address unused",
+        |settings| settings.lblc_expiration,
+        |settings, value| settings.lblc_expiration = value,
+    ),
+    carried(
+        "lblcr_expiration",
+        u32::MAX,
+        EXPIRATION_S,
+        "the same of lblcr, and seconds after which a set that has not changed loses its busiest server",
+        |settings| settings.lblcr_expiration,
+        |settings, value| settings.lblcr_expiration = value,
+    ),
     carried(
         "nat_icmp_send",
         1,
@@ -152,8 +168,7 @@ pub const ALL: [Parameter; 31] = [
     ),
     meaningless(
         "pmtu_disc",
-        1,
-        1,
+        "1",
         "packets are not cut into fragments here, so their sender must learn which are too long",
     ),
     carried(
@@ -167,12 +182,12 @@ pub const ALL: [Parameter; 31] = [
     not_yet("schedule_icmp", 1, 0, "1: balance ICMP errors of no known connection"),
     carried(
         "secure_tcp",
-        ALWAYS,
+        mode::ALWAYS,
         0,
-        "3 takes TCP connections for established when the server has spoken, not before; 1 and 2 \
-         would where memory runs short, which it never does, and are taken as 0",
-        |settings| has(settings, settings_flag::SECURE_TCP) * ALWAYS,
-        |settings, value| put(settings, settings_flag::SECURE_TCP, value == ALWAYS),
+        "takes TCP connections for established when the server has spoken, not before: 1 while a table \
+         runs full (shown as 2 then), 3 always",
+        |settings| shown(settings, settings.secure_tcp),
+        |settings, value| settings.secure_tcp = asked(value),
     ),
     carried(
         "sloppy_sctp",
@@ -191,20 +206,16 @@ pub const ALL: [Parameter; 31] = [
         |settings| has(settings, settings_flag::SLOPPY_TCP),
         |settings, value| put(settings, settings_flag::SLOPPY_TCP, value != 0),
     ),
-    meaningless(
-        "snat_reroute",
-        1,
-        1,
-        "answers are routed by the client's address as they are sent",
-    ),
-    meaningless("sync_persist_mode", 1, 0, NO_DAEMON),
-    meaningless("sync_ports", 64, 1, NO_DAEMON),
-    meaningless("sync_qlen_max", u32::MAX, 0, NO_DAEMON),
-    meaningless("sync_refresh_period", u32::MAX, 0, NO_DAEMON),
-    meaningless("sync_retries", 3, 0, NO_DAEMON),
-    meaningless("sync_sock_size", u32::MAX, 0, NO_DAEMON),
-    meaningless("sync_threshold", u32::MAX, 3, NO_DAEMON),
-    meaningless("sync_version", 1, 1, NO_DAEMON),
+    meaningless("snat_reroute", "1", "answers are routed by the client's address as they are sent"),
+    meaningless("svc_lfactor", "-3", NO_RESIZING),
+    meaningless("sync_persist_mode", "0", NO_DAEMON),
+    meaningless("sync_ports", "1", NO_DAEMON),
+    meaningless("sync_qlen_max", "0", NO_DAEMON),
+    meaningless("sync_refresh_period", "0", NO_DAEMON),
+    meaningless("sync_retries", "0", NO_DAEMON),
+    meaningless("sync_sock_size", "0", NO_DAEMON),
+    meaningless("sync_threshold", "3 50", NO_DAEMON),
+    meaningless("sync_version", "1", NO_DAEMON),
     carried(
         "tcp_mss",
         u16::MAX as u32,
@@ -230,6 +241,24 @@ fn set_reuse(settings: &mut Settings, value: u32) {
     put(settings, settings_flag::REUSE_FIN_WAIT, value & 2 != 0);
 }
 
+/// Returns the mode that a number asks for.
+const fn asked(number: u32) -> u32 {
+    if number == mode::NEVER || number == mode::ALWAYS { number } else { mode::AUTOMATIC }
+}
+
+/// Returns the number that the kernel shows for a mode: of those that ask how much room there is, which
+/// says so.
+const fn shown(settings: &Settings, mode: u32) -> u32 {
+    if mode == mode::AUTOMATIC && settings.scarce != 0 { 2 } else { mode }
+}
+
+/// Puts in force at once what the modes ask for.
+fn settle(settings: &mut Settings) {
+    // As full as the sweep has found the tables last; how full it says again with its next pass.
+    let levels = Levels::by_modes(settings, settings.scarce * settings.drop_rate);
+    (settings.drop_rate, settings.strict) = (levels.drop_rate, levels.strict);
+}
+
 fn has(settings: &Settings, flag: u32) -> u32 {
     u32::from(settings.flags & flag != 0)
 }
@@ -251,20 +280,29 @@ impl Parameter {
         match self.state {
             State::Carried { .. } => None,
             State::NotYet => Some("not carried out yet"),
-            State::Meaningless => Some("without meaning here"),
+            State::Meaningless(_) => Some("without meaning here"),
         }
     }
 
     /// Says why it has none, if it is without meaning here.
     #[must_use]
     pub fn why_meaningless(&self) -> Option<&'static str> {
-        matches!(self.state, State::Meaningless).then_some(self.about)
+        matches!(self.state, State::Meaningless(_)).then_some(self.about)
     }
 
     fn value(&self, settings: &Settings) -> u32 {
         match self.state {
             State::Carried { get, .. } => get(settings),
-            State::NotYet | State::Meaningless => self.default,
+            State::NotYet | State::Meaningless(_) => self.default,
+        }
+    }
+
+    /// Returns a value as it is shown.
+    #[must_use]
+    pub fn shown(&self, value: u32) -> String {
+        match self.state {
+            State::Meaningless(default) => default.to_owned(),
+            State::Carried { .. } | State::NotYet => value.to_string(),
         }
     }
 
@@ -289,10 +327,11 @@ impl Parameter {
         let mut settings = maps.settings();
         if let State::Carried { set, .. } = self.state {
             set(&mut settings, value);
+            settle(&mut settings);
         }
         let wanted = [
             (settings.mss, Group::Clamps),
-            (settings.drop_rate, Group::Guard),
+            (settings.drop_packet, Group::Guard),
             (settings.flags & settings_flag::TELL_SERVERS, Group::Special),
         ];
         for (_, group) in wanted.into_iter().filter(|(number, _)| *number != 0) {
@@ -308,7 +347,13 @@ mod tests {
 
     #[test]
     fn what_is_set_is_read_back() {
-        let mut settings = Settings { drop_rate_wanted: DROP_RATE, ..Settings::default() };
+        let mut settings = Settings {
+            drop_rate_wanted: DROP_RATE,
+            amemthresh: AMEMTHRESH,
+            lblc_expiration: EXPIRATION_S,
+            lblcr_expiration: EXPIRATION_S,
+            ..Settings::default()
+        };
         for parameter in &ALL {
             assert_eq!(parameter.value(&settings), parameter.default, "{}", parameter.name);
         }
@@ -328,10 +373,14 @@ mod tests {
             ("nat_icmp_send", 1, 1),
             ("nat_icmp_send", 0, 0),
             ("secure_tcp", 3, 3),
-            ("secure_tcp", 2, 0),
+            ("secure_tcp", 2, 1),
+            ("drop_entry", 2, 1),
+            ("amemthresh", 9, 9),
+            ("lblc_expiration", 5, 5),
+            ("lblcr_expiration", 6, 6),
             ("drop_packet", 3, 3),
             ("am_droprate", 7, 7),
-            ("drop_packet", 1, 0),
+            ("drop_packet", 1, 1),
             ("am_droprate", 5, 5),
         ] {
             let parameter = Parameter::named(name).expect("a setting");
@@ -340,7 +389,22 @@ mod tests {
             assert_eq!(get(&settings), shown, "{name}");
         }
         assert_eq!(settings.flags, settings_flag::EXPIRE_REMOVED);
-        assert_eq!(settings.drop_rate, 0);
+        settings.scarce = 1;
+        for name in ["drop_entry", "drop_packet", "secure_tcp"] {
+            let parameter = Parameter::named(name).expect("a setting");
+            assert_eq!(parameter.value(&settings), 2, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_always_is_in_force_at_once() {
+        let mut settings = Settings { drop_rate_wanted: 7, ..Settings::default() };
+        (settings.drop_packet, settings.secure_tcp) = (mode::ALWAYS, mode::ALWAYS);
+        settle(&mut settings);
+        assert_eq!((settings.drop_rate, settings.strict), (7, 1));
+        (settings.drop_packet, settings.secure_tcp) = (mode::AUTOMATIC, mode::NEVER);
+        settle(&mut settings);
+        assert_eq!((settings.drop_rate, settings.strict), (0, 0));
     }
 
     #[test]

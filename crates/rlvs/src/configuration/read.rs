@@ -188,7 +188,7 @@ impl File {
         let settings = self.tables.settings.iter().map(|(name, value)| {
             let parameter =
                 set::named(name.get_ref()).with_context(|| self.text.place(name.span().start))?;
-            set::takes(parameter, *value.get_ref())
+            set::takes(parameter, &value.get_ref().to_string())
                 .with_context(|| self.text.place(value.span().start))?;
             Ok((parameter, *value.get_ref()))
         });

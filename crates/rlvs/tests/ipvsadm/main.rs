@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod golden;
+mod grammar;
 mod how_to;
 mod kernel;
 mod listing;

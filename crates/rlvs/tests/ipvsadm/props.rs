@@ -155,7 +155,7 @@ fn fill(machine: &Machine, services: Vec<(Service, Vec<Destination>)>) {
 }
 
 /// Returns services and destinations regardless of their order.
-fn contents(machine: &Machine) -> Vec<String> {
+pub(crate) fn contents(machine: &Machine) -> Vec<String> {
     let entries = machine.table.memory.borrow_mut().services().unwrap();
     let mut contents: Vec<_> = entries
         .into_iter()
