@@ -324,7 +324,8 @@ impl<'a, T: Tables> Context<'a, T> {
             return None;
         }
         let twin = self.find_wide::<{ sought::EXACT }>(&key, other)?;
-        if self.refers_to(twin, slot, value) == 0 {
+        let is_other = other.destination() != value.destination();
+        if is_other || self.refers_to(twin, slot, value) == 0 {
             return None;
         }
         Some(twin)
