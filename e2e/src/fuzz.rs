@@ -8,19 +8,21 @@
 use std::net::IpAddr;
 
 use rlvs_datapath::abi::{Interface, Tunnel, destination_flag, interface_flag, method};
-use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
 
 use crate::host::{HostFrame, HostTables, IDS, RING_LINES, Routes, Way, decide};
 use crate::network::{client, forbidden, server, server_mac, unresolved_client, vip};
 use crate::packet::{Kind, Packet};
-use crate::scene::tunnelled;
+use crate::scene::{POOL_FIRST, full, translate_fully, tunnelled};
+use crate::snapshot;
 use crate::table::{Description, SECOND, Server, Virtual};
 
 /// The interfaces that frames come in by, with the address they are sent to.
 const PORTS: [(u32, [u8; 6]); 2] = [(2, [2, 0, 0, 0, 9, 1]), (3, [2, 0, 0, 0, 9, 2])];
 /// The most frames of one run.
 const FRAMES: usize = 64;
+/// Ports of the pool of full NAT.
+const POOL_PORTS: u16 = 4;
 
 /// The script.
 struct Script<'a>(&'a [u8]);
@@ -58,6 +60,7 @@ impl Script<'_> {
 pub fn run(data: &[u8]) {
     let mut script = Script(data);
     let mut tables = description(&mut script).build();
+    translate_fully(&mut tables, POOL_PORTS);
     let routes = routes();
     let mut whole = true;
     for _ in 0..script.below(8) {
@@ -78,7 +81,7 @@ pub fn run(data: &[u8]) {
     }
     if whole {
         assert!(tables.locks.iter().all(|lock| lock.get() == 0), "a lock is still taken");
-        assert_counts(&tables);
+        snapshot::assert_counts(&tables);
     }
 }
 
@@ -124,6 +127,9 @@ fn real_server(script: &mut Script<'_>, family: u8) -> Server {
     if bits & 0x30 == 0x30 {
         let (outer, form) = (script.one(&[4, 6]), script.below(3));
         return tunnelled(family, outer, 11 + (bits & 3), form, script.below(3));
+    }
+    if bits & 0x3f == 0x20 {
+        return Server { weight: 1 + u32::from(bits >> 6), ..full(family, 12 + (bits >> 6)) };
     }
     let method = if bits & 1 == 0 { method::DIRECT } else { method::MASQUERADE };
     let address = match bits >> 1 & 7 {
@@ -203,10 +209,15 @@ fn frame(script: &mut Script<'_>, kind: u8) -> Vec<u8> {
     let port = 1000 + u16::from(script.below(8));
     let flags = script.byte();
     let kind = if flags & 0x80 == 0 { Kind::Tcp(flags & 0x3f) } else { Kind::Udp };
-    let (source, target) = if script.byte() & 1 == 0 {
+    let way = script.byte();
+    let (source, target) = if way & 1 == 0 {
         ((client, port), (vip(family, 100 + script.below(4)), 80))
     } else {
-        ((server(family, 12 + script.below(6)), 8080), (client, port))
+        let target = match way & 0xe {
+            0xe => (server(family, 1), POOL_FIRST + u16::from(way >> 4) % POOL_PORTS),
+            _ => (client, port),
+        };
+        ((server(family, 12 + script.below(6)), 8080), target)
     };
     let ttl = script.one(&[64, 64, 64, 1, 0, 2]);
     let payload = vec![0x5a; usize::from(script.byte()) * 8];
@@ -240,22 +251,5 @@ fn play(script: &mut Script<'_>, tables: &HostTables, routes: &Routes, frame: &[
     assert!(!whole || !undecided, "nobody decides: {verdict:?}");
     if matches!(verdict, Verdict::Pass(_) | Verdict::Next(_)) {
         assert!(!whole || bytes == frame, "{verdict:?} changed the frame");
-    }
-}
-
-/// What is counted is what is in the table.
-fn assert_counts(tables: &HostTables) {
-    let mut counts = vec![0_u64; IDS as usize];
-    let four = tables.connections4.iter().flat_map(|bucket| &bucket.slots);
-    let six = tables.connections6.iter().flat_map(|bucket| &bucket.slots);
-    let values = four.map(|slot| &slot.value).chain(six.map(|slot| &slot.value));
-    for value in values.map(|value| Value(value.get())) {
-        if value.is_live() && !value.is_reply() {
-            let one = if value.state().is_active() { 1 } else { 1 << 32 };
-            counts[value.destination() as usize] += one;
-        }
-    }
-    for (id, count) in counts.iter().enumerate() {
-        assert_eq!(tables.counts[id].connections.get(), *count, "destination {id}");
     }
 }

@@ -1,11 +1,14 @@
 //! The scene that most tests play in: virtual address 100 with two services of each family on port
 //! 80, TCP and UDP.
 
-use rlvs_datapath::abi::{Tunnel, method, scheduler};
+use rlvs_datapath::abi::{
+    PoolAddress, Tunnel, destination_flag, method, scheduler, service_flag, settings_flag,
+};
 
+use crate::host::HostTables;
 use crate::network::{self, Network};
 use crate::packet::{Kind, Packet};
-use crate::table::{Description, Server, Virtual};
+use crate::table::{Description, Server, Virtual, address_words};
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = rlvs_wire::tcp::PROTOCOL;
@@ -19,6 +22,8 @@ pub const PORT: u16 = 80;
 pub const TUNNEL_PORT: u16 = 6080;
 /// Port of NAT destinations.
 pub const REAL_PORT: u16 = 8080;
+/// First port of the pool of full NAT.
+pub const POOL_FIRST: u16 = 5000;
 
 /// Returns a destination; NAT changes the port, direct routing cannot.
 #[must_use]
@@ -32,6 +37,32 @@ pub fn destination(family: u8, number: u8, method: u8) -> Server {
         upper: 0,
         lower: 0,
         tunnel: Tunnel::default(),
+    }
+}
+
+/// Returns a destination that [`translate_fully`] makes one of full NAT: it has no endpoint for its
+/// answers.
+#[must_use]
+pub fn full(family: u8, number: u8) -> Server {
+    Server { port: REAL_PORT, ..destination(family, number, method::DIRECT) }
+}
+
+/// Has [`full`] destinations, and their services, do full NAT, with a pool of so many ports at the
+/// director's addresses among the servers.
+pub fn translate_fully(tables: &mut HostTables, ports: u16) {
+    for to in &mut tables.destinations {
+        if to.service != 0 && to.method == method::DIRECT && to.port == REAL_PORT.to_be_bytes() {
+            (to.method, to.flags) = (method::MASQUERADE, to.flags | destination_flag::FULL);
+            let service = &mut tables.services[to.service as usize];
+            service.flags |= service_flag::SPECIAL | service_flag::FULL;
+            tables.settings.flags |= settings_flag::WIDE;
+        }
+    }
+    for (family, pool) in [4, 6].into_iter().zip(&mut tables.pools) {
+        let (first, last) = (POOL_FIRST, POOL_FIRST + ports - 1);
+        let address = address_words(network::server(family, 1));
+        pool.length = 1;
+        pool.addresses[0] = PoolAddress { address, first, last, reserved: 0 };
     }
 }
 

@@ -196,6 +196,28 @@ pub fn wide_entries(tables: &HostTables) -> Snapshot {
     entries
 }
 
+/// What destinations count is what is in the tables.
+///
+/// # Panics
+/// It is not.
+pub fn assert_counts(tables: &HostTables) {
+    let mut counts = vec![0_u64; tables.counts.len()];
+    let four = tables.connections4.iter().flat_map(|bucket| &bucket.slots);
+    let six = tables.connections6.iter().flat_map(|bucket| &bucket.slots);
+    let wide = tables.wide.iter().flat_map(|bucket| &bucket.slots);
+    let wide = wide.filter(|slot| wide::kind_of(slot.key.get()) == wide::kind::REQUEST);
+    let values = four.map(|slot| &slot.value).chain(six.map(|slot| &slot.value));
+    for value in values.chain(wide.map(|slot| &slot.value)).map(|value| Value(value.get())) {
+        if value.is_live() && !value.is_reply() {
+            let one = if value.state().is_active() { 1 } else { 1 << 32 };
+            counts[value.destination() as usize] += one;
+        }
+    }
+    for (id, count) in counts.iter().enumerate() {
+        assert_eq!(tables.counts[id].connections.get(), *count, "destination {id}");
+    }
+}
+
 /// Returns what differs, a line each: `NAME = VALUE`, or `NAME gone`.
 #[must_use]
 pub fn changes(before: &Snapshot, after: &Snapshot) -> Vec<String> {

@@ -260,6 +260,15 @@ pub fn octets(address: IpAddr) -> [u8; 16] {
     }
 }
 
+/// Writes an address as the wide table and pools hold it.
+#[must_use]
+pub fn address_words(address: IpAddr) -> [u64; 2] {
+    match address {
+        IpAddr::V4(address) => [0, address.to_bits().into()],
+        IpAddr::V6(address) => [(address.to_bits() >> 64) as u64, address.to_bits() as u64],
+    }
+}
+
 /// Returns what the control plane finds of a destination's place.
 fn place(address: IpAddr) -> u8 {
     if network::is_own(address) { destination_flag::LOCAL } else { 0 }

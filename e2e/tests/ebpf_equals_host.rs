@@ -12,9 +12,14 @@
 use std::net::SocketAddr;
 
 use e2e::bpf::Input;
+use e2e::host::IDS;
 use e2e::network::{self, Network, client, forbidden, server, server_mac, vip};
 use e2e::packet::{Kind, Message, Packet, transport};
-use e2e::scene::{self, REAL_PORT, SCTP, TCP, UDP, destination, service, tunnelled};
+use e2e::scene::{
+    self, POOL_FIRST, REAL_PORT, SCTP, TCP, UDP, destination, full, service, translate_fully,
+    tunnelled,
+};
+use e2e::snapshot::assert_counts;
 use e2e::table::{Description, SECOND, Virtual};
 use e2e::unusual::{atomic, extended, fragments, optioned};
 use e2e::world::World;
@@ -33,6 +38,11 @@ const AT_ONCE: u64 = 60;
 
 /// Port of the key exchange.
 const EXCHANGE: u16 = 500;
+
+/// Port of the services with full NAT.
+const FULL_PORT: u16 = 8001;
+/// Ports of its pool, too few for all.
+const POOL_PORTS: u16 = 2;
 
 /// A generator of numbers that is the same everywhere (SplitMix64).
 struct Random(u64);
@@ -110,6 +120,9 @@ fn description(network: &Network, unresolved: bool) -> Description {
         let mut other = nat.clone();
         other.address = vip(family, 101);
         services.extend([nat, other]);
+        for protocol in [TCP, UDP] {
+            services.extend(of_full_nat(family, protocol));
+        }
         let mut sctp = service(family, SCTP, Vec::new());
         sctp.servers.push(destination(family, 12, method::MASQUERADE));
         sctp.servers.push(destination(family, 11, method::DIRECT));
@@ -123,6 +136,18 @@ fn description(network: &Network, unresolved: bool) -> Description {
     let mut description = scene::description(network, services);
     description.buckets = 32;
     description
+}
+
+/// Returns services with full NAT alone and beside other methods; one server has plain NAT too.
+fn of_full_nat(family: u8, protocol: u8) -> [Virtual; 2] {
+    let mut pure = service(family, protocol, vec![full(family, 17), full(family, 12)]);
+    pure.port = FULL_PORT;
+    let mut direct = destination(family, 11, method::DIRECT);
+    direct.port = FULL_PORT;
+    let nat = destination(family, 12, method::MASQUERADE);
+    let servers = vec![full(family, 17), direct, nat];
+    let mixed = Virtual { address: vip(family, 101), servers, ..pure.clone() };
+    [pure, mixed]
 }
 
 fn form_of(number: u8, protocol: u8) -> u8 {
@@ -153,16 +178,18 @@ fn packet(random: &mut Random, network: &Network, number: u32) -> (Packet, u32) 
     let payload = (0..length).map(|_| random.below(256) as u8).collect();
     let ttl = if random.chance(4) { random.below(3) as u8 } else { 64 };
     if random.chance(40) {
-        let number = random.one(&[12, 12, 13, 13, 15]);
+        let number = random.one(&[12, 12, 13, 13, 15, 17]);
         let port = if is_exchange { EXCHANGE } else { REAL_PORT };
         let source = (server(family, number), port).into();
         let (from, to) = (server_mac(number), network.outside.mac);
-        return (
-            Packet { from, to, source, target: client, kind, ttl, payload },
-            network.outside.index,
-        );
+        let target = if random.chance(25) {
+            (server(family, 1), POOL_FIRST + random.below(POOL_PORTS.into()) as u16).into()
+        } else {
+            client
+        };
+        return (Packet { from, to, source, target, kind, ttl, payload }, network.outside.index);
     }
-    let port = if random.chance(25) { 8000 } else { 80 };
+    let port = random.one(&[80, 80, 8000, FULL_PORT]);
     let port = if is_exchange { EXCHANGE } else { port };
     let target = (vip(family, random.one(&[100, 101])), port).into();
     let (from, to) = (network::GATEWAY_MAC, network.inside.mac);
@@ -187,7 +214,7 @@ fn message(random: &mut Random, packet: &Packet) -> Vec<u8> {
     } else {
         random.one(&[[1, 4], [2, 0], [3, 0], [4, 0], [127, 0], [128, 0], [129, 0], [135, 0]])
     };
-    let family = if packet.source.is_ipv4() { 4 } else { 6 };
+    let family = family_of(packet);
     let source = random.one(&[packet.source.ip(), client(family, 200)]);
     let rest = [0, 0, 5, random.below(256) as u8];
     let (from, to, target, ttl) = (packet.from, packet.to, packet.target.ip(), packet.ttl);
@@ -240,7 +267,7 @@ fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
 
 /// What an administrator does now and then.
 fn administer(random: &mut Random, world: &mut World<'_>) {
-    let id = 1 + random.below(63) as usize;
+    let id = 1 + random.below(u64::from(IDS) - 1) as usize;
     match random.below(4) {
         0 => world.edit(|tables| {
             let destination = &mut tables.destinations[id];
@@ -262,11 +289,14 @@ fn play(test: &str, unresolved: bool) {
     network::run(test, |network| {
         let mut random = Random(STANDING_SEED);
         let mut world = World::new(network, &description(network, unresolved));
+        world.edit(|tables| translate_fully(tables, POOL_PORTS));
         world.set_clock(TIME_MASK - 3000 * SECOND);
-        let (mut sent, mut messages) = (0, 0);
+        let (mut sent, mut messages, mut from_pool) = (0, 0, 0);
         for number in 0..PACKETS {
             if number == PACKETS / 2 {
                 assert_about_something(&world, sent, messages);
+                println!("{from_pool} answers were sent on from the pool");
+                assert!(from_pool >= 5, "{from_pool} answers were sent on from the pool");
                 random = Random(seed());
             }
             let (packet, interface) = packet(&mut random, network, number);
@@ -285,6 +315,8 @@ fn play(test: &str, unresolved: bool) {
                 let transmitted = u32::from(matches!(step.xdp.verdict, Verdict::Transmit { .. }));
                 sent += transmitted;
                 messages += if is_message { transmitted } else { 0 };
+                let is_to_pool = packet.target.ip() == server(family_of(&packet), 1);
+                from_pool += if is_to_pool && !is_message { transmitted } else { 0 };
                 if matches!(step.xdp.verdict, Verdict::Next(_)) {
                     assert_eq!(step.xdp.bytes, frame, "packet {number}");
                     world.leave_to_tc();
@@ -296,15 +328,19 @@ fn play(test: &str, unresolved: bool) {
                 }
             }
             if number % 64 == 0 {
-                assert_counts(&world);
+                assert_counts(world.tables());
                 if !unresolved {
                     world.assert_equal_tables();
                 }
                 administer(&mut random, &mut world);
             }
         }
-        assert_counts(&world);
+        assert_counts(world.tables());
     });
+}
+
+fn family_of(packet: &Packet) -> u8 {
+    if packet.source.is_ipv4() { 4 } else { 6 }
 }
 
 /// Each kind of packet was met.
@@ -321,6 +357,7 @@ fn assert_about_something(world: &World<'_>, sent: u32, messages: u32) {
         Reason::Unreachable,
         Reason::TableFull,
         Reason::Stateless,
+        Reason::NoPort,
     ];
     let missing: Vec<Reason> = wanted.into_iter().filter(|&reason| !counted(reason)).collect();
     let reasons: Vec<_> = seen.iter().filter(|(name, _)| name.starts_with("reason")).collect();
@@ -328,28 +365,6 @@ fn assert_about_something(world: &World<'_>, sent: u32, messages: u32) {
     assert_eq!(missing, []);
     assert!(sent > PACKETS / 20, "{sent} packets were forwarded");
     assert!(messages >= 5, "{messages} ICMP errors were forwarded");
-}
-
-/// What is counted is what is in the table.
-fn assert_counts(world: &World<'_>) {
-    let tables = world.tables();
-    let entries = e2e::snapshot::connections(tables);
-    for (id, counts) in tables.counts.iter().enumerate().skip(1) {
-        let mine = format!(" d{id}");
-        let of = |entry: &&String| {
-            let rest = entry.find(&mine).map(|at| &entry[at + mine.len()..]);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
-                && !entry.contains(" reply")
-        };
-        let is_active = |entry: &&String| {
-            ["ESTABLISHED", "SYN_SENT", "SYN_RECV", "SYNACK"]
-                .iter()
-                .any(|state| entry.starts_with(state))
-        };
-        let all = entries.values().filter(of).count() as u64;
-        let active = entries.values().filter(of).filter(is_active).count() as u64;
-        assert_eq!(counts.connections.get(), active | (all - active) << 32, "destination {id}");
-    }
 }
 
 #[test]

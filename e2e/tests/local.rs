@@ -130,6 +130,25 @@ fn datagrams_reach_a_real_server_that_is_the_director() {
 }
 
 #[test]
+fn a_closed_port_of_a_real_server_that_is_the_director_refuses_at_once() {
+    for wiring in WIRINGS {
+        let stage = Stage::attached(wiring, PROGRAM);
+        for (family, vip) in FAMILIES.into_iter().zip(VIPS) {
+            let target = SocketAddr::new(vip.of(family), PORT);
+            let own = SocketAddr::new(DIRECTOR.of(family), OWN_PORT);
+            stage.ipvsadm(&format!("-A -u {target} -s rr")).ok();
+            stage.ipvsadm(&format!("-a -u {target} -r {own} -m")).ok();
+            let kind = stage.as_client(|| {
+                let socket = udp_client(target).unwrap();
+                socket.send(b"anybody?").unwrap();
+                socket.recv(&mut [0; 16]).unwrap_err().kind()
+            });
+            assert_eq!(kind, std::io::ErrorKind::ConnectionRefused, "{wiring:?} {target}");
+        }
+    }
+}
+
+#[test]
 fn two_directors_that_are_the_real_servers_too_do_not_send_in_circles() {
     for wiring in WIRINGS {
         let stage = Stage::attached(wiring, PROGRAM);

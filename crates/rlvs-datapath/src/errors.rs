@@ -13,7 +13,7 @@ use rlvs_wire::{
     tcp, u8_at, u16_at, u32_at, u64_at, udp,
 };
 
-use crate::abi::{Destination, Row, Service, method, settings_flag};
+use crate::abi::{Destination, Row, Service, destination_flag, method, settings_flag};
 use crate::connection::Context;
 use crate::forward::{does_not_fit, forward};
 use crate::frame::{Deltas, Frame, Verdict};
@@ -73,18 +73,32 @@ fn to_destination<A: Quote, F: Frame, T: Tables>(
     destination: &Destination,
     row: &Row,
 ) -> Result<Verdict, Verdict> {
-    let way = context.way_to_destination(frame, row, destination)?;
-    fit(frame, packet, destination.overhead, &way)?;
-    if destination.method != method::MASQUERADE {
+    let is_nat = destination.method == method::MASQUERADE;
+    let way = match context.way_to_destination(frame, row, destination) {
+        // A server here knows itself by its own address and port only.
+        Err(Verdict::Pass(Reason::Local))
+            if F::RESOLVES && is_nat && destination.flags & destination_flag::LOCAL != 0 =>
+        {
+            None
+        }
+        way => Some(way?),
+    };
+    if let Some(way) = &way {
+        fit(frame, packet, destination.overhead, way)?;
+    }
+    if let Some(way) = &way
+        && !is_nat
+    {
         let message = Packet { protocol: A::ICMP, ..*packet };
-        return Ok(forward::<A, F, T, true>(context, frame, &message, destination, row, &way));
+        return Ok(forward::<A, F, T, true>(context, frame, &message, destination, row, way));
     }
     let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
     let (end, address, port) = (End::Target, &destination.address, destination.port);
-    translate(frame, packet, &Substitute { end, address, port, deltas })?;
+    let by = Substitute { end, address, port, deltas };
+    translate(frame, packet, &by, way.is_some())?;
     bump(&row.in_packets, 1);
     bump(&row.in_bytes, u64::from(packet.length));
-    Ok(hop::send(frame, &way))
+    Ok(way.map_or(Verdict::Pass(Reason::Local), |way| hop::send(frame, &way)))
 }
 
 /// Hands an error from the servers' side, of a server or of a router before it, to the client.
@@ -105,7 +119,7 @@ fn to_client<A: Quote, F: Frame, T: Tables>(
         port: checksum::inverse(destination.port_delta),
     };
     let (end, address, port) = (End::Source, &service.address, service.port);
-    translate(frame, packet, &Substitute { end, address, port, deltas })?;
+    translate(frame, packet, &Substitute { end, address, port, deltas }, true)?;
     bump(&row.out_packets, 1);
     bump(&row.out_bytes, u64::from(packet.length));
     Ok(hop::send(frame, &way))
@@ -130,8 +144,9 @@ fn translate<A: Quote, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
     by: &Substitute<'_>,
+    lower: bool,
 ) -> Result<(), Verdict> {
-    A::translate_error(frame, packet, by, true).ok_or(Verdict::Drop(Reason::Malformed))
+    A::translate_error(frame, packet, by, lower).ok_or(Verdict::Drop(Reason::Malformed))
 }
 
 /// ICMP errors of an IP version.

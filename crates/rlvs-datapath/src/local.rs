@@ -3,7 +3,7 @@
 //!
 //! XDP leaves all of it to TC. Nothing here lowers the time to live, as the packet stays on the host.
 //! A real server here gets its packets from the stack: as they are, or, with NAT, readdressed. What
-//! such a server answers [`depart`] translates as it leaves. A client here sends by the loopback device,
+//! such a server answers [`depart`] translates as it leaves, and what the stack says of packets to it. A client here sends by the loopback device,
 //! and sees answers come in there, as they come from one of this host's own addresses. Only NAT serves
 //! it: its own address is the virtual one, which the real servers of direct routing have as well.
 //!
@@ -22,6 +22,7 @@ use crate::abi::{
 };
 use crate::connection::{Context, Found, Key};
 use crate::endpoint;
+use crate::errors::Quote;
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::Way;
 use crate::ip::{End, Ip, Packet, Substitute, V4, V6};
@@ -153,11 +154,16 @@ pub fn depart<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
 
 /// Returns `None` for a packet that is not ours.
 #[inline(always)]
-fn depart_as<A: Ip, F: Frame, T: Tables>(
+fn depart_as<A: Quote, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
 ) -> Option<Verdict> {
-    let packet = A::parse(frame).ok()?;
+    let (packet, is_error) = match A::parse(frame) {
+        Ok(packet) => (packet, false),
+        // What the stack says of a packet that it got.
+        Err(Reason::OtherProtocol) => (A::quoted(frame).ok()?, true),
+        Err(_) => return None,
+    };
     let Packet { source, source_port, protocol, .. } = packet;
     let kind = endpoint_kind::REPLY;
     let endpoint = endpoint::Key::new(context.settings, kind, source, source_port, protocol);
@@ -165,11 +171,46 @@ fn depart_as<A: Ip, F: Frame, T: Tables>(
     let found: Found<'_, A::Slot> = context.find_live(&key)?;
     let (destination, row) = context.destination(found.value.destination()).ok()?;
     let service = context.tables.service(destination.service)?;
-    context.track_reply::<_, true>(&packet, &found);
-    name_service::<A, F>(frame, packet.protocol, destination, service)?;
+    if is_error {
+        if explain::<A, F>(frame, Brief::of(&packet), destination, service) == 0 {
+            return None;
+        }
+    } else {
+        context.track_reply::<_, true>(&packet, &found);
+        name_service::<A, F>(frame, packet.protocol, destination, service)?;
+    }
     bump(&row.out_packets, 1);
     bump(&row.out_bytes, u64::from(packet.length));
     Some(Verdict::Pass(Reason::Local))
+}
+
+/// Has the service say an ICMP error about a packet to a NAT destination here: nobody else knows what it
+/// quotes. Returns 0 if that cannot be done.
+#[inline(never)]
+fn explain<A: Quote, F: Frame>(
+    frame: &mut F,
+    error: Brief,
+    destination: &Destination,
+    service: &Service,
+) -> u32 {
+    let deltas = Deltas {
+        address: rlvs_wire::checksum::inverse(destination.address_delta),
+        port: rlvs_wire::checksum::inverse(destination.port_delta),
+    };
+    let (end, address, port) = (End::Source, &service.address, service.port);
+    let nobody = A::from_words(0, 0);
+    let packet = Packet {
+        source: nobody,
+        target: nobody,
+        source_port: 0,
+        target_port: 0,
+        protocol: error.protocol(),
+        flags: 0,
+        ttl: 0,
+        length: error.length() as u32,
+    };
+    let by = Substitute { end, address, port, deltas };
+    A::translate_error(frame, &packet, &by, false).is_some().into()
 }
 
 /// Returns whether a packet would go back to the director that it comes from.

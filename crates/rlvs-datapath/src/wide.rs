@@ -323,7 +323,28 @@ impl<'a, T: Tables> Context<'a, T> {
         if self.twin(slot, value, &mut key) == 0 {
             return None;
         }
-        self.find_wide::<{ sought::EXACT }>(&key, other)
+        let twin = self.find_wide::<{ sought::EXACT }>(&key, other)?;
+        let is_other = other.destination() != value.destination();
+        if is_other || self.refers_to(twin, slot, value) == 0 {
+            return None;
+        }
+        Some(twin)
+    }
+
+    /// Returns 0 if what stands where a half has its other half belongs to another connection, which has
+    /// got its server's end since, or its place of the pool.
+    #[inline(never)]
+    fn refers_to(&self, twin: &WideSlot, slot: &WideSlot, value: Value) -> u32 {
+        let (port, peer_port, _) = ports_of(self.tables.read(&slot.key));
+        let (end, port) = match (value.is_substituted(), value.is_reply()) {
+            (true, _) => (&slot.client, port),
+            (false, false) => (&slot.peer, peer_port),
+            // It was sought by its virtual end.
+            (false, true) => return 1,
+        };
+        let (.., other_port) = ports_of(self.tables.read(&twin.key));
+        let differs = |at: usize| self.tables.read(&end[at]) ^ self.tables.read(&twin.other[at]);
+        u32::from(differs(0) | differs(1) | u64::from(port ^ other_port) == 0)
     }
 
     /// Writes the key of a half's other half. Returns 0 if it has none. Out of line, so that there is one

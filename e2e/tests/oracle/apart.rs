@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use e2e::association as chunk;
 use e2e::crossing::Side;
 use e2e::network::{client, forbidden, server};
-use e2e::packet::{Kind, Packet};
+use e2e::packet::{Kind, Packet, transport};
 use e2e::unusual::{extended, fragments, optioned};
 use rlvs_wire::ipsec;
 use rlvs_wire::tcp::{ACK, SYN};
@@ -177,6 +177,38 @@ fn without_port(play: &mut Play<'_, '_>, way: Way) {
     play.look();
 }
 
+/// A real server that is the director itself, where nobody listens: its stack refuses.
+pub(crate) fn here(play: &mut Play<'_, '_>) {
+    for method in ["-m", "-g"] {
+        let own = if method == "-m" { play.ports.real } else { play.ports.service };
+        let own = SocketAddr::new(server(play.family, 1), own);
+        for (protocol, kind) in [("-t", Kind::Tcp(SYN)), ("-u", Kind::Udp)] {
+            let at = play.virtual_end();
+            play.adm(&format!("-A {protocol} {at} -s rr"));
+            play.adm(&format!("-a {protocol} {at} -r {own} {method}"));
+            play.ports.client += 1;
+            let step = |what: &str| format!("{method} {protocol} {what}");
+            play.client_sends(&step("whole"), kind);
+            play.client_sends(&step("again"), kind);
+            let request = play.request(kind);
+            play.send(&step("options"), Side::Clients, &more_headers(&request.bytes()));
+            let long = Packet { payload: vec![0x42; 1000], ..request.clone() };
+            let pieces = fragments(&long.bytes(), 0x7171, 400);
+            play.send_all(&step("pieces"), Side::Clients, &pieces);
+            let last = Packet { ttl: 1, ..request };
+            play.send(&step("last hop"), Side::Clients, &last.bytes());
+            play.adm(&format!("-D {protocol} {at}"));
+        }
+    }
+}
+
+fn more_headers(frame: &[u8]) -> Vec<u8> {
+    match transport(frame) {
+        34 => optioned(frame, &[1, 1, 1, 1]),
+        _ => extended(frame, &[(60, &[1, 4, 0, 0, 0, 0])]),
+    }
+}
+
 /// Errors about a connection, from both sides.
 fn errors(play: &mut Play<'_, '_>, way: Way, kind: Kind) {
     let reply = Packet { source: play.virtual_end(), ttl: 57, ..play.reply(kind) };
@@ -196,16 +228,12 @@ fn errors(play: &mut Play<'_, '_>, way: Way, kind: Kind) {
 
 /// Options, extension headers, fragments.
 fn unusual(play: &mut Play<'_, '_>, way: Way, kind: Kind) {
-    let more = |frame: &[u8], family: u8| match family {
-        4 => optioned(frame, &[1, 1, 1, 1]),
-        _ => extended(frame, &[(60, &[1, 4, 0, 0, 0, 0])]),
-    };
     let (request, reply) = (play.request(kind), play.reply(kind));
-    play.send("options", Side::Clients, &more(&request.bytes(), play.family));
+    play.send("options", Side::Clients, &more_headers(&request.bytes()));
     let long = Packet { payload: vec![0x42; 1000], ..request };
     play.send_all("pieces", Side::Clients, &fragments(&long.bytes(), 0x5151, 400));
     if way.is_nat() {
-        play.send("options back", Side::Servers, &more(&reply.bytes(), play.family));
+        play.send("options back", Side::Servers, &more_headers(&reply.bytes()));
         let long = Packet { payload: vec![0x24; 1000], ..reply };
         play.send_all("pieces back", Side::Servers, &fragments(&long.bytes(), 0x6161, 400));
     }

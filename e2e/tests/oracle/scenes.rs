@@ -125,6 +125,10 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
             all.push((format!("{part} {family}"), family, Box::new(scenario)));
         }
     }
+    for family in [4, 6] {
+        let scenario: OfNone = apart::here;
+        all.push((format!("here {family}"), family, Box::new(scenario)));
+    }
     all
 }
 

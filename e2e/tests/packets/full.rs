@@ -5,20 +5,21 @@ use std::net::SocketAddr;
 use e2e::bpf::Input;
 use e2e::network::{self, GATEWAY_MAC, Network, client, server, server_mac, vip};
 use e2e::packet::{Kind, Message, Packet};
-use e2e::scene::{PORT, REAL_PORT, TCP, UDP, description, destination, reply, request, service};
+use e2e::scene::{
+    POOL_FIRST, PORT, REAL_PORT, TCP, UDP, description, full, reply, request, service,
+    translate_fully,
+};
 use e2e::table::{Description, SECOND, Server};
 use e2e::world::{Outcome, World};
-use rlvs_datapath::abi::{PoolAddress, destination_flag, method, service_flag, settings_flag};
+use rlvs_datapath::abi::{destination_flag, settings_flag};
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
 use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 
-const FIRST: u16 = 5000;
+const FIRST: u16 = POOL_FIRST;
 
 fn scene(network: &Network, family: u8, servers: &[u8]) -> Description {
-    // A server of full NAT needs no endpoint for its answers.
-    let of = |&number| Server { port: REAL_PORT, ..destination(family, number, method::DIRECT) };
-    let servers: Vec<Server> = servers.iter().map(of).collect();
+    let servers: Vec<Server> = servers.iter().map(|&number| full(family, number)).collect();
     let services = vec![service(family, TCP, servers.clone()), service(family, UDP, servers)];
     let flags = settings_flag::WIDE;
     Description { flags, ..description(network, services) }
@@ -27,28 +28,10 @@ fn scene(network: &Network, family: u8, servers: &[u8]) -> Description {
 /// Begins anew, with a pool of so many ports at the director's address among the servers.
 fn begin(world: &mut World<'_>, family: u8, servers: &[u8], ports: u16) {
     world.reset(&scene(world.network, family, servers));
-    let [high, low] = words(server(family, 1));
     world.edit(|tables| {
-        for service in &mut tables.services[1..=2] {
-            service.flags |= service_flag::SPECIAL | service_flag::FULL;
-        }
-        for to in &mut tables.destinations[1..=2 * servers.len()] {
-            (to.method, to.flags) = (method::MASQUERADE, to.flags | destination_flag::FULL);
-        }
-        let pool = &mut tables.pools[usize::from(family == 6)];
-        pool.length = 1;
-        let last = FIRST + ports - 1;
-        pool.addresses[0] = PoolAddress { address: [high, low], first: FIRST, last, reserved: 0 };
+        translate_fully(tables, ports);
+        tables.pools[usize::from(family == 4)].length = 0;
     });
-}
-
-fn words(address: std::net::IpAddr) -> [u64; 2] {
-    match address {
-        std::net::IpAddr::V4(address) => [0, address.to_bits().into()],
-        std::net::IpAddr::V6(address) => {
-            [(address.to_bits() >> 64) as u64, address.to_bits() as u64]
-        }
-    }
 }
 
 fn from(world: &World<'_>, family: u8, kind: Kind, number: u8, port: u16) -> Packet {
@@ -289,6 +272,40 @@ fn a_place_without_answers_is_not_given_away() {
         world.advance(301 * SECOND);
         assert_eq!(port_of(&send(&world, 8)), FIRST);
         assert_eq!(seen(&world, "d2 connections"), "2");
+    });
+}
+
+/// Who has lost its place to another has neither that nor the other's connection.
+#[test]
+fn a_place_given_to_another_is_lost() {
+    network::run("full-lost", |network| {
+        let mut world = World::new(network, &scene(network, 4, &[11]));
+        for (family, kind) in scenes() {
+            begin(&mut world, family, &[11], 1);
+            let send = |world: &World<'_>, number| {
+                world.step(&from(world, family, kind, number, 4242).bytes()).same()
+            };
+            assert_eq!(port_of(&send(&world, 7)), FIRST);
+            world.advance(301 * SECOND);
+            assert_eq!(port_of(&send(&world, 8)), FIRST);
+            let kinds = [of(kind, ACK), kind];
+            for kind in kinds {
+                let late = world.step(&from(&world, family, kind, 7, 4242).bytes()).same();
+                let is_refused = late.verdict
+                    == Verdict::Transmit { interface: network.inside.index }
+                    || late.verdict == Verdict::Pass(Reason::NoConnection);
+                assert!(is_refused, "{kind:?}: {late:?}");
+            }
+            let back = to_pool(network, family, of(kind, SYN | ACK), FIRST);
+            let outcome = answer(&world, &back);
+            let got = e2e::packet::transport(&outcome.bytes);
+            let target = match client(family, 8) {
+                std::net::IpAddr::V4(address) => address.octets().to_vec(),
+                std::net::IpAddr::V6(address) => address.octets().to_vec(),
+            };
+            assert_eq!(outcome.bytes[got - target.len()..got], target);
+            e2e::snapshot::assert_counts(world.tables());
+        }
     });
 }
 

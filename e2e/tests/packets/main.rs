@@ -9,6 +9,7 @@
 )]
 
 mod associations;
+mod combined;
 mod errors;
 mod expiry;
 mod full;

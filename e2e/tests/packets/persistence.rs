@@ -6,7 +6,7 @@ use e2e::packet::Kind;
 use e2e::scene::{TCP, UDP, description, destination, reply, request, service};
 use e2e::table::{Description, SECOND};
 use e2e::world::{Outcome, World};
-use rlvs_datapath::abi::{method, service_flag, settings_flag};
+use rlvs_datapath::abi::{MarkRule, endpoint_kind, method, service_flag, settings_flag};
 use rlvs_wire::tcp::{ACK, FIN, SYN};
 
 /// Who sends, with which flags, and the state after that.
@@ -22,7 +22,7 @@ fn scene(network: &Network, family: u8, method: u8) -> Description {
 }
 
 /// Makes both services persistent; the mask keeps `bits` of client addresses.
-fn persist(world: &mut World<'_>, family: u8, bits: u32) {
+pub(crate) fn persist(world: &mut World<'_>, family: u8, bits: u32) {
     let width = if family == 4 { 32 } else { 128 };
     let mask = u128::MAX.checked_shl(128 - bits.min(width)).unwrap_or(0).to_be_bytes();
     world.edit(|tables| {
@@ -175,7 +175,7 @@ fn a_template_that_leads_nowhere_is_dead() {
 }
 
 /// Returns tables with a service for every port of the address, TCP, and one for UDP.
-fn any_port(network: &Network, family: u8, method: u8) -> Description {
+pub(crate) fn any_port(network: &Network, family: u8, method: u8) -> Description {
     let mut description = scene(network, family, method);
     for service in &mut description.services {
         service.port = 0;
@@ -298,45 +298,49 @@ fn a_service_of_every_port_waits_for_the_server_to_speak() {
     });
 }
 
+/// Begins anew with one service, of NAT, for the mark of packets to ports 80, 443 and 444.
+pub(crate) fn by_mark(world: &mut World<'_>, family: u8, persistent: bool) {
+    let mut description = any_port(world.network, family, method::MASQUERADE);
+    let mark_address = match family {
+        4 => std::net::Ipv4Addr::from_bits(77).into(),
+        _ => std::net::Ipv6Addr::from_bits(77).into(),
+    };
+    description.services.truncate(1);
+    description.services[0].address = mark_address;
+    world.reset(&description);
+    let bits = match network::vip(family, 100) {
+        std::net::IpAddr::V4(address) => u128::from(address.to_bits()),
+        std::net::IpAddr::V6(address) => address.to_bits(),
+    };
+    world.edit(|tables| {
+        let service = &mut tables.services[1];
+        (service.mark, service.address, service.protocol) = (77, [0; 16], 0);
+        service.flags |= service_flag::SPECIAL;
+        if persistent {
+            (service.persistence, service.mask) = (LIFE_S * SECOND, [0xff; 16]);
+        }
+        e2e::table::enter(tables, endpoint_kind::MARK, mark_address, 0, 0, 1);
+        let rule = |first, last| MarkRule {
+            network: [(bits >> 64) as u64, bits as u64],
+            mask: [if family == 4 { 0 } else { u64::MAX }, u64::MAX],
+            ports: [first, last],
+            protocol: 6,
+            family,
+            mark: 77,
+            ..MarkRule::default()
+        };
+        tables.marks.rules[..2].copy_from_slice(&[rule(80, 80), rule(443, 444)]);
+        tables.marks.length = 2;
+    });
+}
+
 /// A mark joins ports, protocols and addresses; without persistence each connection is its own.
 #[test]
 fn a_mark_joins_two_ports() {
-    use rlvs_datapath::abi::{MarkRule, endpoint_kind};
     network::run("mark", |network| {
         let mut world = World::new(network, &any_port(network, 4, method::MASQUERADE));
         for (family, persistent) in [(4, true), (6, true), (4, false)] {
-            let mut description = any_port(network, family, method::MASQUERADE);
-            let mark_address = match family {
-                4 => std::net::Ipv4Addr::from_bits(77).into(),
-                _ => std::net::Ipv6Addr::from_bits(77).into(),
-            };
-            description.services.truncate(1);
-            description.services[0].address = mark_address;
-            world.reset(&description);
-            let bits = match network::vip(family, 100) {
-                std::net::IpAddr::V4(address) => u128::from(address.to_bits()),
-                std::net::IpAddr::V6(address) => address.to_bits(),
-            };
-            world.edit(|tables| {
-                let service = &mut tables.services[1];
-                (service.mark, service.address, service.protocol) = (77, [0; 16], 0);
-                service.flags |= service_flag::SPECIAL;
-                if persistent {
-                    (service.persistence, service.mask) = (LIFE_S * SECOND, [0xff; 16]);
-                }
-                e2e::table::enter(tables, endpoint_kind::MARK, mark_address, 0, 0, 1);
-                let rule = |first, last| MarkRule {
-                    network: [(bits >> 64) as u64, bits as u64],
-                    mask: [if family == 4 { 0 } else { u64::MAX }, u64::MAX],
-                    ports: [first, last],
-                    protocol: 6,
-                    family,
-                    mark: 77,
-                    ..MarkRule::default()
-                };
-                tables.marks.rules[..2].copy_from_slice(&[rule(80, 80), rule(443, 444)]);
-                tables.marks.length = 2;
-            });
+            by_mark(&mut world, family, persistent);
             let syn = Kind::Tcp(SYN);
             let servers =
                 [80, 443, 444].map(|port| server(&send_to(&world, family, syn, (1000, port))));

@@ -191,17 +191,19 @@ fn furnish(ebpf: &Ebpf, cpus: u32, cpu: u32, interface: Interface) -> Result<Ben
     for family in [4, 6] {
         let address: IpAddr = if family == 4 { VIP4.into() } else { VIP6.into() };
         let [a, b, c, d] = SERVERS;
-        for (forwarding, form, numbers) in [
-            (method::DIRECT, 0, [a, b]),
-            (method::MASQUERADE, 0, [c, d]),
-            (method::TUNNEL, tunnel_form::IPIP, [a, b]),
-            (method::TUNNEL, tunnel_form::GUE, [a, b]),
+        for (forwarding, form, is_full, numbers) in [
+            (method::DIRECT, 0, false, [a, b]),
+            (method::MASQUERADE, 0, false, [c, d]),
+            (method::MASQUERADE, 0, true, [c, d]),
+            (method::TUNNEL, tunnel_form::IPIP, false, [a, b]),
+            (method::TUNNEL, tunnel_form::GUE, false, [a, b]),
         ] {
             let id = services.len() as u32 + 1;
             let destination = |number| (id * 4 + u32::from(number), server(family, number));
             let destinations = numbers.map(destination).to_vec();
             let port = tables::PORT + id as u16;
-            let service = Virtual { id, address, port, method: forwarding, form, destinations };
+            let method = forwarding;
+            let service = Virtual { id, address, port, method, form, is_full, destinations };
             tables.add_service(&service)?;
             services.push((family, service));
         }
@@ -209,7 +211,8 @@ fn furnish(ebpf: &Ebpf, cpus: u32, cpu: u32, interface: Interface) -> Result<Ben
             let id = services.len() as u32 + 1;
             let destinations = (0..CROWD).map(|one| (1024 + one, server(4, a))).collect();
             let (port, method) = (tables::PORT + id as u16, method::DIRECT);
-            let service = Virtual { id, address, port, method, form: 0, destinations };
+            let service =
+                Virtual { id, address, port, method, form: 0, is_full: false, destinations };
             tables.add_service(&service)?;
             services.push((family, service));
         }

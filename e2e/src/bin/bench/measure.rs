@@ -179,6 +179,7 @@ impl Bench {
         self.tables.set_ring(service, number, destinations as usize);
         let is_guarded = matches!(path.load, Load::Guarded { networks, .. } if networks > 0);
         self.tables.set_guarded(service.id, is_guarded);
+        self.tables.set_wide(path.kind == Kind::Full);
         let virtual_end = End { address: service.address, port: service.port };
         let real_end = End { address: service.destinations[0].1, port: REAL_PORT };
         let from_client =
@@ -219,16 +220,17 @@ impl Bench {
     }
 
     fn service_index(&self, path: &Path) -> Result<usize> {
+        let is_full = path.kind == Kind::Full;
         let (method, form) = match path.kind {
             Kind::Direct => (method::DIRECT, 0),
-            Kind::Request | Kind::Reply => (method::MASQUERADE, 0),
+            Kind::Request | Kind::Reply | Kind::Full => (method::MASQUERADE, 0),
             Kind::Tunnel => (method::TUNNEL, tunnel_form::IPIP),
             Kind::Gue => (method::TUNNEL, tunnel_form::GUE),
         };
         let crowded = matches!(path.load, Load::Choice(_));
         let wanted = |(family, service): &(u8, Virtual)| {
             *family == path.family
-                && (service.method, service.form) == (method, form)
+                && (service.method, service.form, service.is_full) == (method, form, is_full)
                 && (service.destinations.len() == CROWD as usize) == crowded
         };
         self.services.iter().position(wanted).context("no service for this path")

@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     Request,
     /// Address translation, to the client.
     Reply,
+    /// Address translation of both ends, from the client.
+    Full,
     /// IP in IP.
     Tunnel,
     /// Generic UDP encapsulation without checksum.
@@ -92,6 +94,11 @@ impl Path {
                 let load = Load::Established { flows, ports_log2: PORTS_LOG2 };
                 all.push(Self { kind: Kind::Tunnel, family, load });
             }
+            // More flows would need more places than one address has.
+            for flows in [1, 10_000] {
+                let load = Load::Established { flows, ports_log2: PORTS_LOG2 };
+                all.push(Self { kind: Kind::Full, family, load });
+            }
         }
         for family in [4, 6] {
             for (networks, anywhere) in [(NETWORKS, false), (0, true), (NETWORKS, true)] {
@@ -129,6 +136,7 @@ impl Path {
             Kind::Direct => "dr",
             Kind::Request => "nat-request",
             Kind::Reply => "nat-reply",
+            Kind::Full => "full",
             Kind::Tunnel => "tun",
             Kind::Gue => "gue",
         };
@@ -156,6 +164,7 @@ impl Path {
         let fixed = |must, aim| Some(Bound { must, aim, times_v4: false });
         let times_v4 = |must, aim| Some(Bound { must, aim, times_v4: true });
         match (self.family, self.kind, self.load) {
+            (_, Kind::Full, _) => None,
             (4, Kind::Direct, Load::Empty) => fixed(10.0, 7.0),
             (4, Kind::Direct, Load::Design) => fixed(16.0, 12.0),
             (4, kind, Load::Established { flows, ports_log2: PORTS_LOG2 }) => match (kind, flows) {
@@ -183,7 +192,7 @@ impl Path {
 
     /// Returns whether addresses are translated.
     pub(crate) fn translates(&self) -> bool {
-        matches!(self.kind, Kind::Request | Kind::Reply)
+        matches!(self.kind, Kind::Request | Kind::Reply | Kind::Full)
     }
 
     /// Returns whether packets are wrapped.

@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 use aya::Ebpf;
 use rlvs_control::scheduler::{Candidate, lay_out};
 use rlvs_datapath::abi::{
-    self, Bucket, Connections4, Counts, Destination, IDS, INTERFACE_BUCKETS, REASONS, RING_LINE,
-    Row, Service, Settings, Tunnel, destination_flag, endpoint_kind, interface_flag, method,
-    scheduler, service_flag, tunnel_checksum,
+    self, Bucket, Connections4, Counts, Destination, IDS, INTERFACE_BUCKETS, Pool, PoolAddress,
+    REASONS, RING_LINE, Row, Service, Settings, Tunnel, WIDE_DEFAULT, destination_flag,
+    endpoint_kind, interface_flag, method, scheduler, service_flag, settings_flag, tunnel_checksum,
 };
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::endpoint;
@@ -50,6 +50,8 @@ pub(crate) struct Tables {
     endpoints6: Mapped<[Slot6; 4]>,
     presence: Mapped<u64>,
     tunnels: Mapped<Tunnel>,
+    pools: Mapped<Pool>,
+    wide: Mapped<[u64; 8]>,
     rows: Mapped<[u64; 8]>,
     counts: Mapped<[u64; 2]>,
     reasons: Mapped<u64>,
@@ -66,6 +68,8 @@ pub(crate) struct Virtual {
     pub(crate) method: u8,
     /// Kind of tunnel, if the method is one.
     pub(crate) form: u8,
+    /// Whether both ends are translated.
+    pub(crate) is_full: bool,
     pub(crate) destinations: Vec<(u32, IpAddr)>,
 }
 
@@ -90,6 +94,8 @@ impl Tables {
             endpoints6: Mapped::new(ebpf, "endpoints6")?,
             presence: Mapped::new(ebpf, "presence")?,
             tunnels: Mapped::new(ebpf, "tunnels")?,
+            pools: Mapped::new(ebpf, "pools")?,
+            wide: Mapped::new(ebpf, "wide")?,
             rows: Mapped::new(ebpf, "rows")?,
             counts: Mapped::new(ebpf, "counts")?,
             reasons: Mapped::new(ebpf, "reasons")?,
@@ -135,7 +141,7 @@ impl Tables {
 
     /// Enters a service, its destinations, its ring and its endpoints.
     pub(crate) fn add_service(&mut self, service: &Virtual) -> Result<()> {
-        let Virtual { id, address, port, method, .. } = *service;
+        let Virtual { id, address, port, method, is_full, .. } = *service;
         let family = if address.is_ipv4() { 4 } else { 6 };
         let virtual_octets = octets(address);
         self.services.set(
@@ -145,13 +151,17 @@ impl Tables {
                 port: port.to_be_bytes(),
                 protocol: TCP,
                 family,
-                flags: service_flag::LIVE,
+                flags: service_flag::LIVE
+                    | if is_full { service_flag::SPECIAL | service_flag::FULL } else { 0 },
                 scheduler: scheduler::RR,
                 ..Service::default()
             },
         );
         self.add_endpoint(endpoint_kind::SERVICE, address, port, id)?;
-        let translates = method == method::MASQUERADE;
+        if is_full {
+            self.fill_pool(family);
+        }
+        let translates = method == method::MASQUERADE && !is_full;
         for &(destination, real) in &service.destinations {
             let reply = if translates { IDS + destination } else { 0 };
             let sum = |octets: &[u8; 16]| checksum::fold(checksum::sum(octets));
@@ -170,7 +180,8 @@ impl Tables {
                     address: octets(real),
                     port: REAL_PORT.to_be_bytes(),
                     method,
-                    flags: destination_flag::AVAILABLE,
+                    flags: destination_flag::AVAILABLE
+                        | if is_full { destination_flag::FULL } else { 0 },
                     service: id,
                     reply,
                     weight: 1,
@@ -188,6 +199,29 @@ impl Tables {
         }
         self.set_ring(service, scheduler::RR, service.destinations.len());
         Ok(())
+    }
+
+    /// Gives full NAT the address of the director among the servers, and room for its connections.
+    fn fill_pool(&mut self, family: u8) {
+        let mut settings = self.settings.get(0);
+        settings.wide_mask = WIDE_DEFAULT - 1;
+        self.settings.set(0, settings);
+        let number = u32::from(family != 4);
+        let mut pool = self.pools.get(number);
+        let address = match crate::stage::server(family, ROUTER) {
+            IpAddr::V4(address) => [0, address.to_bits().into()],
+            IpAddr::V6(address) => [(address.to_bits() >> 64) as u64, address.to_bits() as u64],
+        };
+        pool.length = 1;
+        pool.addresses[0] = PoolAddress { address, first: 1024, last: 65535, reserved: 0 };
+        self.pools.set(number, pool);
+    }
+
+    /// Has packets that no endpoint names looked up in the wide table, or not.
+    pub(crate) fn set_wide(&mut self, is_wide: bool) {
+        let mut settings = self.settings.get(0);
+        settings.flags = if is_wide { settings_flag::WIDE } else { 0 };
+        self.settings.set(0, settings);
     }
 
     /// Has the guard asked about new connections of a service, or not.
@@ -271,6 +305,7 @@ impl Tables {
         }
         self.settings.set(0, settings);
         self.connections(family, pairs).fill(0);
+        self.wide.bytes().fill(0);
         self.occupancy.bytes().fill(0);
         self.set_elsewhere(0);
         self.counts.bytes().fill(0);

@@ -1,0 +1,305 @@
+//! What is unusual in two ways: ICMP errors about servers here and about services without a port or an
+//! address of their own; options, extension headers and fragments of these, and of SCTP, which are the
+//! stack's as they came.
+
+use std::net::SocketAddr;
+
+use e2e::bpf::Input;
+use e2e::network::{self, GATEWAY_MAC, Network, client, server, server_mac, vip};
+use e2e::packet::{Kind, Message, Packet};
+use e2e::scene::{
+    PORT, REAL_PORT, SCTP, TCP, UDP, description, destination, reply, request, service,
+};
+use e2e::table::{Description, Server};
+use e2e::unusual::{extended, fragments, optioned};
+use e2e::world::{Outcome, World};
+use rlvs_datapath::abi::method;
+use rlvs_datapath::frame::Verdict;
+use rlvs_datapath::reason::Reason;
+use rlvs_wire::tcp::{ACK, SYN};
+
+use crate::persistence::{any_port, by_mark, persist};
+
+const INIT: u8 = 1;
+const COOKIE_ECHO: u8 = 10;
+
+/// Services 1, TCP, and 2, UDP, and 3, SCTP, whose destination is the director at its address 101.
+fn on_director(network: &Network, family: u8, method: u8) -> Description {
+    let address = vip(family, 101);
+    let of = |protocol| {
+        service(family, protocol, vec![Server { address, ..destination(family, 11, method) }])
+    };
+    description(network, [TCP, UDP, SCTP].map(of).to_vec())
+}
+
+/// An error of each kind that a transport is told of, and the header's second half.
+fn errors(family: u8) -> [([u8; 2], [u8; 4]); 2] {
+    let (none, mtu) = ([0; 4], [0, 0, 5, 0x14]);
+    if family == 4 { [([3, 3], none), ([3, 4], mtu)] } else { [([1, 4], none), ([2, 0], mtu)] }
+}
+
+/// Quotes so many bytes from a packet's transport header on.
+fn quote(packet: &Packet, bytes: usize) -> Vec<u8> {
+    let header = if packet.source.is_ipv4() { 20 } else { 40 };
+    packet.bytes()[14..][..header + bytes].to_vec()
+}
+
+/// Returns a packet as it is quoted.
+fn said(source: SocketAddr, target: SocketAddr, kind: Kind) -> Packet {
+    let [from, to] = [[0; 6], [0; 6]];
+    Packet { from, to, source, target, kind, ttl: 60, payload: b"what was said".to_vec() }
+}
+
+/// Returns a frame in disguises that lead to where it leads itself.
+fn disguises(frame: &Packet) -> Vec<Vec<u8>> {
+    let bytes = frame.bytes();
+    let long = Packet { payload: vec![0x42; 200], ..frame.clone() }.bytes();
+    let mut all = fragments(&long, 0x77, 64);
+    all.push(if frame.source.is_ipv4() {
+        optioned(&bytes, &[1, 1, 1, 0])
+    } else {
+        extended(&bytes, &[(60, &[1, 4, 0, 0, 0, 0])])
+    });
+    all
+}
+
+/// Asserts that a frame passes as it came and leaves nothing but a count.
+#[track_caller]
+fn passes(outcome: &Outcome, frame: &[u8]) {
+    assert!(matches!(outcome.verdict, Verdict::Pass(_)), "{outcome:?}");
+    assert_eq!(outcome.bytes, frame);
+    let is_count = |change: &String| change.starts_with("reason ");
+    assert!(outcome.changes.iter().all(is_count), "{:?}", outcome.changes);
+}
+
+#[test]
+fn errors_about_a_nat_server_here_are_translated_both_ways() {
+    network::run("errors-here", |network| {
+        let mut world = World::new(network, &on_director(network, 4, method::MASQUERADE));
+        for (family, kind) in
+            [4, 6].into_iter().flat_map(|f| [Kind::Tcp(SYN), Kind::Udp].map(|kind| (f, kind)))
+        {
+            world.reset(&on_director(network, family, method::MASQUERADE));
+            let opening = request(network, family, kind);
+            let opened = world.step_tc(&Input::new(&opening.bytes(), network.inside.index));
+            assert_eq!(opened.verdict, Verdict::Pass(Reason::Local));
+            let _: Outcome = world.step_xdp(&Input::new(&opening.bytes(), network.inside.index));
+            let client_end = opening.source;
+            let virtual_end = SocketAddr::from((vip(family, 100), PORT));
+            let own_end = SocketAddr::from((vip(family, 101), REAL_PORT));
+            let id = if kind == Kind::Udp { 2 } else { 1 };
+            for (error, rest) in errors(family) {
+                for bytes in [8, 20] {
+                    // A router among the clients about what the server said.
+                    let about = |source| quote(&said(source, client_end, kind), bytes);
+                    let came = Message {
+                        from: GATEWAY_MAC,
+                        to: network.inside.mac,
+                        source: client(family, 200),
+                        target: virtual_end.ip(),
+                        ttl: 61,
+                        kind: error,
+                        rest,
+                        payload: about(virtual_end),
+                    };
+                    let told =
+                        Message { target: own_end.ip(), payload: about(own_end), ..came.clone() };
+                    let step = world.step(&came.bytes());
+                    assert_eq!(step.xdp.verdict, Verdict::Pass(Reason::Local));
+                    assert_eq!(step.xdp.bytes, came.bytes());
+                    assert_eq!(step.tc.verdict, Verdict::Pass(Reason::Local));
+                    assert_eq!(step.tc.bytes, told.bytes());
+                    // The stack about what the client said.
+                    let about = |target| quote(&said(client_end, target, kind), bytes);
+                    let left = Message {
+                        from: network.inside.mac,
+                        to: GATEWAY_MAC,
+                        source: own_end.ip(),
+                        target: client_end.ip(),
+                        payload: about(own_end),
+                        ..came
+                    };
+                    let outcome = world.step_out(&left.bytes());
+                    assert_eq!(outcome.verdict, Verdict::Pass(Reason::Local));
+                    let heard = Message {
+                        source: virtual_end.ip(),
+                        payload: about(virtual_end),
+                        ..left.clone()
+                    };
+                    assert_eq!(outcome.bytes, heard.bytes());
+                    let counted = |line: &String| line.starts_with(&format!("d{id} "));
+                    assert_eq!(outcome.changes.iter().filter(|line| counted(line)).count(), 2);
+                    // About another client's, or to another port, it is none of ours.
+                    let other = SocketAddr::from((own_end.ip(), REAL_PORT + 1));
+                    let astray = Message { payload: about(other), ..left };
+                    let outcome = world.step_out(&astray.bytes());
+                    assert_eq!((outcome.bytes, outcome.changes), (astray.bytes(), Vec::new()));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_unusual_for_a_server_here_is_the_stacks() {
+    network::run("unusual-here", |network| {
+        let mut world = World::new(network, &on_director(network, 4, method::MASQUERADE));
+        for (family, kind) in
+            [4, 6].into_iter().flat_map(|f| [Kind::Tcp(SYN), Kind::Udp].map(|kind| (f, kind)))
+        {
+            world.reset(&on_director(network, family, method::MASQUERADE));
+            let opening = request(network, family, kind);
+            for frame in disguises(&opening) {
+                let step = world.step(&frame);
+                for outcome in [&step.xdp, &step.tc] {
+                    assert!(matches!(outcome.verdict, Verdict::Pass(_)), "{outcome:?}");
+                    assert_eq!(outcome.bytes, frame);
+                }
+            }
+            let association = request(network, family, Kind::Sctp(INIT, None));
+            let step = world.step(&association.bytes());
+            for outcome in [&step.xdp, &step.tc] {
+                assert!(matches!(outcome.verdict, Verdict::Pass(_)), "{outcome:?}");
+                assert_eq!(outcome.bytes, association.bytes());
+            }
+        }
+    });
+}
+
+/// Begins anew with services, of NAT, of every port, or one of a mark.
+fn begin_wide(world: &mut World<'_>, family: u8, has_mark: bool) {
+    if has_mark {
+        by_mark(world, family, true);
+    } else {
+        world.reset(&any_port(world.network, family, method::MASQUERADE));
+        persist(world, family, 128);
+    }
+}
+
+fn wide_scenes() -> impl Iterator<Item = (u8, bool)> {
+    [4, 6].into_iter().flat_map(|family| [(family, false), (family, true)])
+}
+
+#[test]
+fn errors_about_services_without_a_port_find_their_connection() {
+    network::run("errors-wide", |network| {
+        let mut world = World::new(network, &any_port(network, 4, method::MASQUERADE));
+        for (family, has_mark) in wide_scenes() {
+            begin_wide(&mut world, family, has_mark);
+            let mut opening = request(network, family, Kind::Tcp(SYN));
+            opening.target.set_port(443);
+            let opened = world.step(&opening.bytes()).same();
+            assert!(matches!(opened.verdict, Verdict::Transmit { .. }), "{opened:?}");
+            let (client_end, virtual_end) = (opening.source, opening.target);
+            let real_end = SocketAddr::from((server(family, 11), 443));
+            for (error, rest) in errors(family) {
+                let about = |source| quote(&said(source, client_end, Kind::Tcp(SYN | ACK)), 20);
+                let came = Message {
+                    from: GATEWAY_MAC,
+                    to: network.inside.mac,
+                    source: client(family, 200),
+                    target: virtual_end.ip(),
+                    ttl: 61,
+                    kind: error,
+                    rest,
+                    payload: about(virtual_end),
+                };
+                let told = Message {
+                    from: network.outside.mac,
+                    to: server_mac(11),
+                    target: real_end.ip(),
+                    ttl: 60,
+                    payload: about(real_end),
+                    ..came.clone()
+                };
+                let outcome = world.step(&came.bytes()).same();
+                assert_eq!(outcome.bytes, told.bytes(), "{family} {has_mark} {error:?}");
+                let about = |target| quote(&said(client_end, target, Kind::Tcp(ACK)), 20);
+                let back = Message {
+                    from: server_mac(11),
+                    to: network.outside.mac,
+                    source: real_end.ip(),
+                    target: client_end.ip(),
+                    payload: about(real_end),
+                    ..came.clone()
+                };
+                let heard = Message {
+                    from: network.inside.mac,
+                    to: GATEWAY_MAC,
+                    source: virtual_end.ip(),
+                    ttl: 60,
+                    payload: about(virtual_end),
+                    ..back.clone()
+                };
+                let input = back.bytes();
+                let outcome = world.step_with(&Input::new(&input, network.outside.index)).same();
+                assert_eq!(outcome.bytes, heard.bytes(), "{family} {has_mark} {error:?}");
+                // Of a port that nothing was said from.
+                let other = SocketAddr::from((virtual_end.ip(), 444));
+                let stray = Message { payload: about(other), ..came }.bytes();
+                passes(&world.step(&stray).same(), &stray);
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_unusual_for_services_without_a_port_is_the_stacks() {
+    network::run("unusual-wide", |network| {
+        let mut world = World::new(network, &any_port(network, 4, method::MASQUERADE));
+        for (family, has_mark) in wide_scenes() {
+            begin_wide(&mut world, family, has_mark);
+            let opening = request(network, family, Kind::Tcp(SYN));
+            for is_open in [false, true] {
+                if is_open {
+                    let opened = world.step(&opening.bytes()).same();
+                    assert!(matches!(opened.verdict, Verdict::Transmit { .. }), "{opened:?}");
+                }
+                for frame in disguises(&opening) {
+                    passes(&world.step(&frame).same(), &frame);
+                }
+                let mut answer = reply(network, family, Kind::Tcp(SYN | ACK));
+                answer.source.set_port(opening.target.port());
+                for frame in disguises(&answer) {
+                    let input = Input::new(&frame, network.outside.index);
+                    passes(&world.step_with(&input).same(), &frame);
+                }
+                for chunk in [INIT, COOKIE_ECHO] {
+                    let frame = request(network, family, Kind::Sctp(chunk, None)).bytes();
+                    passes(&world.step(&frame).same(), &frame);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn associations_in_pieces_or_with_more_headers_are_the_stacks() {
+    network::run("unusual-sctp", |network| {
+        let scene = |family, method| {
+            let servers = vec![destination(family, 11, method)];
+            description(network, vec![service(family, SCTP, servers)])
+        };
+        let mut world = World::new(network, &scene(4, method::DIRECT));
+        for (family, method) in
+            [4, 6].into_iter().flat_map(|f| [(f, method::DIRECT), (f, method::MASQUERADE)])
+        {
+            world.reset(&scene(family, method));
+            for is_open in [false, true] {
+                let chunk = if is_open { COOKIE_ECHO } else { INIT };
+                let packet = request(network, family, Kind::Sctp(chunk, None));
+                for frame in disguises(&packet) {
+                    passes(&world.step(&frame).same(), &frame);
+                }
+                let packet = reply(network, family, Kind::Sctp(chunk + 1, None));
+                for frame in disguises(&packet) {
+                    let input = Input::new(&frame, network.outside.index);
+                    passes(&world.step_with(&input).same(), &frame);
+                }
+                let opening = request(network, family, Kind::Sctp(INIT, None)).bytes();
+                let outcome = world.step(&opening).same();
+                assert!(matches!(outcome.verdict, Verdict::Transmit { .. }), "{outcome:?}");
+            }
+        }
+    });
+}
