@@ -243,7 +243,7 @@ fn maps(stage: &Stage) -> BTreeMap<String, Vec<u8>> {
     let read = || {
         let folder = pins::open().unwrap().unwrap();
         let is_map = |name: &String| {
-            let others = ["program_", "link_", "stages_", "sweep", "estimates", "book"];
+            let others = ["object", "program_", "link_", "stages_", "sweep", "estimates", "book"];
             !others.iter().any(|other| name.starts_with(other))
         };
         let names = folder.names().unwrap().into_iter().filter(is_map);
