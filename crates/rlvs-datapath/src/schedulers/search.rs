@@ -201,19 +201,20 @@ struct Least<const BY: u8> {
 const AT_ONCE: usize = 4;
 
 impl<const BY: u8> Least<BY> {
-    /// Looks at one element, and returns whether nobody can be better.
+    /// Looks at one element, and returns whether that cannot be.
     // Products are of 64 bits as the kernel's. The first that may be chosen beats load 1 for weight
-    // 0; nobody of weight 0 beats anybody.
+    // 0; nobody of weight 0 beats anybody, and nobody beats load 0.
     #[inline(always)]
     fn look<T: Tables>(&mut self, tables: &T, counts: &[Counts], element: u64) -> bool {
         let Some(of) = of_destination(counts, element as u32) else { return true };
         let (active, inactive) = tables.halves(&of.connections);
-        let cost = if BY == LOAD { overhead_of((active, inactive)) } else { active + 1 };
+        let cost = match BY {
+            LOAD => overhead_of((active, inactive)),
+            EXPECTED => active + 1,
+            _ => active + tables.is_set(active),
+        };
         let share = weight_of(element);
-        // Nobody comes after an idle one.
-        let idle = BY == IDLE && active == 0;
-        let is_no_better = self.load.wrapping_mul(share) <= cost.wrapping_mul(self.weight);
-        if if idle { share == 0 } else { is_no_better } {
+        if self.load.wrapping_mul(share) <= cost.wrapping_mul(self.weight) {
             return false;
         }
         let refused = element as u32 == self.avoid
@@ -221,7 +222,7 @@ impl<const BY: u8> Least<BY> {
         if !refused {
             (self.id, self.load, self.weight) = (element, cost, share);
         }
-        idle && !refused
+        false
     }
 }
 
@@ -233,17 +234,7 @@ impl<const BY: u8> Step for Least<BY> {
         let Self { line: at, avoid, id, load, weight } = *self;
         let mut least = Self { line: at, avoid, id, load, weight };
         let mut done = false;
-        if BY == IDLE {
-            // With their own way out, four at once have too little room in registers.
-            for &element in &line.elements {
-                done = least.look(tables, counts, element);
-                if done {
-                    break;
-                }
-            }
-        }
-        let rest: &[u64] = if BY == IDLE { &[] } else { &line.elements };
-        for [a, b, c, d] in rest.as_chunks::<AT_ONCE>().0 {
+        for [a, b, c, d] in line.elements.as_chunks::<AT_ONCE>().0 {
             done = least.look(tables, counts, *a)
                 || least.look(tables, counts, *b)
                 || least.look(tables, counts, *c)
@@ -255,7 +246,8 @@ impl<const BY: u8> Step for Least<BY> {
         self.id = tables.forget(least.id & 0xffff_ffff);
         self.load = tables.forget(least.load);
         self.weight = tables.forget(least.weight);
-        done
+        // An idle one needs no line after its own.
+        done || BY == IDLE && least.load == 0
     }
 }
 
