@@ -49,7 +49,8 @@ fn whoever_asks_learns_how_it_is() {
     let _first = site.web(Web1);
     let mut daemon = Daemon::start(&site, First, &quick());
     let state = wait_state(&site, "a master and a server that is down", |state| {
-        let is_master = state.instances[0].state == RouterState::Master;
+        let is_master = state.instances[0].state == RouterState::Master
+            && state.groups[0].state == RouterState::Master;
         let has_looked = |server: &Server| server.checks[0].attempts > 2;
         let servers = &state.services[0].servers;
         is_master && !servers[1].up && servers.iter().all(has_looked)

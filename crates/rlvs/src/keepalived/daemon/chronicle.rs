@@ -136,7 +136,8 @@ impl Chronicle {
             vrid: config.vrid,
             version: if config.version == Version::V2 { 2 } else { 3 },
             interval_ms: millis(config.interval),
-            state: router_state(status.state),
+            // State, time and reason are of one moment; the router itself may be ahead.
+            state: router_state(change.map_or(status.state, |change| change.state)),
             since_unix_ms: change.map_or(self.started_unix_ms, |change| change.at_unix_ms),
             why: change.map(|change| change.why.clone()).unwrap_or_default(),
             configured_priority: config.priority,
