@@ -3,14 +3,11 @@
 //! Every task prints what it runs; none of them is needed to build or install rlvs.
 #![forbid(unsafe_code)]
 
-mod administration;
-mod bench;
-mod burden;
 mod ci;
 mod ebpf;
-mod failover;
 mod fuzz;
 mod leftovers;
+mod measured;
 mod package;
 mod run;
 mod smoke;
@@ -37,13 +34,13 @@ enum Task {
     /// Run every check and then the tests, as continuous integration does
     Ci(ci::Arguments),
     /// Measure the packet path
-    Bench(bench::Arguments),
+    Bench(run::Passed),
     /// Measure what the daemon costs: a large file, many checks, a reload
-    Burden(burden::Arguments),
+    Burden(run::Passed),
     /// Measure what an administrator waits for
-    Administration(administration::Arguments),
+    Administration(run::Passed),
     /// Measure what a client sees of a fail-over, beside the real keepalived
-    Failover(failover::Arguments),
+    Failover(run::Passed),
     /// Look for frames and tables that the forwarding function does not stand
     Fuzz(fuzz::Arguments),
     /// Make the Debian package, or with --static an archive for other systems
@@ -61,10 +58,10 @@ fn main() -> ExitCode {
         Task::Ebpf(arguments) => ebpf::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
-        Task::Bench(arguments) => bench::run(&arguments),
-        Task::Burden(arguments) => burden::run(&arguments),
-        Task::Administration(arguments) => administration::run(&arguments),
-        Task::Failover(arguments) => failover::run(&arguments),
+        Task::Bench(passed) => measured::packet_path(&passed),
+        Task::Burden(passed) => measured::run("burden", &passed),
+        Task::Administration(passed) => measured::run("administration", &passed),
+        Task::Failover(passed) => measured::run("failover", &passed),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Package(arguments) => package::run(&arguments),
         Task::Smoke(arguments) => smoke::run(&arguments),

@@ -1,11 +1,21 @@
 //! Running other programs, and saying what was run and how long it took.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+
+/// Arguments that a task hands on to the program that it runs.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Passed {
+    /// What the program itself takes; `--help` tells
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<OsString>,
+}
 
 /// The folder of the workspace.
 pub(crate) fn workspace() -> Result<PathBuf> {

@@ -92,9 +92,7 @@ fn to_destination<A: Quote, F: Frame, T: Tables>(
         let message = Packet { protocol: A::ICMP, ..*packet };
         return Ok(forward::<A, F, T, true>(context, frame, &message, destination, row, way));
     }
-    let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
-    let (end, address, port) = (End::Target, &destination.address, destination.port);
-    let by = Substitute { end, address, port, deltas };
+    let by = Substitute::by_destination(destination);
     translate(frame, packet, &by, way.is_some())?;
     bump(&row.in_packets, 1);
     bump(&row.in_bytes, u64::from(packet.length));
@@ -114,12 +112,7 @@ fn to_client<A: Quote, F: Frame, T: Tables>(
     let service = service.ok_or(Verdict::Drop(Reason::Inconsistent))?;
     let way = context.way_to_client(frame, packet.target)?;
     fit(frame, packet, 0, &way)?;
-    let deltas = Deltas {
-        address: checksum::inverse(destination.address_delta),
-        port: checksum::inverse(destination.port_delta),
-    };
-    let (end, address, port) = (End::Source, &service.address, service.port);
-    translate(frame, packet, &Substitute { end, address, port, deltas }, true)?;
+    translate(frame, packet, &Substitute::by_service(destination, service), true)?;
     bump(&row.out_packets, 1);
     bump(&row.out_bytes, u64::from(packet.length));
     Ok(hop::send(frame, &way))

@@ -4,9 +4,9 @@ use rlvs_wire::{ipv4, ipv6, tcp, u8_at, udp};
 
 use crate::abi::{Destination, Row, Service, destination_flag, method};
 use crate::connection::{Context, Found};
-use crate::frame::{Deltas, Frame, Verdict};
+use crate::frame::{Frame, Verdict};
 use crate::hop::{self, Way};
-use crate::ip::{End, IP, Ip, Packet, Substitute};
+use crate::ip::{IP, Ip, Packet, Substitute};
 use crate::local;
 use crate::reason::Reason;
 use crate::refuse::leave_too_big;
@@ -82,9 +82,8 @@ pub(crate) fn forward<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         return account(frame, packet, row, way);
     }
     let done = if destination.method == method::MASQUERADE {
-        let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
-        let (end, address, port) = (End::Target, &destination.address, destination.port);
-        A::translate::<F, PORTS>(frame, packet.protocol, &Substitute { end, address, port, deltas })
+        let by = Substitute::by_destination(destination);
+        A::translate::<F, PORTS>(frame, packet.protocol, &by)
     } else {
         A::lower::<F, PORTS>(frame)
     };
@@ -147,12 +146,7 @@ pub(crate) fn give_back<A: Ip, F: Frame, const PORTS: bool>(
     row: &Row,
     way: &Way<'_>,
 ) -> Verdict {
-    let deltas = Deltas {
-        address: rlvs_wire::checksum::inverse(destination.address_delta),
-        port: rlvs_wire::checksum::inverse(destination.port_delta),
-    };
-    let (end, address, port) = (End::Source, &service.address, service.port);
-    let by = Substitute { end, address, port, deltas };
+    let by = Substitute::by_service(destination, service);
     if A::translate::<F, PORTS>(frame, packet.protocol, &by).is_none() {
         return Verdict::Drop(Reason::Malformed);
     }

@@ -5,7 +5,7 @@ use rlvs_wire::{
     u8_at, u16_at, u32_at, u64_at, udp,
 };
 
-use crate::abi::{Settings, Slot4, Slot6};
+use crate::abi::{Destination, Service, Settings, Slot4, Slot6};
 use crate::connection::{Key, Value};
 use crate::frame::{Deltas, Frame};
 use crate::hash;
@@ -117,6 +117,25 @@ pub struct Substitute<'a> {
     pub port: [u8; 2],
     /// What that does to checksums.
     pub deltas: Deltas,
+}
+
+impl<'a> Substitute<'a> {
+    /// Has a NAT destination's packet come from its service.
+    #[inline(always)]
+    pub const fn by_service(destination: &Destination, service: &'a Service) -> Self {
+        let deltas = Deltas {
+            address: checksum::inverse(destination.address_delta),
+            port: checksum::inverse(destination.port_delta),
+        };
+        Self { end: End::Source, address: &service.address, port: service.port, deltas }
+    }
+
+    /// Has a packet to a service go to its NAT destination.
+    #[inline(always)]
+    pub const fn by_destination(destination: &'a Destination) -> Self {
+        let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
+        Self { end: End::Target, address: &destination.address, port: destination.port, deltas }
+    }
 }
 
 /// An IP address, and all that depends on its version.

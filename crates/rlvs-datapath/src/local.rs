@@ -3,8 +3,8 @@
 //!
 //! XDP leaves all of it to TC. Nothing here lowers the time to live, as the packet stays on the host.
 //! A real server here gets its packets from the stack: as they are, or, with NAT, readdressed. What
-//! such a server answers [`depart`] translates as it leaves, and what the stack says of packets to it. A client here sends by the loopback device,
-//! and sees answers come in there, as they come from one of this host's own addresses. Only NAT serves
+//! such a server answers [`depart`] translates as it leaves, and what the stack says of packets to it. A
+//! client here sends by the loopback device, and sees answers come in there, as they come from one of this host's own addresses. Only NAT serves
 //! it: its own address is the virtual one, which the real servers of direct routing have as well.
 //!
 //! A fragment, or what has options or extension headers, is left to the stack as it came: there is no
@@ -23,9 +23,9 @@ use crate::abi::{
 use crate::connection::{Context, Found, Key};
 use crate::endpoint;
 use crate::errors::Quote;
-use crate::frame::{Deltas, Frame, Verdict};
+use crate::frame::{Frame, Verdict};
 use crate::hop::Way;
-use crate::ip::{End, Ip, Packet, Substitute, V4, V6};
+use crate::ip::{Ip, Packet, Substitute, V4, V6};
 use crate::reason::Reason;
 use crate::tables::{Tables, Time, bump};
 
@@ -73,9 +73,7 @@ fn deliver_out_of_line<A: Ip, F: Frame>(
     row: &Row,
 ) -> u64 {
     if destination.method == method::MASQUERADE {
-        let deltas = Deltas { address: destination.address_delta, port: destination.port_delta };
-        let (end, address, port) = (End::Target, &destination.address, destination.port);
-        let by = Substitute { end, address, port, deltas };
+        let by = Substitute::by_destination(destination);
         if A::readdress(frame, packet.protocol(), &by).is_none() {
             return Verdict::Drop(Reason::Malformed).pack();
         }
@@ -128,12 +126,7 @@ fn name_service<A: Ip, F: Frame>(
     destination: &Destination,
     service: &Service,
 ) -> Option<()> {
-    let deltas = Deltas {
-        address: rlvs_wire::checksum::inverse(destination.address_delta),
-        port: rlvs_wire::checksum::inverse(destination.port_delta),
-    };
-    let (end, address, port) = (End::Source, &service.address, service.port);
-    A::readdress(frame, protocol, &Substitute { end, address, port, deltas })
+    A::readdress(frame, protocol, &Substitute::by_service(destination, service))
 }
 
 /// Decides over a frame that leaves this host: what a NAT destination here says is said by the
@@ -193,11 +186,6 @@ fn explain<A: Quote, F: Frame>(
     destination: &Destination,
     service: &Service,
 ) -> u32 {
-    let deltas = Deltas {
-        address: rlvs_wire::checksum::inverse(destination.address_delta),
-        port: rlvs_wire::checksum::inverse(destination.port_delta),
-    };
-    let (end, address, port) = (End::Source, &service.address, service.port);
     let nobody = A::from_words(0, 0);
     let packet = Packet {
         source: nobody,
@@ -209,7 +197,7 @@ fn explain<A: Quote, F: Frame>(
         ttl: 0,
         length: error.length() as u32,
     };
-    let by = Substitute { end, address, port, deltas };
+    let by = Substitute::by_service(destination, service);
     A::translate_error(frame, &packet, &by, false).is_some().into()
 }
 

@@ -133,8 +133,8 @@ fn on_tc<const FIRST: bool>(
     }
 }
 
-/// Defines the programs of one step for both bodies, or `Tc` alone, inlined into the frames that the macros of aya put
-/// around them: see "BPF rules learned here" on the stack.
+/// Defines the programs of one step for both bodies, or `Tc` alone, inlined into the frames that the
+/// macros of aya put around them: see "BPF rules learned here" on the stack.
 macro_rules! programs {
     ($xdp:ident, $tc:ident: $first:literal, $decide:expr) => {
         #[xdp(frags)]

@@ -104,7 +104,7 @@ pub const ALL: [Parameter; 35] = [
         "drop_entry",
         mode::ALWAYS,
         0,
-        "removes half-open connections, a 32nd of the tables each second: 1 while a table runs full \
+        "removes half-open connections, a 32nd of the tables in each pass of the sweep: 1 while a table runs full \
          (shown as 2 then), 3 always",
         |settings| shown(settings, settings.drop_entry),
         |settings, value| settings.drop_entry = asked(value),
