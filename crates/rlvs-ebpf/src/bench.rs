@@ -19,6 +19,7 @@ use aya_ebpf::btf_maps::{Array, ProgramArray};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
+use rlvs_datapath::hash;
 
 use crate::course::{Course, FRAME, TABLE_LINES, WORDS};
 use crate::wire::Wire;
@@ -159,18 +160,18 @@ fn wrap_up(ctx: &XdpContext) -> Option<()> {
 fn note_line(ctx: &XdpContext) -> Option<()> {
     let frame = head::<74>(ctx)?;
     let (addresses, ports): (u64, u32) = if u16::from_be_bytes(get(frame, 12)) == 0x0800 {
-        let address = |at| u64::from(u32::from_ne_bytes(get(frame, at)));
-        (address(26) << 32 | address(30), u32::from_ne_bytes(get(frame, 34)))
+        let address = |at| u64::from(u32::from_be_bytes(get(frame, at)));
+        (address(26) << 32 | address(30), u32::from_be_bytes(get(frame, 34)))
     } else {
-        let address = |at| u64::from_ne_bytes(get(frame, at));
-        (address(30) ^ address(46), u32::from_ne_bytes(get(frame, 54)))
+        let address = |at| u64::from_be_bytes(get(frame, at));
+        (address(30) ^ address(46), u32::from_be_bytes(get(frame, 54)))
     };
     let course = COURSE.get_ptr_mut(0)?;
     // SAFETY: an element of a map, which nothing else holds while this runs.
     let read = unsafe { &mut (*course).read };
-    let mut hash = (addresses ^ *read).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ hash >> 32 ^ u64::from(ports)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    let line = LINES.get((hash >> 32) as u32 & (TABLE_LINES - 1))?;
+    let keys = [*read, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
+    let hash = hash::mix(&keys, addresses, ports.into());
+    let line = LINES.get(hash::places(hash, TABLE_LINES - 1).first)?;
     *read = line[0];
     Some(())
 }
