@@ -334,6 +334,15 @@ impl Bpf {
         if apart || tells || tables.services.iter().any(special) {
             self.need(Group::Special);
         }
+        if apart {
+            self.need(Group::Strange);
+        }
+        // Others meet such packets too; see `run`.
+        let associates =
+            |service: &Service| service.protocol == rlvs_wire::sctp::PROTOCOL || service.mark != 0;
+        if tables.services.iter().any(associates) {
+            self.need(Group::Associations);
+        }
         let guarded = |service: &Service| service.flags & abi::service_flag::GUARDED != 0;
         if tables.settings.drop_rate != 0 || tables.services.iter().any(guarded) {
             self.need(Group::Guard);

@@ -359,12 +359,12 @@ fn all_lines_of_an_atomic_restore_are_carried_out_or_none() {
     stage.as_client(|| drop(connect(service).unwrap()));
     let saved = stage.ipvsadm("-S -n").ok();
     let refused = [
-        // Nonsense, what IPVS refuses, what this table does not carry out.
+        // Nonsense, what IPVS refuses, what nobody has heard of.
         ("-C\n-A -t 192.0.2.1:1 -s rr\nnonsense\n", 255, "line 3"),
         ("-C\n-A -t 192.0.2.1:1 -s rr\n-A -t 192.0.2.1:1 -s rr\n", 255, "line 3"),
         ("-C\n-A -t 192.0.2.1:1 -s rr\n-a -t 192.0.2.1:1 -r 224.0.0.1 -g\n", 255, "line 3"),
         ("-C\n-A -t 192.0.2.1:1 -s rr\n-A -t 192.0.2.1:2 -s rr --pe rtp -p\n", 255, "line 3"),
-        ("-C\n-A --sctp-service 192.0.2.1:0 -s rr -p\n", 255, "nothing"),
+        ("-C\n-A -t 192.0.2.1:1 -s least\n", 255, "line 2"),
         ("-A -t 192.0.2.1:1 -s rr\n-L\n", 2, "only edits"),
     ];
     for (lines, status, word) in refused {

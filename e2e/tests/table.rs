@@ -374,7 +374,6 @@ fn what_is_refused_says_so_and_changes_nothing() {
     let stage = Stage::bare(Wiring::Plain, PROGRAM);
     let new_services = [
         ("-A -u 192.168.1.201:80 -s rr -p 300 --pe rtp", "persistence engine"),
-        ("-A --sctp-service 192.168.1.201:0 -s rr -p 300", "SCTP without a port"),
         ("-A -t 192.168.1.201:80 -s least", "least"),
     ];
     let refuse = |commands: &[(&str, &str)]| {

@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 12;
+pub const LAYOUT: u32 = 13;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -288,6 +288,12 @@ pub struct Scratch {
     pub lease: [Word; 3],
     /// Hash of the datagram's Call-ID; see [`sip`](crate::sip).
     pub call: Word,
+    /// Where the parts of a packet with unusual headers stand; see [`strange`](crate::strange).
+    pub place: Word,
+    /// The hash by which a fragment's datagram is known.
+    pub datagram: Word,
+    /// So that no two CPUs share a cache line.
+    pub reserved: [Word; 6],
 }
 
 /// Rules that give marks.
@@ -922,7 +928,7 @@ const _: () = {
     assert!(size_of::<Settings>() == 240);
     assert!(size_of::<WideSlot>() == 64);
     assert!(size_of::<Wides>() == 256);
-    assert!(size_of::<Scratch>() == 128);
+    assert!(size_of::<Scratch>() == 192);
     assert!(size_of::<PoolAddress>() == 24);
     assert!(size_of::<Pool>() == 8 + 24 * POOL_ADDRESSES as usize);
     assert!(size_of::<MarkRule>() == 48);

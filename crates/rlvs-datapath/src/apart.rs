@@ -29,7 +29,7 @@ pub fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) 
     };
     let chosen = context.take_chosen(&packet);
     if chosen != 0 {
-        return request(context, frame, &packet, chosen, None);
+        return plain_request(context, frame, &packet, chosen, None);
     }
     if let Some(found) = context.find_wide_live(&Key::request(&packet)) {
         if packet.ttl <= 1 {
@@ -38,7 +38,7 @@ pub fn any<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) 
         if context.is_forsaken::<true>(packet.protocol, packet.flags, found.value) {
             return context.leave(&packet, 0, Stage::apart::<A>());
         }
-        return request(context, frame, &packet, found.value.destination(), Some(found));
+        return plain_request(context, frame, &packet, found.value.destination(), Some(found));
     }
     Verdict::Next(Stage::back::<A>())
 }
@@ -54,11 +54,14 @@ pub fn back<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F)
         if value.is_substituted() {
             return Verdict::Next(Stage::full::<A>());
         }
-        return answer(context, frame, &packet, value.destination(), Some(slot));
+        let track = |slot: &WideSlot| {
+            context.track_wide_reply::<true>(slot, packet.protocol, packet.flags);
+        };
+        return answer(context, frame, &packet, value.destination(), Some(slot), track);
     }
     let id = context.answers_once(&packet);
     if id != 0 {
-        return answer(context, frame, &packet, id, None);
+        return answer(context, frame, &packet, id, None, |_| {});
     }
     if context.may_start::<A, true>(&packet) {
         return context.leave(&packet, 0, Stage::apart::<A>());
@@ -67,6 +70,22 @@ pub fn back<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F)
         return complain(context, frame, &packet, Complaint::PortUnreachable, Reason::UnknownReply);
     }
     Verdict::Pass(Reason::NoService)
+}
+
+/// A packet from a client, of TCP or UDP and with the usual headers.
+#[inline(always)]
+fn plain_request<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    id: u32,
+    found: Option<Found<'_, WideSlot>>,
+) -> Verdict {
+    let track = |found: &Found<'_, WideSlot>| {
+        context.track_wide::<true>(found.slot, found.value, packet.protocol, packet.flags);
+    };
+    let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu);
+    request(context, frame, packet, id, found, track, too_big)
 }
 
 /// Returns what replacing one end of a packet by an address and port does to checksums.
@@ -92,14 +111,17 @@ pub(crate) fn real_port(service: &Service, destination: &Destination, port: u16)
     if real != 0 && is_own { real } else { port }
 }
 
-/// A packet from a client, to a destination.
+/// A packet from a client, to a destination; `track` notes it on its connection once the way is known,
+/// `too_big` is told what the way takes if the packet is longer.
 #[inline(always)]
-fn request<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn request<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
     id: u32,
     found: Option<Found<'_, WideSlot>>,
+    track: impl FnOnce(&Found<'_, WideSlot>),
+    too_big: impl FnOnce(&mut F, u32) -> Verdict,
 ) -> Verdict {
     let Ok((destination, row)) = context.destination(id) else {
         return Verdict::Drop(Reason::Inconsistent);
@@ -126,8 +148,8 @@ fn request<A: Ip, F: Frame, T: Tables>(
             service.map_or(0, |service| real_port(service, destination, packet.target_port))
         }
     };
-    if let Some(Found { slot, value }) = found {
-        context.track_wide(slot, value, packet.protocol, packet.flags);
+    if let Some(found) = &found {
+        track(found);
     }
     let (end, address) = (End::Target, &destination.address);
     let deltas = deltas(packet.target, packet.target_port, address, port);
@@ -142,7 +164,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
         return Verdict::Pass(Reason::Local);
     };
     if let Some(mtu) = does_not_fit(frame, packet, destination.overhead, &way) {
-        return complain_of_length(context, frame, packet, mtu);
+        return too_big(frame, mtu);
     }
     if !is_nat {
         return forward::<A, F, T, true>(context, frame, packet, destination, row, &way);
@@ -153,14 +175,15 @@ fn request<A: Ip, F: Frame, T: Tables>(
     account(frame, packet, row, &way)
 }
 
-/// A packet from a NAT destination.
+/// A packet from a NAT destination; `track` notes it on its connection, if it has one, once the way is known.
 #[inline(always)]
-fn answer<A: Ip, F: Frame, T: Tables>(
+pub(crate) fn answer<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
     id: u32,
     slot: Option<&WideSlot>,
+    track: impl FnOnce(&WideSlot),
 ) -> Verdict {
     let Ok((destination, row)) = context.destination(id) else {
         return Verdict::Drop(Reason::Inconsistent);
@@ -174,7 +197,7 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     };
     let (address, port) = match slot {
         Some(slot) => {
-            context.track_wide_reply(slot, packet.protocol, packet.flags);
+            track(slot);
             let [high, low] = &slot.other;
             let vip = A::from_words(context.tables.read(high), context.tables.read(low));
             (vip.octets(), ports_of(context.tables.read(&slot.key)).2)
@@ -215,7 +238,7 @@ impl<T: Tables> Context<'_, T> {
 
     /// Returns the destination that was chosen for this datagram alone, or 0.
     #[inline(always)]
-    fn take_chosen<A: Ip>(&self, packet: &Packet<A>) -> u32 {
+    pub(crate) fn take_chosen<A: Ip>(&self, packet: &Packet<A>) -> u32 {
         let Some(scratch) = self.tables.scratch(self.tables.cpu()) else { return 0 };
         let Scratch { source: [_, low], ports, once, .. } = scratch;
         let id = self.tables.read(once) as u32;
@@ -228,7 +251,7 @@ impl<T: Tables> Context<'_, T> {
 
     /// Returns the destination that a datagram comes from whose requests leave no entry, or 0.
     #[inline(always)]
-    fn answers_once<A: Ip>(&self, packet: &Packet<A>) -> u32 {
+    pub(crate) fn answers_once<A: Ip>(&self, packet: &Packet<A>) -> u32 {
         let Packet { source, source_port, protocol, .. } = *packet;
         let kind = endpoint_kind::ONE_PACKET;
         let key = endpoint::Key::new(self.settings, kind, source, source_port, protocol);
@@ -282,7 +305,7 @@ impl<T: Tables> Context<'_, T> {
         let Some(slot) = self.find_wide::<{ crate::wide::sought::EXACT }>(key, &mut value) else {
             return 0;
         };
-        let forsaken = self.is_forsaken::<true>(protocol_of(key.word), flags, value);
+        let forsaken = self.is_forsaken_of(protocol_of(key.word), flags, value);
         let mut other = Value(0);
         let twin = self.find_twin(slot, value, &mut other);
         let young = self.is_young(value) || twin.is_some() && self.is_young(other);

@@ -61,7 +61,8 @@ pub(crate) fn parse<A: Ip, F: Frame>(frame: &mut F) -> Result<Packet<A>, Reason>
     }
 }
 
-const HEADERS: usize = sctp::LENGTH + sctp::CHUNK_LENGTH;
+/// Bytes of the common header and the first chunk's.
+pub(crate) const HEADERS: usize = sctp::LENGTH + sctp::CHUNK_LENGTH;
 
 /// Adds what the common header and the first chunk say.
 #[inline(always)]
@@ -88,15 +89,29 @@ const CUT: u64 = u64::MAX;
 fn said<F: Frame, const N: usize>(frame: &mut F, end: usize) -> u64 {
     let chunk = N - sctp::CHUNK_LENGTH;
     let Some(head) = frame.head::<N>() else { return CUT };
-    let mut flags = event_of(u8_at(head, chunk));
-    let length = usize::from(u16_at(head, chunk + sctp::LENGTH_OF_CHUNK));
+    let (kind, length) = (u8_at(head, chunk), u16_at(head, chunk + sctp::LENGTH_OF_CHUNK));
     let ports = u64::from(u32_at(head, N - HEADERS));
-    if flags == event::COOKIE_ECHO || flags == event::COOKIE_ACK {
+    ports << 16 | u64::from(event_of_packet(frame, kind, length, chunk, end))
+}
+
+/// Returns the event of a packet that ends at `end`, by the type and the length of its first chunk, which stands
+/// at `chunk`: an ABORT behind a cookie counts too.
+#[inline(always)]
+pub(crate) fn event_of_packet<F: Frame>(
+    frame: &mut F,
+    kind: u8,
+    length: u16,
+    chunk: usize,
+    end: usize,
+) -> u8 {
+    let event = event_of(kind);
+    let length = usize::from(length);
+    if event == event::COOKIE_ECHO || event == event::COOKIE_ACK {
         let next = chunk + length.next_multiple_of(4);
         let fits = length >= sctp::CHUNK_LENGTH && next + sctp::CHUNK_LENGTH <= end;
         if fits && frame.byte(next) == Some(sctp::ABORT) {
-            flags = event::ABORT;
+            return event::ABORT;
         }
     }
-    ports << 16 | u64::from(flags)
+    event
 }

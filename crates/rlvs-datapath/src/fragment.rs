@@ -8,7 +8,9 @@
 //! map has a fixed size and is apart from the connections; where a bucket is full the oldest gives
 //! way. Only fragments to or from a service get in.
 
-use crate::abi::{FRAGMENT_BUCKETS, SLOTS6, Slot4};
+use rlvs_wire::{ipsec, sctp, tcp, udp};
+
+use crate::abi::{FRAGMENT_BUCKETS, SLOTS6, Slot4, method, settings_flag};
 use crate::connection::Context;
 use crate::forward::{answer, deliver};
 use crate::frame::{Frame, Verdict};
@@ -29,6 +31,8 @@ use crate::tables::Tables;
 const LIFE_S: u32 = 4;
 /// A slot's key while a CPU writes its value.
 const TAKEN: u64 = 1;
+/// What makes of a datagram's key that of its destination.
+const CHOICE: u64 = 1 << 63;
 /// Bits of a slot's value that hold the coarse time; above them stand the protocol (8) and the ports.
 const TIME_BITS: u32 = 24;
 const TIME_MASK: u32 = (1 << TIME_BITS) - 1;
@@ -36,13 +40,25 @@ const TIME_MASK: u32 = (1 << TIME_BITS) - 1;
 /// A packet whose headers are not the usual ones.
 #[inline(always)]
 pub fn odd<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    carry(context, frame, balance::<A, F, T>).unwrap_or_else(Verdict::Pass)
+    carry(context, frame, balance::<A, F, T, true>).unwrap_or_else(Verdict::Pass)
 }
 
 /// Such a packet that may open a connection.
 #[inline(always)]
 pub fn odd_open<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    carry(context, frame, open::<A, F, T>).unwrap_or_else(Verdict::Pass)
+    carry(context, frame, open::<A, F, T, true>).unwrap_or_else(Verdict::Pass)
+}
+
+/// Such a packet of SCTP, or what IPsec carries.
+#[inline(always)]
+pub fn odd_sctp<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    carry(context, frame, balance::<A, F, T, false>).unwrap_or_else(Verdict::Pass)
+}
+
+/// Such a packet that may open an association.
+#[inline(always)]
+pub fn odd_init<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    carry(context, frame, open::<A, F, T, false>).unwrap_or_else(Verdict::Pass)
 }
 
 /// Returns such a packet, of which all or the begin is there.
@@ -52,8 +68,8 @@ pub fn begin<A: Ip, F: Frame, T: Tables>(
     frame: &mut F,
 ) -> Result<Packet<A>, Reason> {
     let layout: Layout<A> = A::layout(frame, context.tables)?;
-    let (ports, flags) = layout.ports(frame)?;
-    Ok(layout.with(ports, layout.protocol, flags))
+    let (ports, protocol, flags) = layout.ends(frame)?;
+    Ok(layout.with(ports, protocol, flags))
 }
 
 /// Returns a packet with any headers, all of it or a fragment whose datagram's first is known.
@@ -63,24 +79,32 @@ pub(crate) fn known<A: Ip, F: Frame, T: Tables>(
     frame: &mut F,
 ) -> Result<Packet<A>, Reason> {
     let layout: Layout<A> = A::layout(frame, context.tables)?;
-    let origin = context.origin(frame, &layout, context.datagram(&layout))?;
+    let origin = context.origin::<A, F, false>(frame, &layout, context.datagram(&layout))?;
     Ok(Origin(context.tables.forget(origin.0)).packet(&layout))
 }
 
 /// Finds the parts of a packet and has `work` send it, which is told the hash of the
-/// datagram if others of it follow, else 0.
+/// datagram if others of it follow, else 0. `PORTS` says whether the protocol is TCP or UDP.
 #[inline(always)]
-fn carry<A: Ip, F: Frame, T: Tables>(
+fn carry<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
-    work: impl FnOnce(&Context<'_, T>, &mut Moved<'_, F>, &Packet<A>, u64) -> Result<Verdict, Reason>,
+    work: impl FnOnce(
+        &Context<'_, T>,
+        &mut Moved<'_, F, PORTS>,
+        &Packet<A>,
+        u64,
+    ) -> Result<Verdict, Reason>,
 ) -> Result<Verdict, Reason> {
     let layout = A::layout(frame, context.tables)?;
     let datagram = context.datagram(&layout);
-    let origin = context.origin(frame, &layout, datagram)?;
+    let origin = context.origin::<A, F, PORTS>(frame, &layout, datagram)?;
     let origin = Origin(context.tables.forget(origin.0));
+    if PORTS && origin.is_other() {
+        return Ok(Verdict::Next(Stage::odd_sctp::<A>()));
+    }
     let packet = origin.packet(&layout);
-    let transport = if origin.is_later() { 0 } else { layout.transport };
+    let transport = if origin.is_bare::<A>(&layout) { 0 } else { layout.transport };
     let transport = context.tables.forget(transport.into()) as usize;
     let mut moved = Moved::new(frame, transport);
     let datagram = if origin.is_first() { datagram } else { 0 };
@@ -90,7 +114,7 @@ fn carry<A: Ip, F: Frame, T: Tables>(
 /// What a packet holds of its datagram (8 bits), protocol (8), TCP flags (8) and ports (32) in one
 /// word.
 #[derive(Clone, Copy)]
-struct Origin(u64);
+pub(crate) struct Origin(pub(crate) u64);
 
 impl Origin {
     #[inline(always)]
@@ -98,16 +122,26 @@ impl Origin {
         let low = (piece as u32) << 16 | u32::from(flags) << 8 | u32::from(protocol);
         Self(u64::from(ports) << 32 | u64::from(low))
     }
+    /// Returns whether it is neither of TCP nor of UDP.
     #[inline(always)]
-    fn is_first(self) -> bool {
+    fn is_other(self) -> bool {
+        !matches!(self.0 as u8, tcp::PROTOCOL | udp::PROTOCOL)
+    }
+    /// Returns whether there is no transport header whose ports are known.
+    #[inline(always)]
+    pub(crate) fn is_bare<A: Ip>(self, layout: &Layout<A>) -> bool {
+        self.is_later() || matches!(layout.protocol, ipsec::ESP | ipsec::AH)
+    }
+    #[inline(always)]
+    pub(crate) fn is_first(self) -> bool {
         (self.0 >> 16) as u8 == Piece::First as u8
     }
     #[inline(always)]
-    fn is_later(self) -> bool {
+    pub(crate) fn is_later(self) -> bool {
         (self.0 >> 16) as u8 == Piece::Later as u8
     }
     #[inline(always)]
-    fn packet<A: Ip>(self, layout: &Layout<A>) -> Packet<A> {
+    pub(crate) fn packet<A: Ip>(self, layout: &Layout<A>) -> Packet<A> {
         layout.with((self.0 >> 32) as u32, self.0 as u8, (self.0 >> 8) as u8)
     }
 }
@@ -115,50 +149,64 @@ impl Origin {
 /// Sends a packet on its connection. What elsewhere is answered with an ICMP error is
 /// left to the stack, which says the same in its own way.
 #[inline(always)]
-fn balance<A: Ip, F: Frame, T: Tables>(
+fn balance<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
-    frame: &mut Moved<'_, F>,
+    frame: &mut Moved<'_, F, PORTS>,
     packet: &Packet<A>,
     datagram: u64,
 ) -> Result<Verdict, Reason> {
-    let Half { key, is_reply } = context.half(packet).ok_or(Reason::NoService)?;
+    let Some(Half { key, is_reply }) = context.half(packet) else {
+        return context.strange::<A>(Reason::NoService);
+    };
     context.remember(packet, datagram);
     let Some(found) = context.find_live(&key) else {
-        let starts = state::starts::<true>(packet.protocol, packet.flags);
+        let starts = state::starts::<PORTS>(packet.protocol, packet.flags);
         if is_reply || frame.is_bare() || !starts {
-            return Err(Reason::NoConnection);
+            return context.strange::<A>(Reason::NoConnection);
         }
-        return Ok(Verdict::Next(Stage::odd_open::<A>()));
+        let open = if PORTS { Stage::odd_open::<A>() } else { Stage::odd_init::<A>() };
+        return Ok(Verdict::Next(open));
     };
     if packet.ttl <= 1 {
         return Err(Reason::Expired);
     }
     // The first fragment has had its say about the state.
     let later = frame.is_bare();
+    let is_part = later || datagram != 0;
+    if !PORTS && is_part && packet.protocol == sctp::PROTOCOL {
+        // Its checksum covers what only the other fragments hold.
+        if context.moves_port(found.value.destination()) {
+            return Err(Reason::Fragment);
+        }
+    }
     Ok(if is_reply {
-        answer::<A, _, T, true>(context, frame, packet, &found, || match later {
+        answer::<A, _, T, PORTS>(context, frame, packet, &found, || match later {
             true => context.touch(&found),
-            false => context.track_reply::<A, true>(packet, &found),
+            false => context.track_reply::<A, PORTS>(packet, &found),
         })
     } else {
         let track = || match later {
             true => context.touch(&found),
-            false => context.track_request::<A, true>(packet, &found),
+            false => context.track_request::<A, PORTS>(packet, &found),
         };
         let destination = found.value.destination();
-        let too_big = |frame: &mut Moved<'_, F>, _| cut_or_leave::<A, _>(frame);
-        deliver::<A, _, T, true>(context, frame, packet, destination, track, too_big, None)
+        let too_big = |frame: &mut Moved<'_, F, PORTS>, _| cut_or_leave::<A, _>(frame);
+        deliver::<A, _, T, PORTS>(context, frame, packet, destination, track, too_big, None)
     })
 }
 
 /// Opens a connection for a packet and sends it on.
 #[inline(always)]
-fn open<A: Ip, F: Frame, T: Tables>(
+fn open<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     context: &Context<'_, T>,
-    frame: &mut Moved<'_, F>,
+    frame: &mut Moved<'_, F, PORTS>,
     packet: &Packet<A>,
-    _: u64,
+    datagram: u64,
 ) -> Result<Verdict, Reason> {
+    let (again, carry) = match PORTS {
+        true => (Stage::odd_open::<A>(), Stage::odd::<A>()),
+        false => (Stage::odd_init::<A>(), Stage::odd_sctp::<A>()),
+    };
     let service = context.service_of(packet).ok_or(Reason::NoService)?;
     match context.sender(frame, service) {
         Sender::Client => {}
@@ -166,18 +214,23 @@ fn open<A: Ip, F: Frame, T: Tables>(
         Sender::Here => return Err(Reason::Local),
         Sender::Unknown => return Ok(Verdict::Next(Stage::peers::<A>())),
     }
-    if context.is_special(service) {
-        return Ok(context.leave(packet, service, Stage::odd::<A>()));
+    if context.has_full_nat(service) {
+        return Ok(Verdict::Next(Stage::strange::<A>()));
     }
-    Ok(match context.open::<A, _, true>(frame, packet, service) {
-        Opening::To(id) => {
-            let too_big = |frame: &mut Moved<'_, F>, _| cut_or_leave::<A, _>(frame);
-            let opened = Some(Stage::odd::<A>());
-            deliver::<A, _, T, true>(context, frame, packet, id, || {}, too_big, opened)
+    if context.is_special(service) {
+        return Ok(context.leave(packet, service, carry));
+    }
+    Ok(match context.open::<A, _, PORTS>(frame, packet, service) {
+        Opening::To(id) if !PORTS && datagram != 0 && context.moves_port(id) => {
+            return Err(Reason::Fragment);
         }
-        Opening::There => Verdict::Next(Stage::odd::<A>()),
-        Opening::Search => context.search_for(Stage::odd_open::<A>()),
-        Opening::Ask => context.ask_guard(Stage::odd_open::<A>()),
+        Opening::To(id) => {
+            let too_big = |frame: &mut Moved<'_, F, PORTS>, _| cut_or_leave::<A, _>(frame);
+            deliver::<A, _, T, PORTS>(context, frame, packet, id, || {}, too_big, Some(carry))
+        }
+        Opening::There => Verdict::Next(carry),
+        Opening::Search => context.search_for(again),
+        Opening::Ask => context.ask_guard(again),
         Opening::Refused(reason) => left_to_the_stack(reason),
     })
 }
@@ -197,7 +250,7 @@ impl<T: Tables> Context<'_, T> {
     /// Returns the hash by which a fragmented datagram is known; never 0, which a free slot has, nor
     /// [`TAKEN`].
     #[inline(always)]
-    fn datagram<A: Ip>(&self, layout: &Layout<A>) -> u64 {
+    pub(crate) fn datagram<A: Ip>(&self, layout: &Layout<A>) -> u64 {
         let Layout { source, target, identification, .. } = *layout;
         let (port, peer_port) = ((identification >> 16) as u16, identification as u16);
         let flow = Flow { client: source, peer: target, port, peer_port };
@@ -207,9 +260,10 @@ impl<T: Tables> Context<'_, T> {
         hash::mix(&self.settings.keys, A::hash_flow(&self.settings.keys, &flow), more) | 2
     }
 
-    /// Returns what a packet says of ports and flags, or its datagram's first fragment has said.
+    /// Returns what a packet says of ports and flags, or its datagram's first fragment has said. With `PORTS`
+    /// only those of TCP and UDP are read.
     #[inline(always)]
-    fn origin<A: Ip, F: Frame>(
+    pub(crate) fn origin<A: Ip, F: Frame, const PORTS: bool>(
         &self,
         frame: &mut F,
         layout: &Layout<A>,
@@ -220,11 +274,37 @@ impl<T: Tables> Context<'_, T> {
                 let known = self.recall(datagram).ok_or(Reason::Fragment)?;
                 Ok(Origin::new(Piece::Later, (known >> TIME_BITS) as u8, 0, (known >> 32) as u32))
             }
-            piece @ (Piece::Whole | Piece::First) => {
-                let (ports, flags) = layout.ports(frame)?;
-                Ok(Origin::new(piece, layout.protocol, flags, ports))
+            piece @ (Piece::Whole | Piece::First) if !PORTS => {
+                let (ports, protocol, flags) = layout.ends(frame)?;
+                Ok(Origin::new(piece, protocol, flags, ports))
             }
+            piece => match layout.protocol {
+                sctp::PROTOCOL | ipsec::ESP | ipsec::AH => {
+                    Ok(Origin::new(piece, layout.protocol, 0, 0))
+                }
+                protocol => {
+                    let (ports, flags) = layout.ports(frame)?;
+                    Ok(Origin::new(piece, protocol, flags, ports))
+                }
+            },
         }
+    }
+
+    /// Hands a packet on that may be of the wide table, if there may be such packets.
+    #[inline(always)]
+    fn strange<A: Ip>(&self, reason: Reason) -> Result<Verdict, Reason> {
+        match self.settings.flags & settings_flag::WIDE {
+            0 => Err(reason),
+            _ => Ok(Verdict::Next(Stage::strange::<A>())),
+        }
+    }
+
+    /// Returns whether a destination gets packets at another port than its service.
+    #[inline(always)]
+    fn moves_port(&self, id: u32) -> bool {
+        let Some(to) = self.tables.destination(id) else { return false };
+        let is_nat = to.method == method::MASQUERADE;
+        is_nat && self.tables.service(to.service).is_some_and(|service| service.port != to.port)
     }
 
     #[inline(always)]
@@ -259,7 +339,7 @@ impl<T: Tables> Context<'_, T> {
 
     /// Keeps the ports of a first fragment for those that follow it.
     #[inline(always)]
-    fn remember<A: Ip>(&self, packet: &Packet<A>, datagram: u64) {
+    pub(crate) fn remember<A: Ip>(&self, packet: &Packet<A>, datagram: u64) {
         if datagram == 0 {
             return;
         }
@@ -268,6 +348,19 @@ impl<T: Tables> Context<'_, T> {
             | u64::from(packet.protocol) << TIME_BITS
             | u64::from(self.now.0 & TIME_MASK);
         self.put(datagram, value);
+    }
+
+    /// Keeps the destination that a datagram has got alone, for the fragments that follow its first.
+    #[inline(always)]
+    pub(crate) fn remember_choice(&self, datagram: u64, destination: u32) {
+        let value = u64::from(destination) << 32 | u64::from(self.now.0 & TIME_MASK);
+        self.put(datagram ^ CHOICE, value);
+    }
+
+    /// Returns what [`remember_choice`](Self::remember_choice) has kept, or 0.
+    #[inline(always)]
+    pub(crate) fn recall_choice(&self, datagram: u64) -> u32 {
+        self.recall(datagram ^ CHOICE).map_or(0, |known| (known >> 32) as u32)
     }
 
     /// Puts a value into the datagram's own slot, else into a free one, else into the oldest.

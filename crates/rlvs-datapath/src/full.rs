@@ -100,7 +100,25 @@ fn request<A: Ip, F: Frame, T: Tables>(
     if !value.is_substituted() {
         return Verdict::Next(Stage::apart::<A>());
     }
-    let (destination, row) = match context.destination(value.destination()) {
+    let track = || {
+        context.track_wide::<true>(slot, value, packet.protocol, packet.flags);
+    };
+    let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu);
+    deliver(context, frame, packet, &Found { slot, value }, track, too_big)
+}
+
+/// Sends a packet to its server; `track` notes it once the way is known, `too_big` is told what the way
+/// takes if the packet is longer.
+#[inline(always)]
+pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    found: &Found<'_, WideSlot>,
+    track: impl FnOnce(),
+    too_big: impl FnOnce(&mut F, u32) -> Verdict,
+) -> Verdict {
+    let (destination, row) = match context.destination(found.value.destination()) {
         Ok(both) => both,
         Err(reason) => return Verdict::Drop(reason),
     };
@@ -114,10 +132,10 @@ fn request<A: Ip, F: Frame, T: Tables>(
         Err(verdict) => return verdict,
     };
     if let Some(mtu) = does_not_fit(frame, packet, 0, &way) {
-        return complain_of_length(context, frame, packet, mtu);
+        return too_big(frame, mtu);
     }
-    context.track_wide(slot, value, packet.protocol, packet.flags);
-    let ends = context.to_server(slot, destination);
+    track();
+    let ends = context.to_server(found.slot, destination);
     if exchange(frame, packet, &ends) == 0 {
         return Verdict::Drop(Reason::Malformed);
     }
@@ -133,33 +151,52 @@ fn answer<A: Ip, F: Frame, T: Tables>(
     slot: &WideSlot,
     value: Value,
 ) -> Verdict {
-    let (destination, row): (&Destination, &Row) = match context.destination(value.destination()) {
-        Ok(both) => both,
-        Err(reason) => return Verdict::Drop(reason),
+    // The stack would answer in the place of the pool's address, which is its own.
+    if packet.ttl <= 1 {
+        return complain(context, frame, packet, Complaint::TimeExceeded, Reason::Expired);
+    }
+    let track = |frame: &mut F| {
+        mss::limit(context, frame, packet)?;
+        context.track_wide_reply::<true>(slot, packet.protocol, packet.flags);
+        Ok(())
     };
+    let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu);
+    give_back(context, frame, packet, &Found { slot, value }, track, too_big)
+}
+
+/// Sends a packet to its client, as [`deliver`] to its server.
+#[inline(always)]
+pub(crate) fn give_back<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    packet: &Packet<A>,
+    found: &Found<'_, WideSlot>,
+    track: impl FnOnce(&mut F) -> Result<(), Verdict>,
+    too_big: impl FnOnce(&mut F, u32) -> Verdict,
+) -> Verdict {
+    let (destination, row): (&Destination, &Row) =
+        match context.destination(found.value.destination()) {
+            Ok(both) => both,
+            Err(reason) => return Verdict::Drop(reason),
+        };
     let Some(service) = context.tables.service(destination.service) else {
         return Verdict::Drop(Reason::Inconsistent);
     };
     if destination.flags & destination_flag::AVAILABLE == 0 {
         return Verdict::Drop(Reason::Removed);
     }
-    // The stack would answer in the place of the pool's address, which is its own.
-    if packet.ttl <= 1 {
-        return complain(context, frame, packet, Complaint::TimeExceeded, Reason::Expired);
-    }
-    let ends = context.to_client(slot, service);
+    let ends = context.to_client(found.slot, service);
     let (high, low) = ends.target;
     let way = match context.way_to_client(frame, A::from_words(high, low)) {
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
     if let Some(mtu) = does_not_fit(frame, packet, 0, &way) {
-        return complain_of_length(context, frame, packet, mtu);
+        return too_big(frame, mtu);
     }
-    if let Err(verdict) = mss::limit(context, frame, packet) {
+    if let Err(verdict) = track(frame) {
         return verdict;
     }
-    context.track_wide_reply(slot, packet.protocol, packet.flags);
     if exchange(frame, packet, &ends) == 0 {
         return Verdict::Drop(Reason::Malformed);
     }

@@ -713,18 +713,59 @@ fn follow_crc<const N: usize, F: Frame>(
     port: u16,
     delta: u16,
 ) -> bool {
-    let at = N - sctp::LENGTH;
-    let port = port.to_be_bytes();
     let Some(head) = frame.head::<N>() else { return false };
     let length = if N == L4_V4 + sctp::LENGTH {
         u16_at(head, IP + ipv4::TOTAL_LENGTH).wrapping_sub(ipv4::LENGTH as u16)
     } else {
         u16_at(head, IP + ipv6::PAYLOAD_LENGTH)
     };
+    let sum = put_port::<N, F>(head, N - sctp::LENGTH, port_at, port, length);
+    if sum != 0 {
+        frame.add_to_sum(checksum::fold(u64::from(sum) + u64::from(delta)));
+    }
+    true
+}
+
+/// As [`follow_crc`], for a header that stands at an offset that only the packet tells. Of a fragment the
+/// port may not change: how many bytes follow it is not known.
+#[inline(never)]
+pub(crate) fn follow_crc_at<A: Ip, F: Frame>(
+    frame: &mut F,
+    at: usize,
+    port_at: usize,
+    port: u16,
+    delta: u16,
+) -> bool {
+    let Some(head) = frame.head::<34>() else { return false };
+    let end = if A::FAMILY == 4 {
+        u16_at(head, IP + ipv4::TOTAL_LENGTH).wrapping_add(IP as u16)
+    } else {
+        u16_at(head, IP + ipv6::PAYLOAD_LENGTH).wrapping_add(L4_V6 as u16)
+    };
+    let Some(header) = frame.at::<{ sctp::LENGTH }>(at) else { return false };
+    let sum =
+        put_port::<{ sctp::LENGTH }, F>(header, 0, port_at, port, end.wrapping_sub(at as u16));
+    if sum != 0 {
+        frame.add_to_sum(checksum::fold(u64::from(sum) + u64::from(delta)));
+    }
+    true
+}
+
+/// Puts a port into the header of SCTP at `at` of a packet with so many bytes from there on, and lets its CRC
+/// follow. Returns what the CRC does to a sum, 0 if the port is there already.
+#[inline(always)]
+fn put_port<const N: usize, F: Frame>(
+    head: &mut [u8; N],
+    at: usize,
+    port_at: usize,
+    port: u16,
+    length: u16,
+) -> u16 {
+    let port = port.to_be_bytes();
     let before = u32::from_le_bytes(bytes_at(head, at));
     let old: [u8; 2] = bytes_at(head, at + port_at);
     if old == port {
-        return true;
+        return 0;
     }
     put_at(head, at + port_at, port);
     let difference = before ^ u32::from_le_bytes(bytes_at(head, at));
@@ -733,9 +774,10 @@ fn follow_crc<const N: usize, F: Frame>(
     let new = if is_whole { F::follow_crc(crc, difference, length) } else { 0 };
     put_at(head, at + sctp::CHECKSUM, new.to_le_bytes());
     let sum = |crc: u32| checksum::fold(u64::from(crc.swap_bytes()));
-    let sum = u64::from(checksum::delta(sum(crc), sum(new))) + u64::from(delta);
-    frame.add_to_sum(checksum::fold(sum));
-    true
+    match checksum::delta(sum(crc), sum(new)) {
+        0 => u16::MAX,
+        delta => delta,
+    }
 }
 
 const NO_PORTS: Ports = Ports { source: 0, target: 0, flags: 0 };

@@ -2,8 +2,11 @@
 //! fragment.
 
 use rlvs_wire::ipv4::option;
-use rlvs_wire::{SOURCE_PORT, checksum, ethernet, ipv4, ipv6, tcp, u8_at, u16_at, u32_at, udp};
+use rlvs_wire::{
+    SOURCE_PORT, checksum, ethernet, ipsec, ipv4, ipv6, sctp, tcp, u8_at, u16_at, u32_at, udp,
+};
 
+use crate::association::{HEADERS, event_of_packet};
 use crate::frame::{Frame, OFFSETS};
 use crate::ip::{Ip, Packet, V4, V6, header_sum};
 use crate::reason::Reason;
@@ -85,6 +88,30 @@ impl<A: Ip> Layout<A> {
                 Ok((u32_at(header, SOURCE_PORT), 0))
             }
             _ => Err(self.unserved()),
+        }
+    }
+
+    /// Reads ports, protocol and flags of any packet that is served and has its transport header: those of
+    /// IPsec are the ports and the protocol of its key exchange.
+    #[inline(always)]
+    pub fn ends<F: Frame>(&self, frame: &mut F) -> Result<(u32, u8, u8), Reason> {
+        match self.protocol {
+            sctp::PROTOCOL if self.payload < HEADERS as u32 => Err(self.unserved()),
+            sctp::PROTOCOL => {
+                let at = self.transport as usize;
+                let header = frame.at::<HEADERS>(at).ok_or(Reason::Malformed)?;
+                let ports = u32_at(header, SOURCE_PORT);
+                let [kind, length] = [sctp::LENGTH, sctp::LENGTH + sctp::LENGTH_OF_CHUNK];
+                let (kind, length) = (u8_at(header, kind), u16_at(header, length));
+                let end = at + self.payload as usize;
+                let event = event_of_packet(frame, kind, length, at + sctp::LENGTH, end);
+                Ok((ports, self.protocol, event))
+            }
+            ipsec::ESP | ipsec::AH if self.payload < ipsec::LENGTH => Err(self.unserved()),
+            ipsec::ESP | ipsec::AH => {
+                Ok((u32::from(ipsec::KEY_EXCHANGE) * 0x1_0001, udp::PROTOCOL, 0))
+            }
+            protocol => self.ports(frame).map(|(ports, flags)| (ports, protocol, flags)),
         }
     }
 

@@ -45,6 +45,7 @@ pub mod sip;
 pub mod special;
 pub mod stage;
 pub mod state;
+pub mod strange;
 pub mod sweep;
 pub mod tables;
 pub mod template;

@@ -3,21 +3,22 @@
 
 use core::cell::Cell;
 
-use rlvs_wire::{ethernet, tcp, udp};
+use rlvs_wire::{ethernet, sctp, tcp, udp};
 
 use crate::abi::{Hop, Tunnel};
 use crate::frame::{Answer, Frame, Growth, Query};
-use crate::ip::{Ip, Substitute};
+use crate::ip::{Ip, Substitute, follow_crc_at};
 use crate::tunnel::Brief;
 
-/// A frame with options or extension headers, or with a fragment.
-pub struct Moved<'a, F> {
+/// A frame with options or extension headers, or with a fragment. `PORTS` says whether its protocol is TCP or
+/// UDP, else it may be any that is served.
+pub struct Moved<'a, F, const PORTS: bool> {
     frame: &'a mut F,
     /// Offset of the transport header; 0 in a fragment that does not have it.
     transport: usize,
 }
 
-impl<'a, F: Frame> Moved<'a, F> {
+impl<'a, F: Frame, const PORTS: bool> Moved<'a, F, PORTS> {
     /// Wraps a frame; `transport` is the offset of the transport header, 0 for none.
     #[inline(always)]
     pub fn new(frame: &'a mut F, transport: usize) -> Self {
@@ -31,8 +32,9 @@ impl<'a, F: Frame> Moved<'a, F> {
     }
 }
 
-impl<F: Frame> Frame for Moved<'_, F> {
+impl<F: Frame, const PORTS: bool> Frame for Moved<'_, F, PORTS> {
     const RESOLVES: bool = F::RESOLVES;
+    const LEAVES_ZERO_CRC: bool = F::LEAVES_ZERO_CRC;
     const USUAL: bool = false;
 
     #[inline(always)]
@@ -105,6 +107,18 @@ impl<F: Frame> Frame for Moved<'_, F> {
         if self.transport == 0 {
             self.frame.follow_bare(is_v6, by.deltas);
             return Some(());
+        }
+        if !PORTS && protocol == sctp::PROTOCOL {
+            // Without a checksum over addresses only IPv4's header makes up for them.
+            if is_v6 {
+                self.frame.add_to_sum(by.deltas.address);
+            }
+            let port = u16::from_be_bytes(by.port);
+            let (at, delta) = (by.end.port_at(), by.deltas.port);
+            return match follow_crc_at::<A, F>(self.frame, self.transport, at, port, delta) {
+                true => Some(()),
+                false => None,
+            };
         }
         *self.frame.at::<2>(self.transport + by.end.port_at())? = by.port;
         let is_udp = protocol == udp::PROTOCOL;

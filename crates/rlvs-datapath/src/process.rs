@@ -198,6 +198,8 @@ impl<'a, T: Tables> Context<'a, T> {
         const APART: u32 = settings_flag::WIDE | settings_flag::TELL_SERVERS;
         if PORTS && self.settings.flags & APART != 0 {
             Verdict::Next(Stage::apart::<A>())
+        } else if !PORTS && self.settings.flags & settings_flag::WIDE != 0 {
+            Verdict::Next(Stage::strange::<A>())
         } else {
             Verdict::Pass(reason)
         }

@@ -1,7 +1,7 @@
 //! What belongs to a service and is not steady: states that change, connections that expire, ways that
 //! must be asked for, packets that have gone astray.
 
-use rlvs_wire::udp;
+use rlvs_wire::{tcp, udp};
 
 use crate::abi::{destination_flag, method, settings_flag};
 use crate::connection::{Context, Found, Key, Value, seen};
@@ -150,5 +150,14 @@ impl<T: Tables> Context<'_, T> {
         // As `is_new_conn_expected()`.
         !value.is_controlled()
             && state::begins_anew::<PORTS>(value.state(), seen(value), protocol, flags, settings)
+    }
+
+    /// As [`is_forsaken`](Self::is_forsaken), of any protocol.
+    #[inline(always)]
+    pub(crate) fn is_forsaken_of(&self, protocol: u8, flags: u8, value: Value) -> bool {
+        match protocol {
+            tcp::PROTOCOL | udp::PROTOCOL => self.is_forsaken::<true>(protocol, flags, value),
+            _ => self.is_forsaken::<false>(protocol, flags, value),
+        }
     }
 }

@@ -170,11 +170,12 @@ pub(crate) fn recall<A: Ip, T: Tables>(context: &Context<'_, T>, scratch: &Scrat
     }
 }
 
-/// Returns the state of a connection whose first packet this is.
+/// Returns the state that a connection has before the stage that carries its first packet notes that. To TCP and
+/// UDP it makes no difference that it is noted once more.
 #[inline(always)]
 pub(crate) fn first(seen: Seen, protocol: u8, flags: u8, strict: bool) -> State {
     if protocol == sctp::PROTOCOL {
-        state::first::<false>(seen, protocol, flags, strict)
+        State::UNASSOCIATED
     } else {
         state::first::<true>(seen, protocol, flags, strict)
     }
@@ -201,8 +202,15 @@ impl<T: Tables> Context<'_, T> {
 
     #[inline(never)]
     fn leave_out_of_line<A: Ip>(&self, packet: &Packet<A>, service: u32, back: u32) -> u32 {
-        let Some(scratch) = self.tables.scratch(self.tables.cpu()) else { return 0 };
         let is_again = back != Stage::full::<A>() as u32 && self.has_full_nat(service);
+        self.leave_as_it_is(packet, service, back);
+        if is_again { AGAIN } else { 1 }
+    }
+
+    /// Leaves a packet in the map `scratch`.
+    #[inline(always)]
+    pub(crate) fn leave_as_it_is<A: Ip>(&self, packet: &Packet<A>, service: u32, back: u32) {
+        let Some(scratch) = self.tables.scratch(self.tables.cpu()) else { return };
         let Packet { source_port, target_port, protocol, flags, ttl, length, .. } = *packet;
         let ports = u64::from(length) << 32 | u64::from(source_port) << 16 | u64::from(target_port);
         let brief = u64::from(back) << 24
@@ -221,7 +229,6 @@ impl<T: Tables> Context<'_, T> {
         for (place, word) in places.zip(words) {
             self.tables.write(place, word);
         }
-        if is_again { AGAIN } else { 1 }
     }
 
     /// Returns the destination of a new connection as [`follow_template`](Self::follow_template) does.
@@ -319,7 +326,9 @@ impl<T: Tables> Context<'_, T> {
             bump(&row.connections, 1);
         }
         self.tables.write(&scratch.once, id.into());
-        Verdict::Next(Stage::apart::<A>())
+        let back = back(self, scratch) as u32;
+        let is_odd = back == Stage::odd::<A>() as u32 || back == Stage::strange::<A>() as u32;
+        Verdict::Next(if is_odd { Stage::strange::<A>() } else { Stage::apart::<A>() })
     }
 
     #[inline(never)]

@@ -7,7 +7,7 @@ use crate::process::settle;
 use crate::tables::Tables;
 use crate::{
     apart, association, cut, errors, fragment, full, guard, mss, opening, quoted, refuse, relay,
-    rest, schedulers, sip, special,
+    rest, schedulers, sip, special, strange,
 };
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
@@ -73,6 +73,21 @@ macro_rules! stages {
                 lost: Lost4 lost4, Lost6 lost6 = refuse::lost, Unusual;
                 /// The call that a datagram belongs to is to be found out.
                 sip: Sip4 sip4, Sip6 sip6 = sip::identify, Sip;
+                /// SCTP, AH or ESP with options, extension headers, or in fragments.
+                odd_sctp: OddSctp4 odd_sctp4, OddSctp6 odd_sctp6
+                    = fragment::odd_sctp, Associations;
+                /// Such a packet that may open an association.
+                odd_init: OddInit4 odd_init4, OddInit6 odd_init6
+                    = fragment::odd_init, Associations;
+                /// Any packet but TCP and UDP with the usual headers, which no endpoint names or whose
+                /// connection is in the wide table.
+                strange: Strange4 strange4, Strange6 strange6 = strange::any, Strange;
+                /// One that is no request of a connection.
+                strange_back: StrangeBack4 strange_back4, StrangeBack6 strange_back6
+                    = strange::back, Strange;
+                /// One of a connection of full NAT.
+                strange_full: StrangeFull4 strange_full4, StrangeFull6 strange_full6
+                    = strange::full, FullNat;
             }
         }
     };
@@ -211,6 +226,8 @@ pub enum Group {
     Search,
     /// By persistent services, those without a port or an address, and those of single packets.
     Special,
+    /// By all of these but plain persistent ones, for what is not TCP or UDP with the usual headers.
+    Strange,
     /// Where not everybody may open connections.
     Guard,
     /// By destinations whose clients' ends are replaced.
@@ -221,7 +238,7 @@ pub enum Group {
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Ordinary,
         Self::Unusual,
         Self::Associations,
@@ -230,6 +247,7 @@ impl Group {
         Self::Tunnels,
         Self::Search,
         Self::Special,
+        Self::Strange,
         Self::Guard,
         Self::FullNat,
         Self::Sip,
@@ -238,7 +256,7 @@ impl Group {
     /// Returns whether packets are balanced without it, but for those that it is for: what has unusual
     /// headers, ICMP errors, SCTP and IPsec.
     pub const fn is_optional(self) -> bool {
-        matches!(self, Self::Unusual | Self::Associations | Self::Tunnels)
+        matches!(self, Self::Unusual | Self::Associations | Self::Tunnels | Self::Strange)
     }
 
     /// Returns its stages.

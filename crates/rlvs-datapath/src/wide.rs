@@ -429,18 +429,24 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Notes a request: its time, and what it does to the state. Returns whether the connection is still
-    /// there.
+    /// there. `PORTS` as for [`state::next`].
     #[inline(never)]
-    pub fn track_wide(&self, slot: &WideSlot, value: Value, protocol: u8, flags: u8) -> bool {
+    pub fn track_wide<const PORTS: bool>(
+        &self,
+        slot: &WideSlot,
+        value: Value,
+        protocol: u8,
+        flags: u8,
+    ) -> bool {
         let found = Found { slot, value };
         let seen = seen(value);
-        if value.state() == state::next::<true>(value.state(), seen, protocol, flags) {
+        if value.state() == state::next::<PORTS>(value.state(), seen, protocol, flags) {
             self.touch(&found);
             return true;
         }
         let mut other = Value(0);
         let twin = self.find_twin(slot, value, &mut other);
-        let state = self.advance_wide::<false>(slot, value, protocol, flags);
+        let state = self.advance_wide::<false, PORTS>(slot, value, protocol, flags);
         if state == GONE {
             return false;
         }
@@ -450,18 +456,23 @@ impl<'a, T: Tables> Context<'a, T> {
         true
     }
 
-    /// Notes a reply. Returns whether the connection is still there.
+    /// Notes a reply, as [`track_wide`](Self::track_wide). Returns whether the connection is still there.
     #[inline(never)]
-    pub fn track_wide_reply(&self, slot: &WideSlot, protocol: u8, flags: u8) -> bool {
+    pub fn track_wide_reply<const PORTS: bool>(
+        &self,
+        slot: &WideSlot,
+        protocol: u8,
+        flags: u8,
+    ) -> bool {
         let value = Value(self.tables.read(&slot.value));
-        let mut state = state::next::<true>(value.state(), Seen::Reply, protocol, flags);
-        if value.state() == state && !self.is_strict_about::<true>(flags) {
+        let mut state = state::next::<PORTS>(value.state(), Seen::Reply, protocol, flags);
+        if value.state() == state && !self.is_strict_about::<PORTS>(flags) {
             self.touch(&Found { slot, value });
             return true;
         }
         let mut other = Value(0);
         if let Some(slot) = self.find_twin(slot, value, &mut other) {
-            let agreed = self.advance_wide::<true>(slot, other, protocol, flags);
+            let agreed = self.advance_wide::<true, PORTS>(slot, other, protocol, flags);
             if agreed != GONE {
                 state = State(agreed);
             }
@@ -472,7 +483,7 @@ impl<'a, T: Tables> Context<'a, T> {
     /// Moves a request half to the state that follows and returns that, or [`GONE`]. Out of line: what calls
     /// it has little stack.
     #[inline(never)]
-    fn advance_wide<const REPLY: bool>(
+    fn advance_wide<const REPLY: bool, const PORTS: bool>(
         &self,
         slot: &WideSlot,
         value: Value,
@@ -481,7 +492,7 @@ impl<'a, T: Tables> Context<'a, T> {
     ) -> u32 {
         let found = Found { slot, value };
         let seen = if REPLY { Seen::Reply } else { seen(value) };
-        let state = self.advance::<WideSlot, true>(&found, seen, protocol, flags, !REPLY);
+        let state = self.advance::<WideSlot, PORTS>(&found, seen, protocol, flags, !REPLY);
         state.map_or(GONE, |state| state.0)
     }
 }

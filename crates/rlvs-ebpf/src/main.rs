@@ -24,7 +24,7 @@ use rlvs_datapath::process::{process, settle};
 use rlvs_datapath::stage::Stage;
 use rlvs_datapath::{
     apart, association, cut, errors, fragment, full, guard, local, mss, opening, quoted, refuse,
-    relay, rest, schedulers, sip, special,
+    relay, rest, schedulers, sip, special, strange,
 };
 
 use crate::frame::{TcFrame, XdpFrame};

@@ -386,6 +386,29 @@ fn the_hardwares_sum_stays_right_in_tc() {
     });
 }
 
+/// Two stages see the INIT of a persistent service, and one of them notes it.
+#[test]
+fn persistent_associations_live_as_others() {
+    use rlvs_datapath::abi::service_flag;
+    network::run("sctp-persistent", |network| {
+        let mut world = World::new(network, &scene(network, 4, method::DIRECT, 2));
+        for (family, method) in
+            [4, 6].into_iter().flat_map(|f| [(f, method::DIRECT), (f, method::MASQUERADE)])
+        {
+            world.reset(&scene(network, family, method, 2));
+            world.edit(|tables| {
+                tables.services[1].flags |= service_flag::SPECIAL;
+                (tables.services[1].persistence, tables.services[1].mask) = (SECOND, [0xff; 16]);
+            });
+            let opening = request(network, family, chunk(INIT)).bytes();
+            assert!(matches!(world.step(&opening).same().verdict, Verdict::Transmit { .. }));
+            let entries = e2e::snapshot::connections(world.tables());
+            assert!(entries.values().all(|value| value.starts_with("INIT1")), "{entries:?}");
+            assert_eq!(world.tables().counts[1].connections.get(), 1 << 32);
+        }
+    });
+}
+
 #[test]
 fn an_init_on_what_has_ended_goes_to_the_next_server() {
     network::run("anew", |network| {

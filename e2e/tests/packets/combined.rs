@@ -1,15 +1,13 @@
 //! What is unusual in two ways: ICMP errors about servers here and about services without a port or an
-//! address of their own; options, extension headers and fragments of these, and of SCTP, which are the
-//! stack's as they came.
+//! address of their own; options, extension headers and fragments of servers here, which are the stack's as
+//! they came.
 
 use std::net::SocketAddr;
 
 use e2e::bpf::Input;
 use e2e::network::{self, GATEWAY_MAC, Network, client, server, server_mac, vip};
 use e2e::packet::{Kind, Message, Packet};
-use e2e::scene::{
-    PORT, REAL_PORT, SCTP, TCP, UDP, description, destination, reply, request, service,
-};
+use e2e::scene::{PORT, REAL_PORT, SCTP, TCP, UDP, description, destination, request, service};
 use e2e::table::{Description, Server};
 use e2e::unusual::{extended, fragments, optioned};
 use e2e::world::{Outcome, World};
@@ -21,7 +19,6 @@ use rlvs_wire::tcp::{ACK, SYN};
 use crate::persistence::{any_port, by_mark, persist};
 
 const INIT: u8 = 1;
-const COOKIE_ECHO: u8 = 10;
 
 /// Services 1, TCP, and 2, UDP, and 3, SCTP, whose destination is the director at its address 101.
 fn on_director(network: &Network, family: u8, method: u8) -> Description {
@@ -238,67 +235,6 @@ fn errors_about_services_without_a_port_find_their_connection() {
                 let other = SocketAddr::from((virtual_end.ip(), 444));
                 let stray = Message { payload: about(other), ..came }.bytes();
                 passes(&world.step(&stray).same(), &stray);
-            }
-        }
-    });
-}
-
-#[test]
-fn what_is_unusual_for_services_without_a_port_is_the_stacks() {
-    network::run("unusual-wide", |network| {
-        let mut world = World::new(network, &any_port(network, 4, method::MASQUERADE));
-        for (family, has_mark) in wide_scenes() {
-            begin_wide(&mut world, family, has_mark);
-            let opening = request(network, family, Kind::Tcp(SYN));
-            for is_open in [false, true] {
-                if is_open {
-                    let opened = world.step(&opening.bytes()).same();
-                    assert!(matches!(opened.verdict, Verdict::Transmit { .. }), "{opened:?}");
-                }
-                for frame in disguises(&opening) {
-                    passes(&world.step(&frame).same(), &frame);
-                }
-                let mut answer = reply(network, family, Kind::Tcp(SYN | ACK));
-                answer.source.set_port(opening.target.port());
-                for frame in disguises(&answer) {
-                    let input = Input::new(&frame, network.outside.index);
-                    passes(&world.step_with(&input).same(), &frame);
-                }
-                for chunk in [INIT, COOKIE_ECHO] {
-                    let frame = request(network, family, Kind::Sctp(chunk, None)).bytes();
-                    passes(&world.step(&frame).same(), &frame);
-                }
-            }
-        }
-    });
-}
-
-#[test]
-fn associations_in_pieces_or_with_more_headers_are_the_stacks() {
-    network::run("unusual-sctp", |network| {
-        let scene = |family, method| {
-            let servers = vec![destination(family, 11, method)];
-            description(network, vec![service(family, SCTP, servers)])
-        };
-        let mut world = World::new(network, &scene(4, method::DIRECT));
-        for (family, method) in
-            [4, 6].into_iter().flat_map(|f| [(f, method::DIRECT), (f, method::MASQUERADE)])
-        {
-            world.reset(&scene(family, method));
-            for is_open in [false, true] {
-                let chunk = if is_open { COOKIE_ECHO } else { INIT };
-                let packet = request(network, family, Kind::Sctp(chunk, None));
-                for frame in disguises(&packet) {
-                    passes(&world.step(&frame).same(), &frame);
-                }
-                let packet = reply(network, family, Kind::Sctp(chunk + 1, None));
-                for frame in disguises(&packet) {
-                    let input = Input::new(&frame, network.outside.index);
-                    passes(&world.step_with(&input).same(), &frame);
-                }
-                let opening = request(network, family, Kind::Sctp(INIT, None)).bytes();
-                let outcome = world.step(&opening).same();
-                assert!(matches!(outcome.verdict, Verdict::Transmit { .. }), "{outcome:?}");
             }
         }
     });

@@ -25,5 +25,6 @@ mod reasons;
 mod schedulers;
 mod sip;
 mod states;
+mod strange;
 mod tunnels;
 mod unusual;

@@ -114,6 +114,7 @@ pub fn list() -> Result<Vec<Rule>, Error> {
 /// As [`list`], or programs that the kernel does not take.
 pub fn add(rule: &Rule) -> Result<bool, Error> {
     load::ensure_group(Group::Special)?;
+    load::ensure_group(Group::Strange)?;
     edit(|rules| {
         let length = rules.length;
         if length >= MARK_RULES {

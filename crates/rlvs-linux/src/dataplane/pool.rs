@@ -183,6 +183,7 @@ pub(super) fn prepare(
         )));
     }
     load::ensure_group(Group::Special)?;
+    load::ensure_group(Group::Strange)?;
     load::ensure_group(Group::FullNat)?;
     let mut settings = maps.settings();
     settings.flags |= settings_flag::WIDE;

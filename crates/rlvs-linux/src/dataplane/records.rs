@@ -29,9 +29,11 @@ pub(super) fn octets(address: IpAddr) -> [u8; 16] {
 
 /// Returns whether a service takes SCTP, or what IPsec carries behind its key exchange.
 pub(super) fn associates(record: &Service) -> bool {
+    let port = u16::from_be_bytes(record.port);
     match record.protocol {
+        _ if record.mark != 0 => true,
         sctp::PROTOCOL => true,
-        udp::PROTOCOL => u16::from_be_bytes(record.port) == ipsec::KEY_EXCHANGE,
+        udp::PROTOCOL => port == ipsec::KEY_EXCHANGE || port == 0,
         _ => false,
     }
 }

@@ -26,7 +26,7 @@ use nix::fcntl::Flock;
 use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
-    Connection, Destination as Wanted, DestinationId, Drained, Protocol, Service as WantedService,
+    Connection, Destination as Wanted, DestinationId, Drained, Service as WantedService,
     ServiceEntry, ServiceId, Timeouts,
 };
 use rlvs_control::ring::State;
@@ -111,7 +111,6 @@ impl BpfTable {
     /// What [`Table::add_service`] would answer.
     pub fn accepts(service: &WantedService) -> Result<(), Error> {
         check::service(service)?;
-        carried_out(service)?;
         scheduler_number(&service.scheduler).map(drop)
     }
 
@@ -331,23 +330,12 @@ fn set_special(record: &mut Service, service: &WantedService) -> Result<(), Erro
     Ok(())
 }
 
-/// Refuses what the model can say and the programs do not carry out.
-fn carried_out(service: &WantedService) -> Result<(), Error> {
-    match service.id {
-        ServiceId::Address { protocol: Protocol::Sctp, port: 0, .. } => {
-            Err(Error::NotYet("a service of SCTP without a port".to_owned()))
-        }
-        ServiceId::Mark { .. } | ServiceId::Address { .. } => Ok(()),
-    }
-}
-
 impl Table for BpfTable {
     fn add_service(&mut self, service: &WantedService) -> Result<(), Error> {
         check::service(service)?;
         if self.live(service.id).is_ok() {
             return Err(Error::ServiceExists);
         }
-        carried_out(service)?;
         self.put_in_force()?;
         let scheduler = scheduler_number(&service.scheduler)?;
         self.forget(false)?;
@@ -392,7 +380,6 @@ impl Table for BpfTable {
         check::service(service)?;
         self.put_in_force()?;
         let id = self.live(service.id)?;
-        carried_out(service)?;
         let scheduler = scheduler_number(&service.scheduler)?;
         let mut record = self.service_record(id);
         let before = (record.scheduler, record.scheduler_flags);

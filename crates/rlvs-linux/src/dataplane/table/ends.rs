@@ -48,7 +48,8 @@ impl BpfTable {
         let mut settings = self.maps.settings();
         settings.flags |= settings_flag::WIDE;
         self.maps.settings.update(0, &settings)?;
-        load::ensure_group(Group::Special)
+        load::ensure_group(Group::Special)?;
+        load::ensure_group(Group::Strange)
     }
 
     /// Loads what every service of an IP version (4 or 6) needs, if this is the first of it.
