@@ -84,7 +84,14 @@ fn plain_request<A: Ip, F: Frame, T: Tables>(
     let track = |found: &Found<'_, WideSlot>| {
         context.track_wide::<true>(found.slot, found.value, packet.protocol, packet.flags);
     };
-    let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu);
+    let is_alone = found.is_none();
+    let too_big = |frame: &mut F, mtu| {
+        let verdict = complain_of_length(context, frame, packet, mtu);
+        if is_alone {
+            context.choose_again::<F>(id, verdict, true);
+        }
+        verdict
+    };
     request(context, frame, packet, id, found, track, too_big)
 }
 
@@ -247,6 +254,22 @@ impl<T: Tables> Context<'_, T> {
                 == u32::from(packet.source_port) << 16 | u32::from(packet.target_port);
         self.tables.write(once, 0);
         if is_that { id } else { 0 }
+    }
+
+    /// Has the stage that cuts a packet, if that follows, take the destination that was chosen for it alone.
+    /// Where only TC has that stage it chooses anew, and one that `is_new` has not been chosen.
+    #[inline(always)]
+    pub(crate) fn choose_again<F: Frame>(&self, id: u32, verdict: Verdict, is_new: bool) {
+        if !matches!(verdict, Verdict::Next(_)) {
+            return;
+        }
+        if F::RESOLVES {
+            if let Some(scratch) = self.tables.scratch(self.tables.cpu()) {
+                self.tables.write(&scratch.once, id.into());
+            }
+        } else if is_new && let Some(row) = self.tables.row(self.row_index(id)) {
+            bump(&row.connections, u64::MAX);
+        }
     }
 
     /// Returns the destination that a datagram comes from whose requests leave no entry, or 0.

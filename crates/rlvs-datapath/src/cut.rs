@@ -100,6 +100,10 @@ impl<T: Tables> Context<'_, T> {
         if self.settings.flags & settings_flag::WIDE == 0 {
             return None;
         }
+        let chosen = self.take_chosen(packet);
+        if chosen != 0 {
+            return Some(chosen);
+        }
         Some(self.find_wide_live(&Key::request(packet))?.value.destination())
     }
 }

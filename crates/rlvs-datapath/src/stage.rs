@@ -74,19 +74,19 @@ macro_rules! stages {
                 /// The call that a datagram belongs to is to be found out.
                 sip: Sip4 sip4, Sip6 sip6 = sip::identify, Sip;
                 /// SCTP, AH or ESP with options, extension headers, or in fragments.
-                odd_sctp: OddSctp4 odd_sctp4, OddSctp6 odd_sctp6
+                odd_sctp: OddSctp4 osctp4, OddSctp6 osctp6
                     = fragment::odd_sctp, Associations;
                 /// Such a packet that may open an association.
-                odd_init: OddInit4 odd_init4, OddInit6 odd_init6
+                odd_init: OddInit4 oinit4, OddInit6 oinit6
                     = fragment::odd_init, Associations;
                 /// Any packet but TCP and UDP with the usual headers, which no endpoint names or whose
                 /// connection is in the wide table.
-                strange: Strange4 strange4, Strange6 strange6 = strange::any, Strange;
+                strange: Strange4 wodd4, Strange6 wodd6 = strange::any, Strange;
                 /// One that is no request of a connection.
-                strange_back: StrangeBack4 strange_back4, StrangeBack6 strange_back6
+                strange_back: StrangeBack4 wback4, StrangeBack6 wback6
                     = strange::back, Strange;
                 /// One of a connection of full NAT.
-                strange_full: StrangeFull4 strange_full4, StrangeFull6 strange_full6
+                strange_full: StrangeFull4 wfull4, StrangeFull6 wfull6
                     = strange::full, FullNat;
             }
         }

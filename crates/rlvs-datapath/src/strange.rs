@@ -144,7 +144,14 @@ fn request<A: Ip, F: Frame, T: Tables>(
         return Verdict::Pass(Reason::Fragment);
     }
     let track = |found: &Found<'_, WideSlot>| context.note(found, packet, place);
-    let too_big = |frame: &mut Moved<'_, F, false>, _| cut_or_leave::<A, _>(frame);
+    let is_alone = found.is_none();
+    let too_big = |frame: &mut Moved<'_, F, false>, _| {
+        let verdict = cut_or_leave::<A, _>(frame);
+        if is_alone {
+            context.choose_again::<F>(id, verdict, !place.is_later());
+        }
+        verdict
+    };
     apart::request(context, frame, packet, id, found, track, too_big)
 }
 

@@ -13,7 +13,7 @@ const GOLDEN: &str = "tests/oracle/golden/packets.txt";
 const RECORD: &str = "RLVS_RECORD";
 
 /// Where ours differs on purpose: scenario and step, and why; docs/differences.md says it to users.
-const DIFFERENT: [(&str, &str); 22] = [
+const DIFFERENT: [(&str, &str); 19] = [
     ("fragments > pieces, the last first", "what comes before its datagram's first is the stack's"),
     ("^(ipip|gue|gre).* fragments > pieces$", "fragments enter the tunnel one by one"),
     (
@@ -34,7 +34,6 @@ const DIFFERENT: [(&str, &str); 22] = [
         r"4in4 errors of servers > .*\[3, 4\]",
         "the kernel's size is that of what it knew of the way",
     ),
-    ("sctp oddities > (options|pieces)", "SCTP with options or in pieces is the stack's"),
     ("sctp oddities > too long$", "the packet is quoted with the time to live that it had"),
     (
         "ipip(6|6in4|4in6) sctp oddities > too long, to be cut",
@@ -43,9 +42,7 @@ const DIFFERENT: [(&str, &str); 22] = [
     ("(4in6|6in4) errors of servers > -", "the kernel tells such a client nothing"),
     ("^nat. sctp oddities > wrong checksum", "the checksum is moved along, not made anew"),
     ("^nat6 (sctp oddities|mark|any port) > error back", "the kernel sends none of them on"),
-    ("(mark|any port) > (options|pieces)", "the stack's"),
     ("nat. any port > look", "a template of datagrams is not told to be assured"),
-    ("mark > (sctp|look)", "a mark's SCTP is the stack's"),
     ("here . > .* last hop", "whoever asks for a service is answered as by a router"),
     ("here 6 > -m -u ", "the kernel sends none of its own stack's errors on"),
 ];

@@ -9,7 +9,7 @@ use e2e::scene::{TCP, TUNNEL_PORT, UDP, description, request, service, tunnelled
 use e2e::table::Description;
 use e2e::unusual::fragments;
 use e2e::world::World;
-use rlvs_datapath::abi::{tunnel_checksum, tunnel_form};
+use rlvs_datapath::abi::{Service, service_flag, settings_flag, tunnel_checksum, tunnel_form};
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
 use rlvs_datapath::stage::Stage;
@@ -399,6 +399,40 @@ fn what_may_be_cut_is_left_to_the_stack_in_its_tunnel() {
             outer[10..12].copy_from_slice(&checksum.to_be_bytes());
             let ethernet = [&[0; 12][..], &[8, 0]].concat();
             assert_eq!(step.tc.bytes, [ethernet, outer].concat(), "{case:?}");
+        }
+    });
+}
+
+/// One that is scheduled alone too: it is counted once, though XDP and TC both look for a destination.
+#[test]
+fn a_single_datagram_that_may_be_cut_is_left_to_the_stack() {
+    network::run("tun-cut-once", |network| {
+        let case = Case::all().into_iter().find(|case| (case.inner, case.outer) == (4, 4)).unwrap();
+        let mut world = World::new(network, &case.description(network));
+        let of = |length| Packet { payload: vec![1; length], ..request(network, 4, Kind::Udp) };
+        let mut whole = of(1472).bytes();
+        mark(&mut whole, 0, false);
+        for frames in [vec![whole], fragments(&of(4000).bytes(), 0x4321, 1480)] {
+            let mut description = case.description(network);
+            description.flags |= settings_flag::WIDE;
+            world.reset(&description);
+            world.edit(|tables| {
+                let udp = |service: &&mut Service| service.protocol == UDP;
+                for service in tables.services.iter_mut().filter(udp) {
+                    service.flags |= service_flag::SPECIAL | service_flag::ONE_PACKET;
+                }
+            });
+            for frame in frames.iter().take(2) {
+                let step = world.step(frame);
+                assert_eq!(step.xdp.verdict, Verdict::Next(Stage::Cut4));
+                assert_eq!(step.tc.verdict, Verdict::Arrive, "{step:?}");
+            }
+            let counted = |name: &str| world.snapshot().get(name).cloned();
+            let ids = 1..world.tables().destinations.len();
+            let counts: Vec<_> =
+                ids.filter_map(|id| counted(&format!("d{id} connections"))).collect();
+            // The tables shown are those of XDP.
+            assert!(counts.is_empty(), "{counts:?}");
         }
     });
 }
