@@ -13,7 +13,7 @@ const GOLDEN: &str = "tests/oracle/golden/packets.txt";
 const RECORD: &str = "RLVS_RECORD";
 
 /// Where ours differs on purpose: scenario and step, and why; docs/differences.md says it to users.
-const DIFFERENT: [(&str, &str); 19] = [
+const DIFFERENT: [(&str, &str); 22] = [
     ("fragments > pieces, the last first", "what comes before its datagram's first is the stack's"),
     ("^(ipip|gue|gre).* fragments > pieces$", "fragments enter the tunnel one by one"),
     (
@@ -42,6 +42,12 @@ const DIFFERENT: [(&str, &str); 19] = [
     ("(4in6|6in4) errors of servers > -", "the kernel tells such a client nothing"),
     ("^nat. sctp oddities > wrong checksum", "the checksum is moved along, not made anew"),
     ("^nat6 (sctp oddities|mark|any port) > error back", "the kernel sends none of them on"),
+    (r"^ipip\S+ (sctp oddities|mark|any port) > pieces$", "fragments enter the tunnel one by one"),
+    ("^nat. sctp oddities > pieces", "NAT does not change the port of a fragment of SCTP"),
+    (
+        "^ipip(4in6|6in4) mark > look",
+        "the kernel counts what the mark's service of the other version has left at the server",
+    ),
     ("nat. any port > look", "a template of datagrams is not told to be assured"),
     ("here . > .* last hop", "whoever asks for a service is answered as by a router"),
     ("here 6 > -m -u ", "the kernel sends none of its own stack's errors on"),
