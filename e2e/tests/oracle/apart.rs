@@ -156,6 +156,30 @@ fn any_port(play: &mut Play<'_, '_>, way: Way) {
     without_port(play, way);
 }
 
+/// An SCTP service of every port of its address.
+pub(crate) fn associations_of_every_port(play: &mut Play<'_, '_>) {
+    play.own_client();
+    let service = play.ports.service;
+    play.ports.service = 0;
+    let at = play.virtual_end();
+    play.adm(&format!("-A --sctp-service {at} -s rr -p 300"));
+    let real = SocketAddr::new(server(play.family, 11), 0);
+    play.adm(&format!("-a --sctp-service {at} -r {real} -m"));
+    (play.ports.service, play.ports.real) = (service, service);
+    let client = |play: &mut Play<'_, '_>, step, chunk| {
+        play.client_sends(step, Kind::Sctp(chunk, None));
+        play.look();
+    };
+    client(play, "astray", chunk::COOKIE_ECHO);
+    client(play, "init", chunk::INIT);
+    play.server_sends("init ack", Kind::Sctp(chunk::INIT_ACK, None));
+    client(play, "cookie echo", chunk::COOKIE_ECHO);
+    play.server_sends("cookie ack", Kind::Sctp(chunk::COOKIE_ACK, None));
+    client(play, "data", chunk::DATA);
+    play.ports.service += 1;
+    client(play, "another port", chunk::INIT);
+}
+
 fn without_port(play: &mut Play<'_, '_>, way: Way) {
     play.client_sends("tcp", Kind::Tcp(SYN));
     if way.is_nat() {

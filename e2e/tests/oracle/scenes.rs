@@ -129,6 +129,10 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
         let scenario: OfNone = apart::here;
         all.push((format!("here {family}"), family, Box::new(scenario)));
     }
+    for family in [4, 6] {
+        let scenario: OfNone = apart::associations_of_every_port;
+        all.push((format!("sctp of every port {family}"), family, Box::new(scenario)));
+    }
     all
 }
 
