@@ -11,6 +11,7 @@ use rlvs_wire::{sctp, udp};
 use crate::abi::{
     Destination, Scratch, Service, Word, destination_flag, method, service_flag, settings_flag,
 };
+use crate::adopt::{self, QUOTED};
 use crate::connection::{Context, Key, Value};
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
@@ -114,7 +115,8 @@ pub(crate) fn conclude<A: Ip, T: Tables>(
         context.tables.write(&scratch.unborn, unborn.0);
     }
     context.settle_debts(packet, scratch);
-    if result & OPENED != 0 || result == THERE || result == Reason::Stateless as u32 {
+    let goes_astray = result == Reason::Stateless as u32 && packet.flags != QUOTED;
+    if result & OPENED != 0 || result == THERE || goes_astray {
         return Verdict::Next(back(context, scratch));
     }
     // There is room on the stack to say so.
@@ -143,6 +145,10 @@ fn refuse<A: Ip, F: Frame, T: Tables>(
         [Stage::rest::<A>(), Stage::apart::<A>(), Stage::full::<A>()].map(|stage| stage as u32);
     if is_plain.contains(&back) {
         return refuse_start(context, frame, packet, reason);
+    }
+    if back == Stage::adopted::<A>() as u32 {
+        // As ip_vs_leave(): nobody is told of an error about an error.
+        return quiet(reason);
     }
     match quiet(reason) {
         Verdict::Drop(Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken) => {
@@ -260,7 +266,10 @@ impl<T: Tables> Context<'_, T> {
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
         let strict = self.settings.strict != 0;
-        let state = first(seen, packet.protocol, packet.flags, strict);
+        let state = match packet.flags {
+            QUOTED => adopt::first_state(packet.protocol),
+            flags => first(seen, packet.protocol, flags, strict),
+        };
         let value = Value::new(self.now, state, id, service, paired);
         let value = if chosen & CONTROLS != 0 { value.controlled() } else { value };
         let Some(record) = self.tables.service(service) else {
