@@ -115,9 +115,11 @@ pub(crate) fn conclude<A: Ip, T: Tables>(
         context.tables.write(&scratch.unborn, unborn.0);
     }
     context.settle_debts(packet, scratch);
-    let goes_astray = result == Reason::Stateless as u32 && packet.flags != QUOTED;
+    let back = back(context, scratch);
+    // An error that finds no room does not go astray as its packet would.
+    let goes_astray = result == Reason::Stateless as u32 && back != Stage::adopted::<A>();
     if result & OPENED != 0 || result == THERE || goes_astray {
-        return Verdict::Next(back(context, scratch));
+        return Verdict::Next(back);
     }
     // There is room on the stack to say so.
     context.tables.write(&scratch.refused, u64::from(OPENED | result & !NEXT));
@@ -183,6 +185,15 @@ pub(crate) fn first(seen: Seen, protocol: u8, flags: u8, strict: bool) -> State 
         state::first::<false>(seen, protocol, flags, strict)
     } else {
         state::first::<true>(seen, protocol, flags, strict)
+    }
+}
+
+/// Returns the number of that state, also for a packet that was quoted.
+#[inline(never)]
+fn first_of(seen: Seen, protocol: u8, flags: u8, strict: bool) -> u32 {
+    match flags {
+        QUOTED => adopt::first_state(protocol).0,
+        flags => first(seen, protocol, flags, strict).0,
     }
 }
 
@@ -266,10 +277,7 @@ impl<T: Tables> Context<'_, T> {
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
         let strict = self.settings.strict != 0;
-        let state = match packet.flags {
-            QUOTED => adopt::first_state(packet.protocol),
-            flags => first(seen, packet.protocol, flags, strict),
-        };
+        let state = State(first_of(seen, packet.protocol, packet.flags, strict));
         let value = Value::new(self.now, state, id, service, paired);
         let value = if chosen & CONTROLS != 0 { value.controlled() } else { value };
         let Some(record) = self.tables.service(service) else {
