@@ -428,6 +428,51 @@ mod tests {
         assert_eq!((settings.drop_rate, settings.strict), (0, 0));
     }
 
+    /// Every name below `net.ipv4.vs` of Linux 6.1 to 6.12 and of what follows, with the kernel's default.
+    #[test]
+    fn every_setting_of_the_kernel_has_its_name_and_default() {
+        for (name, default) in [
+            ("am_droprate", "10"),
+            ("amemthresh", "1024"),
+            ("backup_only", "0"),
+            ("cache_bypass", "0"),
+            ("conn_lfactor", "-4"),
+            ("conn_reuse_mode", "1"),
+            ("conntrack", "0"),
+            ("debug_level", "0"),
+            ("drop_entry", "0"),
+            ("drop_packet", "0"),
+            ("est_cpulist", ""),
+            ("est_nice", "0"),
+            ("expire_nodest_conn", "0"),
+            ("expire_quiescent_template", "0"),
+            ("ignore_tunneled", "0"),
+            ("lblc_expiration", "86400"),
+            ("lblcr_expiration", "86400"),
+            ("nat_icmp_send", "0"),
+            ("pmtu_disc", "1"),
+            ("run_estimation", "1"),
+            ("schedule_icmp", "0"),
+            ("secure_tcp", "0"),
+            ("sloppy_sctp", "0"),
+            ("sloppy_tcp", "0"),
+            ("snat_reroute", "1"),
+            ("svc_lfactor", "-3"),
+            ("sync_persist_mode", "0"),
+            ("sync_ports", "1"),
+            ("sync_refresh_period", "0"),
+            ("sync_retries", "0"),
+            ("sync_sock_size", "0"),
+            ("sync_threshold", "3 50"),
+            ("sync_version", "1"),
+        ] {
+            let parameter = Parameter::named(name).unwrap_or_else(|| panic!("{name} is missing"));
+            assert_eq!(parameter.shown(parameter.default), default, "{name}");
+        }
+        // The kernel's default is a share of its memory.
+        assert!(Parameter::named("sync_qlen_max").is_some());
+    }
+
     #[test]
     fn names_are_in_order_and_once() {
         assert!(ALL.is_sorted_by(|one, other| one.name < other.name));
