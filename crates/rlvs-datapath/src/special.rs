@@ -188,13 +188,10 @@ pub(crate) fn first(seen: Seen, protocol: u8, flags: u8, strict: bool) -> State 
     }
 }
 
-/// Returns the number of that state, also for a packet that was quoted.
+/// Returns the number of that state, or of another one for a packet that was quoted.
 #[inline(never)]
-fn first_of(seen: Seen, protocol: u8, flags: u8, strict: bool) -> u32 {
-    match flags {
-        QUOTED => adopt::first_state(protocol).0,
-        flags => first(seen, protocol, flags, strict).0,
-    }
+fn unless_quoted(state: u32, protocol: u8, flags: u8) -> u32 {
+    if flags == QUOTED { adopt::first_state(protocol).0 } else { state }
 }
 
 impl<T: Tables> Context<'_, T> {
@@ -277,7 +274,8 @@ impl<T: Tables> Context<'_, T> {
         let paired = destination.method == method::MASQUERADE;
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
         let strict = self.settings.strict != 0;
-        let state = State(first_of(seen, packet.protocol, packet.flags, strict));
+        let state = first(seen, packet.protocol, packet.flags, strict);
+        let state = State(unless_quoted(state.0, packet.protocol, packet.flags));
         let value = Value::new(self.now, state, id, service, paired);
         let value = if chosen & CONTROLS != 0 { value.controlled() } else { value };
         let Some(record) = self.tables.service(service) else {
