@@ -331,7 +331,8 @@ impl Bpf {
         let special = |service: &Service| service.flags & abi::service_flag::SPECIAL != 0;
         let apart = tables.settings.flags & abi::settings_flag::WIDE != 0;
         let tells = tables.settings.flags & abi::settings_flag::TELL_SERVERS != 0;
-        if apart || tells || tables.services.iter().any(special) {
+        let adopts = tables.settings.flags & abi::settings_flag::SCHEDULE_ERRORS != 0;
+        if apart || tells || adopts || tables.services.iter().any(special) {
             self.need(Group::Special);
         }
         if apart {
@@ -342,6 +343,9 @@ impl Bpf {
             |service: &Service| service.protocol == rlvs_wire::sctp::PROTOCOL || service.mark != 0;
         if tables.services.iter().any(associates) {
             self.need(Group::Associations);
+        }
+        if adopts {
+            self.need(Group::Adopt);
         }
         let guarded = |service: &Service| service.flags & abi::service_flag::GUARDED != 0;
         if tables.settings.drop_rate != 0 || tables.services.iter().any(guarded) {

@@ -88,6 +88,9 @@ impl Shared {
 /// restored alike, a whole restore that is refused and changes something, or does otherwise than its
 /// lines one by one.
 pub fn run(text: &[u8]) {
+    // The order may differ: of addresses more than half the space apart upstream's comparison runs in a
+    // circle, and what a whole restore removes and adds again stays in place.
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
     let table = Shared::filled();
     let (status, _) = table.run(&["-R"], text);
     assert!([0, 1, 2, 255].contains(&status), "{status}");
@@ -97,15 +100,13 @@ pub fn run(text: &[u8]) {
         let other = Shared::default();
         let (status, printed) = other.run(&["-R"], saved.as_bytes());
         assert_eq!((status, printed.as_str()), (0, ""), "{saved}");
-        assert_eq!(other.saved(), saved);
+        assert_eq!(lines(&other.saved()), lines(&saved));
     }
     let whole = Shared::filled();
     let before = whole.saved();
     let (status, _) = whole.run(&["-R", "--atomic"], text);
     assert!([0, 1, 2, 255].contains(&status), "{status}");
     if status == 0 {
-        // The order of a list may differ: what was removed and added again has stayed in place.
-        let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
         assert_eq!(lines(&whole.saved()), lines(&saved));
     } else {
         assert_eq!(whole.saved(), before);

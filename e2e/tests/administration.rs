@@ -407,10 +407,10 @@ fn settings_are_known_by_the_kernels_names() {
         stage.rlvs(&["set", name, "77"]).ok();
         assert_eq!(stage.rlvs(&["set", name]).ok(), format!("{name} = 77\n"));
     }
-    stage.rlvs(&["set", "schedule_icmp", "0"]).ok();
+    stage.rlvs(&["set", "schedule_icmp", "1"]).ok();
+    assert_eq!(stage.rlvs(&["set", "schedule_icmp"]).ok(), "schedule_icmp = 1\n");
     stage.rlvs(&["set", "conn_lfactor", "-4"]).ok();
     for (name, why) in [
-        ("schedule_icmp", "schedule_icmp is not carried out yet, and stays 0\n"),
         ("backup_only", "stays 0: no daemon"),
         ("est_cpulist", "est_cpulist is without meaning here, and stays empty: a timer"),
         ("est_nice", "est_nice is without meaning here, and stays 0: a timer"),

@@ -163,6 +163,8 @@ pub mod settings_flag {
     pub const SLOPPY_TCP: u32 = 1 << 20;
     /// SCTP associations are, as with `sloppy_sctp`.
     pub const SLOPPY_SCTP: u32 = 1 << 21;
+    /// An ICMP error about a packet of no connection may open one, as with `schedule_icmp`.
+    pub const SCHEDULE_ERRORS: u32 = 1 << 22;
     /// Servers are told that a connection is not known, as with `nat_icmp_send`.
     pub const TELL_SERVERS: u32 = 1 << 23;
 }

@@ -45,6 +45,7 @@ pub fn related<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &
     let Some(found) = context.find_live(&key) else {
         return match is_wide {
             true => Verdict::Next(Stage::quoted::<A>()),
+            false if !is_reply => context.about_nothing::<A>(),
             false => Verdict::Pass(Reason::NoConnection),
         };
     };
@@ -66,7 +67,7 @@ pub fn related<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &
 
 /// Hands an error from the clients' side to the server whose packet it quotes.
 #[inline(always)]
-fn to_destination<A: Quote, F: Frame, T: Tables>(
+pub(crate) fn to_destination<A: Quote, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod adopt;
 pub mod apart;
 pub mod association;
 pub mod connection;

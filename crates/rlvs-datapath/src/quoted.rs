@@ -32,8 +32,10 @@ pub fn related<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &
     };
     let Some(Found { slot, value }) = found else {
         return match packet.protocol {
-            udp::PROTOCOL => Verdict::Next(Stage::relay::<A>()),
-            _ => Verdict::Pass(Reason::NoConnection),
+            udp::PROTOCOL if context.service_of(&packet).is_none() => {
+                Verdict::Next(Stage::relay::<A>())
+            }
+            _ => context.about_nothing::<A>(),
         };
     };
     if packet.ttl <= 1 {
@@ -82,7 +84,7 @@ fn to_client<A: Quote, F: Frame, T: Tables>(
 
 /// Hands an error from the clients' side to the server whose packet it quotes.
 #[inline(always)]
-fn to_server<A: Quote, F: Frame, T: Tables>(
+pub(crate) fn to_server<A: Quote, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,

@@ -11,6 +11,7 @@ use rlvs_wire::{sctp, udp};
 use crate::abi::{
     Destination, Scratch, Service, Word, destination_flag, method, service_flag, settings_flag,
 };
+use crate::adopt::{self, QUOTED};
 use crate::connection::{Context, Key, Value};
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
@@ -114,8 +115,11 @@ pub(crate) fn conclude<A: Ip, T: Tables>(
         context.tables.write(&scratch.unborn, unborn.0);
     }
     context.settle_debts(packet, scratch);
-    if result & OPENED != 0 || result == THERE || result == Reason::Stateless as u32 {
-        return Verdict::Next(back(context, scratch));
+    let back = back(context, scratch);
+    // An error that finds no room does not go astray as its packet would.
+    let goes_astray = result == Reason::Stateless as u32 && back != Stage::adopted::<A>();
+    if result & OPENED != 0 || result == THERE || goes_astray {
+        return Verdict::Next(back);
     }
     // There is room on the stack to say so.
     context.tables.write(&scratch.refused, u64::from(OPENED | result & !NEXT));
@@ -143,6 +147,10 @@ fn refuse<A: Ip, F: Frame, T: Tables>(
         [Stage::rest::<A>(), Stage::apart::<A>(), Stage::full::<A>()].map(|stage| stage as u32);
     if is_plain.contains(&back) {
         return refuse_start(context, frame, packet, reason);
+    }
+    if back == Stage::adopted::<A>() as u32 {
+        // As ip_vs_leave(): nobody is told of an error about an error.
+        return quiet(reason);
     }
     match quiet(reason) {
         Verdict::Drop(Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken) => {
@@ -179,6 +187,12 @@ pub(crate) fn first(seen: Seen, protocol: u8, flags: u8, strict: bool) -> State 
     } else {
         state::first::<true>(seen, protocol, flags, strict)
     }
+}
+
+/// Returns the number of that state, or of another one for a packet that was quoted.
+#[inline(never)]
+fn unless_quoted(state: u32, protocol: u8, flags: u8) -> u32 {
+    if flags == QUOTED { adopt::first_state(protocol).0 } else { state }
 }
 
 impl<T: Tables> Context<'_, T> {
@@ -268,6 +282,7 @@ impl<T: Tables> Context<'_, T> {
         let seen = if paired { Seen::Request } else { Seen::RequestOnly };
         let strict = self.settings.strict != 0;
         let state = first(seen, packet.protocol, packet.flags, strict);
+        let state = State(unless_quoted(state.0, packet.protocol, packet.flags));
         let value = Value::new(self.now, state, id, service, paired);
         let value = if chosen & CONTROLS != 0 { value.controlled() } else { value };
         let Some(record) = self.tables.service(service) else {

@@ -6,8 +6,8 @@ use crate::ip::{Ip, V4, V6};
 use crate::process::settle;
 use crate::tables::Tables;
 use crate::{
-    apart, association, cut, errors, fragment, full, guard, mss, opening, quoted, refuse, relay,
-    rest, schedulers, sip, special, strange,
+    adopt, apart, association, cut, errors, fragment, full, guard, mss, opening, quoted, refuse,
+    relay, rest, schedulers, sip, special, strange,
 };
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
@@ -88,6 +88,10 @@ macro_rules! stages {
                 /// One of a connection of full NAT.
                 strange_full: StrangeFull4 wfull4, StrangeFull6 wfull6
                     = strange::full, FullNat;
+                /// An ICMP error quotes a packet of no connection, and may open one.
+                adopt: Adopt4 adopt4, Adopt6 adopt6 = adopt::first, Adopt;
+                /// It has, and goes to the server.
+                adopted: Adopted4 adopted4, Adopted6 adopted6 = adopt::carry, Adopt;
             }
         }
     };
@@ -234,11 +238,13 @@ pub enum Group {
     FullNat,
     /// By services with the persistence engine `sip`.
     Sip,
+    /// Where ICMP errors may open connections.
+    Adopt,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Ordinary,
         Self::Unusual,
         Self::Associations,
@@ -251,6 +257,7 @@ impl Group {
         Self::Guard,
         Self::FullNat,
         Self::Sip,
+        Self::Adopt,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has unusual

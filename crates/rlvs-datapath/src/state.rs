@@ -80,10 +80,11 @@ impl State {
         "CLOSED",
     ];
 
-    /// Default time-outs in seconds, by number.
+    /// Default time-outs in seconds, by number. What has seen no packet has that of `ip_vs_conn_new()`, as
+    /// no packet leads back there.
     pub const TIMEOUTS_S: [u32; 30] = [
-        2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120, 300, 0, 0, 0, 0, // TCP, UDP
-        2, 4, 61, 61, 61, 61, 61, 61, 900, 61, 61, 61, 4, 61, // SCTP
+        3, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120, 300, 0, 0, 0, 0, // TCP, UDP
+        3, 4, 61, 61, 61, 61, 61, 61, 900, 61, 61, 61, 4, 61, // SCTP
     ];
 
     /// Returns whether a connection in this state is an active one.

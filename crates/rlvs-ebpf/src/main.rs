@@ -23,8 +23,8 @@ use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::process::{process, settle};
 use rlvs_datapath::stage::Stage;
 use rlvs_datapath::{
-    apart, association, cut, errors, fragment, full, guard, local, mss, opening, quoted, refuse,
-    relay, rest, schedulers, sip, special, strange,
+    adopt, apart, association, cut, errors, fragment, full, guard, local, mss, opening, quoted,
+    refuse, relay, rest, schedulers, sip, special, strange,
 };
 
 use crate::frame::{TcFrame, XdpFrame};

@@ -133,6 +133,10 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
         let scenario: OfNone = apart::associations_of_every_port;
         all.push((format!("sctp of every port {family}"), family, Box::new(scenario)));
     }
+    for family in [4, 6] {
+        let scenario: OfNone = adopted;
+        all.push((format!("adopted {family}"), family, Box::new(scenario)));
+    }
     all
 }
 
@@ -221,6 +225,45 @@ fn secure(play: &mut Play<'_, '_>) {
     play.client_sends("ack, direct", Kind::Tcp(ACK));
     play.look();
     play.set("secure_tcp", 0);
+}
+
+/// ICMP errors about no connection that open one.
+fn adopted(play: &mut Play<'_, '_>) {
+    for (protocol, kind) in [("-t", Kind::Tcp(ACK)), ("-u", Kind::Udp)] {
+        for method in ["-m", "-g"] {
+            // What the last round has left lives for seconds only, so it must not be in a listing.
+            play.ports.service += 3000;
+            let at = play.virtual_end();
+            let port = if method == "-m" { play.ports.real } else { at.port() };
+            let [real, other] =
+                [11, 12].map(|n| std::net::SocketAddr::new(server(play.family, n), port));
+            play.adm(&format!("-A {protocol} {at} -s rr"));
+            let about = |play: &Play<'_, '_>, bytes| {
+                let reply = Packet { source: at, ttl: 57, ..play.reply(kind) };
+                let (kind, rest) = kinds(play.family)[0];
+                play.error_to_virtual(kind, rest, &quote(&reply, bytes)).bytes()
+            };
+            let send = |play: &mut Play<'_, '_>, what: &str, bytes| {
+                let frame = about(play, bytes);
+                play.send(&format!("{protocol} {method} {what}"), Side::Clients, &frame);
+            };
+            play.set("schedule_icmp", 1);
+            send(play, "nobody", 8);
+            play.adm(&format!("-a {protocol} {at} -r {real} {method}"));
+            play.adm(&format!("-a {protocol} {at} -r {other} {method}"));
+            play.set("schedule_icmp", 0);
+            send(play, "not asked for", 8);
+            play.set("schedule_icmp", 1);
+            send(play, "short", 8);
+            play.look();
+            send(play, "once more", 8);
+            play.ports.client += 1;
+            send(play, "long", 500);
+            play.adm(&format!("-D {protocol} {at}"));
+            play.ports.client += 1;
+        }
+    }
+    play.set("schedule_icmp", 0);
 }
 
 fn tcp(play: &mut Play<'_, '_>, way: Way) {

@@ -439,7 +439,7 @@ fn an_init_on_what_has_ended_goes_to_the_next_server() {
 
 #[test]
 fn each_state_has_the_kernels_timeout() {
-    const TIMEOUTS_S: [u32; 14] = [2, 4, 61, 61, 61, 61, 61, 61, 900, 61, 61, 61, 4, 61];
+    const TIMEOUTS_S: [u32; 14] = [3, 4, 61, 61, 61, 61, 61, 61, 900, 61, 61, 61, 4, 61];
     network::run("chunk-timeouts", |network| {
         let mut world = World::new(network, &scene(network, 4, method::MASQUERADE, 1));
         for (state, seconds) in TIMEOUTS_S.into_iter().enumerate() {

@@ -164,7 +164,7 @@ fn what_is_unusual_for_a_server_here_is_the_stacks() {
 }
 
 /// Begins anew with services, of NAT, of every port, or one of a mark.
-fn begin_wide(world: &mut World<'_>, family: u8, has_mark: bool) {
+pub(crate) fn begin_wide(world: &mut World<'_>, family: u8, has_mark: bool) {
     if has_mark {
         by_mark(world, family, true);
     } else {

@@ -8,6 +8,7 @@
     reason = "a step that fails panics; what it shows is not always looked at"
 )]
 
+mod adopt;
 mod associations;
 mod combined;
 mod errors;

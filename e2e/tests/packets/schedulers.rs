@@ -8,7 +8,7 @@ use e2e::host::{HostFrame, HostTables, decide};
 use e2e::network::{self, Network, client, server_mac, vip};
 use e2e::packet::{Kind, Packet};
 use e2e::scene::{TCP, UDP, description, destination, request, service};
-use e2e::table::Server;
+use e2e::table::{SECOND, Server};
 use e2e::world::World;
 use rlvs_datapath::abi::{method, scheduler};
 use rlvs_wire::tcp::{ACK, FIN, SYN};
@@ -308,6 +308,57 @@ fn a_favourite_is_kept_until_it_is_hot_or_gone() {
             town.change(1, |server| server.weight = 0);
             assert_eq!(town.send(1, 6101, SYN), Some(3));
         }
+    });
+}
+
+/// What nobody has used for `lblc_expiration` seconds is forgotten: the server with the least load
+/// comes next.
+#[test]
+fn a_favourite_that_is_not_used_expires() {
+    network::run("fav-expiry", |network| {
+        let mut town = Town::new(network);
+        for number in [scheduler::LBLC, scheduler::LBLCR] {
+            town.begin(4, number, 0, &[4, 4, 4]);
+            town.world.edit(|tables| {
+                // The other's is no business of this one.
+                let of = &mut tables.settings;
+                (of.lblc_expiration, of.lblcr_expiration) =
+                    if number == scheduler::LBLC { (10, 1) } else { (1, 10) };
+            });
+            assert_eq!(town.send(1, 6000, SYN), Some(3));
+            // Each use begins its time again.
+            for port in 6001..6003 {
+                town.world.advance(9 * SECOND);
+                assert_eq!(town.send(1, port, SYN), Some(3), "{number}");
+            }
+            town.world.advance(11 * SECOND);
+            assert_eq!(town.send(1, 6003, SYN), Some(2), "{number}");
+        }
+    });
+}
+
+/// A set of lblcr that has not changed for `lblcr_expiration` seconds loses the server with the most
+/// load, as `ip_vs_lblcr_schedule()` does.
+#[test]
+fn a_set_that_does_not_change_gets_smaller() {
+    network::run("set-expiry", |network| {
+        let mut town = Town::new(network);
+        town.begin(4, scheduler::LBLCR, 0, &[4, 4, 4]);
+        town.world.edit(|tables| tables.settings.lblcr_expiration = 10);
+        let picks: Vec<_> = (0..6).map(|port| town.send(1, 6000 + port, SYN)).collect();
+        assert_eq!(picks, [3, 3, 3, 3, 3, 2].map(Some));
+        let members = |town: &Town<'_>| {
+            let entries = &town.world.tables().favourites;
+            let entry = entries.iter().find(|entry| entry.key.get() != 0).unwrap();
+            entry.members.iter().map(|id| id.get()).take_while(|id| *id != 0).collect::<Vec<_>>()
+        };
+        assert_eq!(members(&town), [2, 3]);
+        town.world.advance(6 * SECOND);
+        assert_eq!(town.send(1, 6100, SYN), Some(2));
+        assert_eq!(members(&town), [2, 3]);
+        town.world.advance(5 * SECOND);
+        assert_eq!(town.send(1, 6101, SYN), Some(2));
+        assert_eq!(members(&town), [2]);
     });
 }
 

@@ -12,6 +12,7 @@ use rlvs_datapath::state::State;
 use rlvs_datapath::tables::{TIME_MASK, Time};
 use rlvs_datapath::template::ASSURED;
 use rlvs_datapath::wide;
+use rlvs_wire::udp;
 
 use super::error::Error;
 use super::load;
@@ -184,7 +185,7 @@ fn wide_entry(
         let state = value.state().0 as usize;
         let connection = Connection {
             protocol: Protocol::from_number(wide::protocol_of(key)),
-            state: State::NAMES.get(state).copied().unwrap_or("NONE"),
+            state: name_of(value.state(), wide::protocol_of(key)),
             expires_s: left(settings.timeouts.get(state).copied()?),
             client: client(family, high.get(), low.get(), port),
             virtual_address: client(family, peer_high.get(), peer_low.get(), peer_port),
@@ -225,6 +226,12 @@ fn wide_entry(
     Some((connection, value))
 }
 
+/// Returns the name of a state. The kernel has one only for UDP, also for what has seen no datagram.
+fn name_of(state: State, protocol: u8) -> &'static str {
+    let state = if protocol == udp::PROTOCOL { State::UDP } else { state };
+    State::NAMES.get(state.0 as usize).copied().unwrap_or("NONE")
+}
+
 /// Shows what a template of a call knows of it: the hash of its Call-ID.
 fn engine_data(call: u64) -> Option<EngineData> {
     let engine = SIP.to_owned();
@@ -253,7 +260,7 @@ fn shown(
         |family, octets, port| SocketAddr::new(address(family, octets), u16::from_be_bytes(port));
     let connection = Connection {
         protocol: protocol_of(service.protocol),
-        state: State::NAMES.get(state.0 as usize).copied().unwrap_or("NONE"),
+        state: name_of(state, service.protocol),
         expires_s: (u64::from(left) * unit_ns / 1_000_000_000) as u32,
         client: client(family, high, low, Value::port(key)),
         virtual_address: at(family, service.address, service.port),

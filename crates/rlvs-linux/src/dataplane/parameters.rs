@@ -29,14 +29,8 @@ pub struct Parameter {
 enum State {
     /// The programs go by it.
     Carried { get: fn(&Settings) -> u32, set: fn(&mut Settings, u32) },
-    /// They do not yet: it has its default.
-    NotYet,
     /// There is nothing here that it could change: it has its default, which the kernel shows so.
     Meaningless(&'static str),
-}
-
-const fn not_yet(name: &'static str, max: u32, default: u32, about: &'static str) -> Parameter {
-    Parameter { name, max, default, about, state: State::NotYet }
 }
 
 const fn meaningless(name: &'static str, default: &'static str, about: &'static str) -> Parameter {
@@ -179,7 +173,15 @@ pub const ALL: [Parameter; 35] = [
         |settings| has(settings, settings_flag::NO_ESTIMATION) ^ 1,
         |settings, value| put(settings, settings_flag::NO_ESTIMATION, value == 0),
     ),
-    not_yet("schedule_icmp", 1, 0, "1: balance ICMP errors of no known connection"),
+    carried(
+        "schedule_icmp",
+        1,
+        0,
+        "1 lets an ICMP error that quotes a packet of no known connection open it, as one that goes to \
+         the service would",
+        |settings| has(settings, settings_flag::SCHEDULE_ERRORS),
+        |settings, value| put(settings, settings_flag::SCHEDULE_ERRORS, value != 0),
+    ),
     carried(
         "secure_tcp",
         mode::ALWAYS,
@@ -255,8 +257,10 @@ const fn shown(settings: &Settings, mode: u32) -> u32 {
 /// Puts in force at once what the modes ask for.
 fn settle(settings: &mut Settings) {
     // As full as the sweep has found the tables last; how full it says again with its next pass.
-    let levels = Levels::by_modes(settings, settings.scarce * settings.drop_rate);
-    (settings.drop_rate, settings.strict) = (levels.drop_rate, levels.strict);
+    let rate = settings.scarce * settings.drop_rate;
+    settings.drop_rate = Levels::by_modes(settings, rate).drop_rate;
+    // The rate is 0 also where no packets are to be dropped.
+    settings.strict = Levels::by_modes(settings, settings.scarce).strict;
 }
 
 fn has(settings: &Settings, flag: u32) -> u32 {
@@ -279,7 +283,6 @@ impl Parameter {
     pub fn unheeded(&self) -> Option<&'static str> {
         match self.state {
             State::Carried { .. } => None,
-            State::NotYet => Some("not carried out yet"),
             State::Meaningless(_) => Some("without meaning here"),
         }
     }
@@ -293,7 +296,7 @@ impl Parameter {
     fn value(&self, settings: &Settings) -> u32 {
         match self.state {
             State::Carried { get, .. } => get(settings),
-            State::NotYet | State::Meaningless(_) => self.default,
+            State::Meaningless(_) => self.default,
         }
     }
 
@@ -302,7 +305,7 @@ impl Parameter {
     pub fn shown(&self, value: u32) -> String {
         match self.state {
             State::Meaningless(default) => default.to_owned(),
-            State::Carried { .. } | State::NotYet => value.to_string(),
+            State::Carried { .. } => value.to_string(),
         }
     }
 
@@ -333,6 +336,8 @@ impl Parameter {
             (settings.mss, Group::Clamps),
             (settings.drop_packet, Group::Guard),
             (settings.flags & settings_flag::TELL_SERVERS, Group::Special),
+            (settings.flags & settings_flag::SCHEDULE_ERRORS, Group::Special),
+            (settings.flags & settings_flag::SCHEDULE_ERRORS, Group::Adopt),
         ];
         for (_, group) in wanted.into_iter().filter(|(number, _)| *number != 0) {
             load::ensure_group(group)?;
@@ -369,6 +374,8 @@ mod tests {
             ("sloppy_sctp", 0, 0),
             ("sloppy_tcp", 1, 1),
             ("sloppy_tcp", 0, 0),
+            ("schedule_icmp", 1, 1),
+            ("schedule_icmp", 0, 0),
             ("tcp_mss", 1400, 1400),
             ("nat_icmp_send", 1, 1),
             ("nat_icmp_send", 0, 0),
@@ -405,6 +412,65 @@ mod tests {
         (settings.drop_packet, settings.secure_tcp) = (mode::AUTOMATIC, mode::NEVER);
         settle(&mut settings);
         assert_eq!((settings.drop_rate, settings.strict), (0, 0));
+    }
+
+    #[test]
+    fn a_setting_changes_nothing_of_another_while_tables_run_full() {
+        let mut settings = Settings { scarce: 1, strict: 1, ..Settings::default() };
+        settings.secure_tcp = mode::AUTOMATIC;
+        settle(&mut settings);
+        assert_eq!((settings.drop_rate, settings.strict), (0, 1));
+        (settings.drop_packet, settings.drop_rate) = (mode::AUTOMATIC, 5);
+        settle(&mut settings);
+        assert_eq!((settings.drop_rate, settings.strict), (5, 1));
+        settings.scarce = 0;
+        settle(&mut settings);
+        assert_eq!((settings.drop_rate, settings.strict), (0, 0));
+    }
+
+    /// Every name below `net.ipv4.vs` of Linux 6.1 to 6.12 and of what follows, with the kernel's default.
+    #[test]
+    fn every_setting_of_the_kernel_has_its_name_and_default() {
+        for (name, default) in [
+            ("am_droprate", "10"),
+            ("amemthresh", "1024"),
+            ("backup_only", "0"),
+            ("cache_bypass", "0"),
+            ("conn_lfactor", "-4"),
+            ("conn_reuse_mode", "1"),
+            ("conntrack", "0"),
+            ("debug_level", "0"),
+            ("drop_entry", "0"),
+            ("drop_packet", "0"),
+            ("est_cpulist", ""),
+            ("est_nice", "0"),
+            ("expire_nodest_conn", "0"),
+            ("expire_quiescent_template", "0"),
+            ("ignore_tunneled", "0"),
+            ("lblc_expiration", "86400"),
+            ("lblcr_expiration", "86400"),
+            ("nat_icmp_send", "0"),
+            ("pmtu_disc", "1"),
+            ("run_estimation", "1"),
+            ("schedule_icmp", "0"),
+            ("secure_tcp", "0"),
+            ("sloppy_sctp", "0"),
+            ("sloppy_tcp", "0"),
+            ("snat_reroute", "1"),
+            ("svc_lfactor", "-3"),
+            ("sync_persist_mode", "0"),
+            ("sync_ports", "1"),
+            ("sync_refresh_period", "0"),
+            ("sync_retries", "0"),
+            ("sync_sock_size", "0"),
+            ("sync_threshold", "3 50"),
+            ("sync_version", "1"),
+        ] {
+            let parameter = Parameter::named(name).unwrap_or_else(|| panic!("{name} is missing"));
+            assert_eq!(parameter.shown(parameter.default), default, "{name}");
+        }
+        // The kernel's default is a share of its memory.
+        assert!(Parameter::named("sync_qlen_max").is_some());
     }
 
     #[test]
