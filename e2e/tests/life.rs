@@ -20,6 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rlvs::lab::topology::{REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
+use rlvs_datapath::abi::LAYOUT;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::netns::{self, Namespace};
 use rlvs_linux::route::{Prefix, Rtnetlink};
@@ -201,6 +202,39 @@ fn a_first_command_that_is_killed_keeps_the_next_from_nothing() {
         let names = root.names().unwrap();
         assert!(!names.iter().any(|name| name.starts_with(&own)), "part {part}: {names:?}");
     }
+}
+
+#[test]
+fn pins_of_another_layout_are_refused_and_left_as_they_are() {
+    let host = Host::new("layout");
+    host.rlvs(&["attach", "eth0"]).ok();
+    host.rlvs(&["ipvsadm", "-A", "-t", "10.0.0.1:80", "-s", "rr"]).ok();
+    let saved = host.rlvs(&["ipvsadm", "-S", "-n"]).ok();
+    let (hooks, numbers) = (host.hooks(), pinned(&host.namespace));
+    let cookie = host.namespace.cookie().unwrap();
+    let root = pins::root().unwrap().unwrap();
+    let own = format!("ns-{cookie}-v{LAYOUT}");
+    let other = format!("ns-{cookie}-v{}", LAYOUT - 1);
+    std::fs::rename(root.path(&own), root.path(&other)).unwrap();
+    let told = format!("have layout {}, this program knows layout {LAYOUT};", LAYOUT - 1);
+    for words in [
+        &["upgrade"][..],
+        &["attach", "eth0"],
+        &["detach"],
+        &["status"],
+        &["ipvsadm", "-L"],
+        &["ipvsadm", "-C"],
+    ] {
+        let refused = host.rlvs(words);
+        assert!(refused.status != Some(0), "{words:?}: {refused:?}");
+        assert!(refused.errors.contains(&told), "{words:?}: {refused:?}");
+        assert!(!root.names().unwrap().contains(&own), "{words:?} has made a folder beside it");
+    }
+    assert_eq!(host.hooks(), hooks);
+    std::fs::rename(root.path(&other), root.path(&own)).unwrap();
+    assert_eq!(pinned(&host.namespace), numbers);
+    assert_eq!(host.rlvs(&["ipvsadm", "-S", "-n"]).ok(), saved);
+    host.rlvs(&["detach"]).ok();
 }
 
 #[test]
