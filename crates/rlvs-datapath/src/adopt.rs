@@ -2,7 +2,7 @@
 //! no known connection goes to the server that the packet itself would have come from, chosen as for a
 //! new connection. So several directors in front of the same servers pass on what only one of them knows.
 //!
-//! [`errors`](crate::errors) and [`quoted`](crate::quoted) find no connection and hand on to [`first`],
+//! [`errors`] and [`quoted`] find no connection and hand on to [`first`],
 //! which leaves the quoted packet, turned round, to the stage of [special](crate::special) services;
 //! [`carry`] sends the error on once the entries are there. Such a connection has seen no packet yet:
 //! its state is NONE, and so is its time-out.

@@ -2,7 +2,7 @@
 //! options, IPv6 extension headers, fragments.
 //!
 //! There is one view of them all: the first of these stages finds the parts of the packet and leaves them in the
-//! map `scratch`, where the next find them, and whoever opens a connection. What [`apart`](crate::apart) and
+//! map `scratch`, where the next find them, and whoever opens a connection. What [`apart`] and
 //! [`full`](crate::full) do with other packets is done with these by the same functions, on a frame that
 //! knows where its transport header is.
 //!
