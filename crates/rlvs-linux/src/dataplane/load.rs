@@ -94,12 +94,11 @@ pub(super) fn load(unfinished: &Unfinished, sizes: Sizes, bodies: &[Body]) -> Re
     }
     // The settings come first: from the first packet on the programs rely on them.
     Maps::open_unchecked(folder)?.settings.update(0, &settings(cpus, sizes)?)?;
-    let refused = stages::load(&mut bpf, bodies, &[], &[RLVS_OUT, RLVS_ARM])?;
+    let refused = stages::load(&mut bpf, bodies, &[], &[RLVS_ARM])?;
     tell(&refused);
     for &body in bodies {
         pin(&mut bpf, folder, body)?;
     }
-    pin_out(&mut bpf, folder.path(OUT))?;
     upgrade::record(folder)?;
     arm(&mut bpf)
 }
@@ -127,12 +126,31 @@ pub(super) fn load_beside(folder: &Folder, next: &str) -> Result<(), Error> {
         let map = bpf.map(name).ok_or_else(|| stages::missing(name))?;
         map.pin(within(name)).map_err(|error| load_error(name, &error))?;
     }
-    tell(&stages::load(&mut bpf, &bodies, &stages, &[RLVS_OUT, RLVS_ARM])?);
+    let has_out = folder.path(OUT).exists();
+    let others: &[&str] = if has_out { &[RLVS_OUT, RLVS_ARM] } else { &[RLVS_ARM] };
+    tell(&stages::load(&mut bpf, &bodies, &stages, others)?);
     for body in bodies {
         pin_at(&mut bpf, body, within(body.pin()))?;
     }
-    pin_out(&mut bpf, within(OUT))?;
+    if has_out {
+        pin_out(&mut bpf, within(OUT))?;
+    }
     arm(&mut bpf)
+}
+
+/// Makes the program that hangs at egress besides the others of a folder, unless it is there: only
+/// servers on this host need it.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn ensure_out(folder: &Folder) -> Result<(), Error> {
+    upgrade::ensure(folder)?;
+    if folder.path(OUT).exists() {
+        return Ok(());
+    }
+    let mut bpf = reopen(folder)?;
+    stages::load_program(&mut bpf, RLVS_OUT)?;
+    pin_out(&mut bpf, folder.path(OUT))
 }
 
 fn pin_out(bpf: &mut Ebpf, path: PathBuf) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use rlvs_datapath::abi::{destination_flag, settings_flag};
 
 use super::attach::{self, KIND_TC, TcHook};
 use super::error::Error;
-use super::load::OUT;
+use super::load::{self, OUT};
 use super::maps::{Maps, reason};
 use super::pins::{self, Folder};
 use crate::route::{Link, Rtnetlink};
@@ -82,6 +82,7 @@ fn attach_out(folder: &Folder, link: &Link) -> Result<(), Error> {
             reason(error)
         ),
     };
+    load::ensure_out(folder)?;
     let mut program =
         SchedClassifier::from_pin(folder.path(OUT)).map_err(|error| failed(&error))?;
     let order = TcAttachOptions::TcxOrder(LinkOrder::default());
