@@ -235,8 +235,9 @@ fn open<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     })
 }
 
+/// Says what becomes of a packet with unusual headers that opens no connection.
 #[inline(always)]
-fn left_to_the_stack(reason: Reason) -> Verdict {
+pub(crate) fn left_to_the_stack(reason: Reason) -> Verdict {
     match reason {
         Reason::Stateless => Verdict::Pass(Reason::TableFull),
         Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken | Reason::Expired => {

@@ -13,6 +13,7 @@ use crate::abi::{
 };
 use crate::adopt::{self, QUOTED};
 use crate::connection::{Context, Key, Value};
+use crate::fragment::left_to_the_stack;
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
 use crate::opening::refuse_start;
@@ -116,8 +117,10 @@ pub(crate) fn conclude<A: Ip, T: Tables>(
     }
     context.settle_debts(packet, scratch);
     let back = back(context, scratch);
-    // An error that finds no room does not go astray as its packet would.
-    let goes_astray = result == Reason::Stateless as u32 && back != Stage::adopted::<A>();
+    // An error that finds no room does not go astray as its packet would, nor does what has unusual headers:
+    // the stage that carries these would have it opened again.
+    let stays = [Stage::adopted::<A>(), Stage::odd::<A>(), Stage::odd_sctp::<A>()];
+    let goes_astray = result == Reason::Stateless as u32 && !stays.contains(&back);
     if result & OPENED != 0 || result == THERE || goes_astray {
         return Verdict::Next(back);
     }
@@ -152,12 +155,7 @@ fn refuse<A: Ip, F: Frame, T: Tables>(
         // As ip_vs_leave(): nobody is told of an error about an error.
         return quiet(reason);
     }
-    match quiet(reason) {
-        Verdict::Drop(Reason::NoDestination | Reason::TableFull | Reason::ReplyTaken) => {
-            Verdict::Pass(reason)
-        }
-        verdict => verdict,
-    }
+    left_to_the_stack(reason)
 }
 
 /// Returns the packet that was left.

@@ -5,9 +5,14 @@ use e2e::network::{self, Network, client};
 use e2e::packet::Kind;
 use e2e::scene::{TCP, UDP, description, destination, reply, request, service};
 use e2e::table::{Description, SECOND};
+use e2e::unusual::{extended, optioned};
 use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::{MarkRule, endpoint_kind, method, service_flag, settings_flag};
+use rlvs_datapath::frame::Verdict;
+use rlvs_datapath::reason::Reason;
 use rlvs_wire::tcp::{ACK, FIN, SYN};
+
+use crate::reasons::fill;
 
 /// Who sends, with which flags, and the state after that.
 type Moment = (char, u8, &'static str);
@@ -417,6 +422,29 @@ fn single_packets_leave_nothing() {
                 let vip = network::vip(family, 100);
                 (expected.source, expected.ttl) = ((vip, e2e::scene::PORT).into(), packet.ttl - 1);
                 assert_eq!(outcome.bytes[14..], expected.bytes()[14..]);
+            }
+        }
+    });
+}
+
+/// The stage that would carry it sends it back to be opened: it must not go in circles.
+#[test]
+fn what_is_unusual_and_finds_no_room_is_left_to_the_stack() {
+    network::run("no_room", |network| {
+        let mut world = World::new(network, &scene(network, 4, method::DIRECT));
+        for family in [4, 6] {
+            world.reset(&scene(network, family, method::DIRECT));
+            persist(&mut world, family, 128);
+            world.edit(fill);
+            for kind in [Kind::Tcp(SYN), Kind::Udp] {
+                let frame = request(network, family, kind).bytes();
+                let frame = match family {
+                    4 => optioned(&frame, &[1, 1, 1, 0]),
+                    _ => extended(&frame, &[(60, &[1, 4, 0, 0, 0, 0])]),
+                };
+                let outcome = world.step(&frame).same();
+                assert_eq!(outcome.verdict, Verdict::Pass(Reason::TableFull));
+                assert_eq!(outcome.bytes, frame);
             }
         }
     });

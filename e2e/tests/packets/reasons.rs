@@ -178,7 +178,7 @@ fn complaint(packet: &Packet, reason: Reason) -> Vec<u8> {
 }
 
 /// Fills every place of both tables with connections that last.
-fn fill(tables: &mut HostTables) {
+pub(crate) fn fill(tables: &mut HostTables) {
     let now = Time::now(tables, &tables.settings);
     let value = Value::new(now, State::UDP, 60, 50, false).0;
     let mut key = 0;
