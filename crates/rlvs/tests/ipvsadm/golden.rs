@@ -17,9 +17,9 @@ struct Case {
     saved_after: Option<Vec<String>>,
 }
 
-/// The cases that must come out otherwise with the table in memory, and why. Any other difference
+/// The cases that must come out otherwise with our tables, and why. Any other difference
 /// fails, and so does a case of this list that has none.
-const DIFFERENT: [(&str, &str); 3] = [
+pub(crate) const DIFFERENT: [(&str, &str); 3] = [
     ("daemon-both-list", "a table knows no synchronisation daemons yet"),
     ("daemon-dup", "a table knows no synchronisation daemons yet"),
     ("daemon-master-list", "a table knows no synchronisation daemons yet"),

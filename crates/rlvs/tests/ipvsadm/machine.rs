@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use rlvs::ipvsadm::{Environment, Names, run};
+use rlvs::face;
+use rlvs::ipvsadm::{Backend, Environment, Names, run};
 use rlvs_control::memory::MemoryTable;
 use rlvs_control::model::{
     Connection, Destination, DestinationId, Service, ServiceEntry, ServiceId, Timeouts,
@@ -39,8 +40,8 @@ pub(crate) struct Shared {
 /// The machine that commands run on.
 pub(crate) struct Machine {
     pub(crate) table: Shared,
-    /// Commands get the kernel's table in place of the one in memory.
-    kernel: bool,
+    /// Whose table commands get in place of the one in memory.
+    backend: Option<Backend>,
     names: Names,
 }
 
@@ -59,7 +60,7 @@ impl Machine {
     }
 
     pub(crate) fn with_hosts(hosts: &[(&str, IpAddr)]) -> Self {
-        Self { table: Shared::default(), kernel: false, names: Names::fixed(SERVICES, hosts) }
+        Self { table: Shared::default(), backend: None, names: Names::fixed(SERVICES, hosts) }
     }
 
     /// Returns a machine whose table is the kernel's, made as empty as a fresh one.
@@ -75,7 +76,16 @@ impl Machine {
 
     /// Returns a machine whose table is the kernel's.
     pub(crate) fn with_kernel_as_it_is() -> Self {
-        Self { kernel: true, ..Self::new() }
+        Self { backend: Some(Backend::Kernel), ..Self::new() }
+    }
+
+    /// Returns a machine whose table is our own, in the maps of the calling thread's network namespace, made
+    /// as empty as a fresh one.
+    pub(crate) fn with_own() -> Self {
+        let mut table = face::open_table(Backend::Rlvs).unwrap();
+        table.flush().unwrap();
+        table.set_timeouts(MemoryTable::default().timeouts().unwrap()).unwrap();
+        Self { backend: Some(Backend::Rlvs), ..Self::new() }
     }
 
     /// Returns the machine with the names that this system has.
@@ -104,10 +114,10 @@ impl Machine {
         let environment = Environment {
             open: &mut |_| {
                 opened.set(true);
-                if self.kernel {
-                    return Ok(Box::new(KernelTable::open()?));
+                match self.backend {
+                    Some(backend) => face::open_table(backend),
+                    None => Ok(Box::new(self.table.clone())),
                 }
-                Ok(Box::new(self.table.clone()))
             },
             backend: None,
             names: &self.names,

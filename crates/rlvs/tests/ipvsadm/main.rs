@@ -11,5 +11,6 @@ mod machine;
 mod matrix;
 mod observed;
 mod ours;
+mod own;
 mod props;
 mod restore;
