@@ -32,7 +32,7 @@ fn the_kernels_table_is_driven_as_by_the_real_ipvsadm() {
     };
     part("what is missing is said", &what_is_missing_is_said);
     part("recorded", &|| golden::check(Machine::with_kernel, &[]));
-    part("observed", &|| observed::check(Machine::with_kernel));
+    part("observed", &|| observed::check(Machine::with_kernel, 1));
     part("side by side", &|| SCENARIOS.iter().for_each(|scenario| both_do_the_same(scenario)));
     part("save and restore", &what_one_saves_the_other_restores);
     part("the binary", &the_binary_takes_its_back_end_from_words_and_environment);

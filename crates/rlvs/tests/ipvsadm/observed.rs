@@ -38,23 +38,27 @@ const DIFFERENT: [&str; 3] = [
 
 #[test]
 fn every_observed_run_comes_out_the_same() {
-    check(Machine::new);
+    check(Machine::new, 1);
 }
 
-/// Replays every case on a machine of its own.
-pub(crate) fn check(machine: impl Fn() -> Machine) {
+/// Replays one case of so many, each on a machine of its own.
+pub(crate) fn check(machine: impl Fn() -> Machine, of: usize) {
     let text = include_str!("../golden/ipvsadm-observed.json");
     let recording: Recording = serde_json::from_str(text).unwrap();
     assert!(recording.cases.len() > 800);
     let mut different = Vec::new();
-    for case in &recording.cases {
+    for case in recording.cases.iter().step_by(of) {
         let differences = differences(case, &recording.setups[case.setup], &machine());
         if !differences.is_empty() {
             different.push((case.args.join(" "), differences));
         }
     }
     let names: Vec<_> = different.iter().map(|(line, _)| line.as_str()).collect();
-    assert_eq!(names, DIFFERENT, "{different:#?}");
+    let played: Vec<_> =
+        recording.cases.iter().step_by(of).map(|case| case.args.join(" ")).collect();
+    let expected: Vec<_> =
+        DIFFERENT.into_iter().filter(|line| played.iter().any(|one| one == line)).collect();
+    assert_eq!(names, expected, "{different:#?}");
 }
 
 fn differences(
