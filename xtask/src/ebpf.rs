@@ -117,6 +117,7 @@ fn build_into(folder: &Path) -> Result<Record> {
         let bytes = fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
         let bytes = object::without_debug_sections(&bytes)
             .with_context(|| format!("dropping the debug sections of {}", from.display()))?;
+        object::refuse_data(&bytes).with_context(|| format!("checking {}", from.display()))?;
         fs::write(&to, &bytes).with_context(|| format!("writing {}", to.display()))?;
         objects.push((file_name(program), record::hash_of_file(&to)?));
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use aya_obj::{Map, Object};
 use object::build::elf::{Builder, SectionData};
-use object::elf::SHT_STRTAB;
+use object::elf::{SHF_ALLOC, SHT_STRTAB};
 
 /// The shape of one map, or of the maps inside it.
 #[derive(Debug, PartialEq)]
@@ -37,6 +37,23 @@ pub(super) fn without_debug_sections(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut smaller = Vec::new();
     builder.write(&mut smaller).context("writing the object")?;
     Ok(smaller)
+}
+
+/// Demands that an object keeps nothing in memory but its maps: constants and variables become maps that
+/// the loader does not make, and programs that use them are refused when somebody loads them.
+pub(super) fn refuse_data(bytes: &[u8]) -> Result<()> {
+    const DATA: [&[u8]; 3] = [b".rodata", b".data", b".bss"];
+    let builder = Builder::read(bytes).context("reading the object")?;
+    for section in &builder.sections {
+        let is_data = DATA.iter().any(|name| section.name.starts_with(name));
+        ensure!(
+            !is_data || section.sh_flags & u64::from(SHF_ALLOC) == 0,
+            "it has a section {}, which is no map of ours: a choice among constants has become a \
+             table, as happens in functions out of line (ARCHITECTURE.md, BPF rules)",
+            section.name
+        );
+    }
+    Ok(())
 }
 
 /// Demands that two objects have the same programs, and maps of the same shape.
@@ -75,5 +92,26 @@ fn layout(map: &Map) -> Layout {
         value_size: map.value_size(),
         max_entries: map.max_entries(),
         inner: map.inner().map(|inner| Box::new(layout(&inner))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_in_memory_are_refused() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/rlvs-ebpf/object");
+        let bytes = fs::read(folder.join("rlvs.bpf.o")).expect("the committed object");
+        refuse_data(&bytes).expect("it has none");
+        for name in [".rodata", ".rodata.cst32", ".data", ".bss"] {
+            let mut builder = Builder::read(bytes.as_slice()).expect("the object is read");
+            let maps = builder.sections.iter_mut().find(|section| &*section.name == b".maps");
+            maps.expect("its maps").name = name.as_bytes().into();
+            let mut changed = Vec::new();
+            builder.write(&mut changed).expect("the object is written");
+            let error = refuse_data(&changed).expect_err(name).to_string();
+            assert!(error.contains(name), "{error}");
+        }
     }
 }
