@@ -17,9 +17,9 @@ use rlvs_linux::process::Handle;
 use rlvs_linux::route::{Prefix, Rtnetlink};
 
 use wire::{
-    Advert, Frame, IPV6, Keepalived, LATE, OURS, TENTH, THEIRS, UNICAST, V2, V3, Variant, Wire,
-    assert_content, assert_dissected, assert_node_content, assert_ours_takes, assert_takes, end,
-    now,
+    Advert, Frame, IPV6, Keepalived, LATE, OURS, TENTH, THEIRS, UNICAST, UNICAST6, V2, V3, Variant,
+    Wire, assert_content, assert_dissected, assert_node_content, assert_ours_takes, assert_takes,
+    end, now,
 };
 
 /// Ours is backup and takes over after keepalived's end in order and after its death.
@@ -45,8 +45,9 @@ fn as_backup(variant: &Variant) {
         if wire.has_vip(variant) { Err("there".to_owned()) } else { Ok(()) }
     });
     wire.wait_advert(THEIRS, 200, back);
-    keepalived.die();
+    // Before, for what follows may come before this thread runs on.
     let died = now();
+    keepalived.die();
     let taken = wire.wait_advert(OURS, 100, died);
     let theirs = |one: &&Advert| one.from == THEIRS && one.time < taken;
     let last = wire.adverts().iter().rfind(theirs).unwrap().time;
@@ -103,14 +104,13 @@ fn as_master(variant: &Variant) {
     eprintln!("{}: the address was back after {back:?}", variant.name);
     // Frozen, it is taken for dead; then it listens first, and is silent until its time has come.
     let handle = Handle::open(node.pid().unwrap()).unwrap();
-    handle.signal(Signal::SIGSTOP).unwrap();
     let frozen = now();
+    handle.signal(Signal::SIGSTOP).unwrap();
     let taken = wire.wait_advert(THEIRS, 100, frozen);
     let ours = |one: &&Advert| one.from == OURS && one.time < taken;
     let last = wire.adverts().iter().rfind(ours).unwrap().time;
     assert_takes("keepalived's patience", taken - last, variant.master_down(100));
     wire.wait_advert(THEIRS, 100, taken);
-    // Before, for it may run on before this thread does.
     let thawed = now();
     handle.signal(Signal::SIGCONT).unwrap();
     wire.wait_log(&log, "took over while this process did not run");
@@ -118,8 +118,8 @@ fn as_master(variant: &Variant) {
     assert_takes("our patience", spoken - thawed, variant.master_down(200));
     // Dead, it leaves its address behind; the next one listens, for another has taken over.
     wire.wait_advert(OURS, 200, spoken);
-    end(node, Signal::SIGKILL);
     let died = now();
+    end(node, Signal::SIGKILL);
     let taken = wire.wait_advert(THEIRS, 100, died);
     let last =
         wire.adverts().iter().rfind(|one| one.from == OURS && one.time < taken).unwrap().time;
@@ -165,6 +165,11 @@ fn tenths_of_a_second_beside_keepalived() {
 #[test]
 fn unicast_beside_keepalived() {
     both(&UNICAST);
+}
+
+#[test]
+fn unicast_over_ipv6_beside_keepalived() {
+    both(&UNICAST6);
 }
 
 #[test]
