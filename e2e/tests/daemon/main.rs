@@ -2,6 +2,7 @@
 //! that change, scripts.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod crash;
 mod drain;
 mod log;
 mod metrics;
