@@ -456,6 +456,7 @@ fn instance(number: u8) -> BoxedStrategy<Instance> {
                         excluded_addresses,
                         track_interfaces: vec![tracked],
                         track_scripts: Vec::new(),
+                        track_files: Vec::new(),
                         ignore_own_interface: flags[2],
                         garp,
                         lower_priority_no_advert: flags[3],
@@ -478,6 +479,15 @@ fn tracked_script() -> BoxedStrategy<TrackedScript> {
     (name(), command(), of(user()), times, weight(), 1..9u32, 1..9u32, any::<bool>())
         .prop_map(|(name, command, user, (interval, timeout), weight, rise, fall, starts_bad)| {
             TrackedScript { name, command, user, interval, timeout, weight, rise, fall, starts_bad }
+        })
+        .boxed()
+}
+
+fn tracked_file() -> BoxedStrategy<TrackedFile> {
+    (name(), text(), weight(), of(any::<i32>()), any::<bool>())
+        .prop_map(|(name, path, weight, initial, overwritten)| {
+            let overwritten = overwritten && initial.is_some();
+            TrackedFile { name, path, weight, initial, overwritten }
         })
         .boxed()
 }
@@ -525,22 +535,26 @@ fn global() -> BoxedStrategy<Global> {
 
 fn desired() -> BoxedStrategy<Desired> {
     let instances = (instance(1), instance(2), instance(3)).prop_map(|(a, b, c)| vec![a, b, c]);
-    (global(), tracked_script(), instances, notify(), virtual_server(), weight())
-        .prop_map(|(global, script, mut instances, notify, server, weight)| {
-            let tracked = Tracked { name: script.name.clone(), weight: Some(weight) };
-            instances[0].track_scripts = vec![tracked];
+    let tracked = (tracked_script(), tracked_file());
+    (global(), tracked, instances, notify(), virtual_server(), weight())
+        .prop_map(|(global, (script, file), mut instances, notify, server, weight)| {
+            let tracked = |name: &String| Tracked { name: name.clone(), weight: Some(weight) };
+            instances[0].track_scripts = vec![tracked(&script.name)];
+            instances[0].track_files = vec![tracked(&file.name)];
             let members = instances[1..].iter().map(|instance| instance.name.clone()).collect();
             let group = SyncGroup {
                 name: "Together".into(),
                 members,
                 track_interfaces: Vec::new(),
                 track_scripts: Vec::new(),
+                track_files: vec![Tracked { name: file.name.clone(), weight: None }],
                 notify,
                 kept: Vec::new(),
             };
             Desired {
                 global,
                 scripts: vec![script],
+                files: vec![file],
                 instances,
                 sync_groups: vec![group],
                 virtual_servers: vec![server],

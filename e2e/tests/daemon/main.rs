@@ -8,6 +8,7 @@ mod log;
 mod metrics;
 mod site;
 mod state;
+mod tracks;
 mod words;
 mod zabbix;
 

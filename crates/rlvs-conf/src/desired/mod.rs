@@ -20,6 +20,8 @@ pub struct Desired {
     pub global: Global,
     /// `vrrp_script` blocks; names differ.
     pub scripts: Vec<TrackedScript>,
+    /// `track_file` blocks; names differ.
+    pub files: Vec<TrackedFile>,
     /// `vrrp_instance` blocks; names differ, and so does the triple of interface, family and id.
     pub instances: Vec<Instance>,
     /// `vrrp_sync_group` blocks; their members exist, and each is in one group at most.

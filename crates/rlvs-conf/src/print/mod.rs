@@ -29,6 +29,9 @@ pub fn print(desired: &Desired, secrets: Secrets) -> String {
     for script in &desired.scripts {
         to.tracked_script(script);
     }
+    for file in &desired.files {
+        to.tracked_file(file);
+    }
     for instance in &desired.instances {
         to.instance(instance);
     }

@@ -48,6 +48,7 @@ pub(super) fn find(options: &Running) -> Found {
         desired.instances.clear();
         desired.sync_groups.clear();
         desired.scripts.clear();
+        desired.files.clear();
     }
     if !options.services {
         desired.virtual_servers.clear();
