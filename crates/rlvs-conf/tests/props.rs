@@ -493,8 +493,18 @@ fn tracked_file() -> BoxedStrategy<TrackedFile> {
 }
 
 fn global() -> BoxedStrategy<Global> {
-    let mail = (vec(text(), 0..3), of(text()), of((name(), 1..u16::MAX)), of(text()), time())
-        .prop_map(|(to, from, server, helo, timeout)| Mail { to, from, server, helo, timeout });
+    let ends = (vec(text(), 0..3), of(text()), of((name(), 1..u16::MAX)));
+    let mail = (ends, of(text()), time(), any::<bool>(), any::<bool>()).prop_map(
+        |((to, from, server), helo, timeout, no_faults, no_services)| Mail {
+            to,
+            from,
+            server,
+            helo,
+            timeout,
+            no_faults,
+            no_services,
+        },
+    );
     let fifo = (text(), of(user()), of(script())).prop_map(|(path, owner, script)| Fifo {
         path: Some(path),
         owner,

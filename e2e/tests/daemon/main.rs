@@ -5,6 +5,7 @@
 mod crash;
 mod drain;
 mod log;
+mod mails;
 mod metrics;
 mod site;
 mod state;

@@ -38,7 +38,7 @@ pub(crate) fn end(mut guard: Guard) {
     assert!(guard.wait_for(TIME_MAX).unwrap().is_some());
 }
 
-fn ip(site: &Site, host: Host, words: &str) -> String {
+pub(crate) fn ip(site: &Site, host: Host, words: &str) -> String {
     let words: Vec<&str> = words.split_ascii_whitespace().collect();
     run(site.host(host), &tool("ip").unwrap(), &words).ok()
 }

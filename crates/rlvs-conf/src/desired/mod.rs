@@ -190,12 +190,23 @@ pub struct Mail {
     pub helo: Option<String>,
     /// Longest wait for the server.
     pub timeout: Duration,
+    /// None when an instance or a group enters fault.
+    pub no_faults: bool,
+    /// None about services and real servers.
+    pub no_services: bool,
 }
 
 impl Default for Mail {
     fn default() -> Self {
-        let (to, from, server, helo) = (Vec::new(), None, None, None);
-        Self { to, from, server, helo, timeout: Duration::from_secs(30) }
+        Self {
+            to: Vec::new(),
+            from: None,
+            server: None,
+            helo: None,
+            timeout: Duration::from_secs(30),
+            no_faults: false,
+            no_services: false,
+        }
     }
 }
 

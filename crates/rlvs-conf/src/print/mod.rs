@@ -176,6 +176,8 @@ impl Printer {
         }
         self.word("smtp_helo_name", mail.helo.as_deref());
         self.time("smtp_connect_timeout", mail.timeout);
+        self.flag("no_email_faults", mail.no_faults);
+        self.flag("no_checker_emails", mail.no_services);
     }
 
     fn fifo(&mut self, name: &str, fifo: &Fifo) {

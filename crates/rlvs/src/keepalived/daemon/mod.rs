@@ -10,6 +10,7 @@ mod configuration;
 mod dump;
 mod files;
 mod log;
+mod mail;
 mod manager;
 mod notify;
 mod pid;
