@@ -456,6 +456,7 @@ fn instance(number: u8) -> BoxedStrategy<Instance> {
                         excluded_addresses,
                         track_interfaces: vec![tracked],
                         track_scripts: Vec::new(),
+                        track_files: Vec::new(),
                         ignore_own_interface: flags[2],
                         garp,
                         lower_priority_no_advert: flags[3],
@@ -482,9 +483,28 @@ fn tracked_script() -> BoxedStrategy<TrackedScript> {
         .boxed()
 }
 
+fn tracked_file() -> BoxedStrategy<TrackedFile> {
+    (name(), text(), weight(), of(any::<i32>()), any::<bool>())
+        .prop_map(|(name, path, weight, initial, overwritten)| {
+            let overwritten = overwritten && initial.is_some();
+            TrackedFile { name, path, weight, initial, overwritten }
+        })
+        .boxed()
+}
+
 fn global() -> BoxedStrategy<Global> {
-    let mail = (vec(text(), 0..3), of(text()), of((name(), 1..u16::MAX)), of(text()), time())
-        .prop_map(|(to, from, server, helo, timeout)| Mail { to, from, server, helo, timeout });
+    let ends = (vec(text(), 0..3), of(text()), of((name(), 1..u16::MAX)));
+    let mail = (ends, of(text()), time(), any::<bool>(), any::<bool>()).prop_map(
+        |((to, from, server), helo, timeout, no_faults, no_services)| Mail {
+            to,
+            from,
+            server,
+            helo,
+            timeout,
+            no_faults,
+            no_services,
+        },
+    );
     let fifo = (text(), of(user()), of(script())).prop_map(|(path, owner, script)| Fifo {
         path: Some(path),
         owner,
@@ -525,22 +545,26 @@ fn global() -> BoxedStrategy<Global> {
 
 fn desired() -> BoxedStrategy<Desired> {
     let instances = (instance(1), instance(2), instance(3)).prop_map(|(a, b, c)| vec![a, b, c]);
-    (global(), tracked_script(), instances, notify(), virtual_server(), weight())
-        .prop_map(|(global, script, mut instances, notify, server, weight)| {
-            let tracked = Tracked { name: script.name.clone(), weight: Some(weight) };
-            instances[0].track_scripts = vec![tracked];
+    let tracked = (tracked_script(), tracked_file());
+    (global(), tracked, instances, notify(), virtual_server(), weight())
+        .prop_map(|(global, (script, file), mut instances, notify, server, weight)| {
+            let tracked = |name: &String| Tracked { name: name.clone(), weight: Some(weight) };
+            instances[0].track_scripts = vec![tracked(&script.name)];
+            instances[0].track_files = vec![tracked(&file.name)];
             let members = instances[1..].iter().map(|instance| instance.name.clone()).collect();
             let group = SyncGroup {
                 name: "Together".into(),
                 members,
                 track_interfaces: Vec::new(),
                 track_scripts: Vec::new(),
+                track_files: vec![Tracked { name: file.name.clone(), weight: None }],
                 notify,
                 kept: Vec::new(),
             };
             Desired {
                 global,
                 scripts: vec![script],
+                files: vec![file],
                 instances,
                 sync_groups: vec![group],
                 virtual_servers: vec![server],

@@ -12,7 +12,7 @@ use crate::process::Half;
 use crate::reason::Reason;
 use crate::refuse::{Complaint, complain, complain_of_length};
 use crate::stage::Stage;
-use crate::state;
+use crate::state::{self, State};
 use crate::tables::Tables;
 
 /// Any TCP or UDP packet to or from a service.
@@ -135,7 +135,9 @@ impl<T: Tables> Context<'_, T> {
         value: Value,
     ) -> bool {
         let settings = self.settings.flags;
-        if settings & settings_flag::EXPIRE_REMOVED != 0
+        let expires = settings & settings_flag::EXPIRE_REMOVED != 0;
+        let is_half_open = PORTS && protocol == tcp::PROTOCOL && value.state() == State::SYN_RECV;
+        if (expires || is_half_open)
             && let Some(destination) = self.tables.destination(value.destination())
         {
             let gone = destination.flags & destination_flag::AVAILABLE == 0;
@@ -143,7 +145,11 @@ impl<T: Tables> Context<'_, T> {
             let quiet = destination.weight == 0
                 && !value.is_controlled()
                 && state::starts::<PORTS>(protocol, flags);
-            if gone || quiet && protocol != udp::PROTOCOL {
+            if expires && (gone || quiet && protocol != udp::PROTOCOL) {
+                return true;
+            }
+            // Its server did not answer, and has been taken out since: nothing will come of it.
+            if is_half_open && quiet && !gone && destination.retired_at != 0 {
                 return true;
             }
         }

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod kinds;
+mod load;
+mod requests;
 mod stage;
 
 use std::time::{Duration, Instant};

@@ -68,6 +68,7 @@ impl Web {
                  ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;
                  location / {{
                    if (-f {folder}/broken) {{ return 500; }}
+                   if (-f {folder}/drips) {{ set $limit_rate 1; }}
                    return 200 \"healthy\\n\";
                  }}
                }}
@@ -94,10 +95,26 @@ impl Web {
         assert!(guard.wait_for(TIME_MAX).unwrap().is_some());
     }
 
+    /// Asks it to end.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let mut guard = self.guard.take().unwrap();
+        assert!(guard.wait_for(TIME_MAX).unwrap().is_some());
+    }
+
     /// Makes it answer 500, or no longer.
     pub(crate) fn set_broken(&self, broken: bool) {
-        let file = self.directory.join("broken");
-        if broken {
+        self.set("broken", broken);
+    }
+
+    /// Makes it send one byte of each answer a second, or no longer.
+    pub(crate) fn set_dripping(&self, drips: bool) {
+        self.set("drips", drips);
+    }
+
+    fn set(&self, word: &str, on: bool) {
+        let file = self.directory.join(word);
+        if on {
             std::fs::write(file, "").unwrap();
         } else {
             std::fs::remove_file(file).unwrap();

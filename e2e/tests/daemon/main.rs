@@ -2,11 +2,14 @@
 //! that change, scripts.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod crash;
 mod drain;
 mod log;
+mod mails;
 mod metrics;
 mod site;
 mod state;
+mod tracks;
 mod words;
 mod zabbix;
 

@@ -121,6 +121,11 @@ impl Daemon {
         status.unwrap_or_else(|| panic!("it runs: {}", self.said())).code()
     }
 
+    /// Starts it again with its files; its log begins anew.
+    pub(crate) fn start_again(&mut self, site: &Site, host: Host) {
+        *self = Self::start_with(site, host, self.file.clone(), self.pid_file.clone());
+    }
+
     /// Sends a signal and waits for the end; returns the status.
     pub(crate) fn end(&mut self, signal: Signal) -> Option<i32> {
         self.signal(signal);

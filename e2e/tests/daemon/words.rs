@@ -20,7 +20,7 @@ use crate::site::{Daemon, Site};
 use crate::{router, when};
 
 /// Starts the real keepalived, as VRRP alone.
-fn real(site: &Site, host: Host, text: &str) -> Guard {
+pub(crate) fn real(site: &Site, host: Host, text: &str) -> Guard {
     let file = |name: &str| site.directory().join(format!("real-{host:?}.{name}"));
     fs::write(file("conf"), text).unwrap();
     let log = File::create(file("log")).unwrap();
@@ -33,12 +33,12 @@ fn real(site: &Site, host: Host, text: &str) -> Guard {
 }
 
 /// Ends the real keepalived in order, which takes a second.
-fn end(mut guard: Guard) {
+pub(crate) fn end(mut guard: Guard) {
     Handle::open(guard.pid().unwrap()).unwrap().signal(Signal::SIGTERM).unwrap();
     assert!(guard.wait_for(TIME_MAX).unwrap().is_some());
 }
 
-fn ip(site: &Site, host: Host, words: &str) -> String {
+pub(crate) fn ip(site: &Site, host: Host, words: &str) -> String {
     let words: Vec<&str> = words.split_ascii_whitespace().collect();
     run(site.host(host), &tool("ip").unwrap(), &words).ok()
 }

@@ -81,7 +81,7 @@ fn seen(
     (table, said)
 }
 
-fn connect(director: &Namespace, servers: &Namespace) {
+pub(crate) fn connect(director: &Namespace, servers: &Namespace) {
     Rtnetlink::open_in(director).unwrap().add_veth("eth0", "eth0", servers).unwrap();
     let ip = tool("ip").unwrap();
     for (namespace, words) in [

@@ -7,6 +7,7 @@
 
 mod apart;
 mod canonical;
+mod checks;
 mod daemon;
 mod files;
 mod guest;

@@ -330,3 +330,45 @@ fn connections_of_removed_servers_are_opened_anew_if_asked() {
         }
     });
 }
+
+/// A client that tries again, or another from the same port, does not wait for a server that has not
+/// answered and was taken out: by what it sends, state of the connection and how the server is.
+#[test]
+fn a_half_open_connection_leaves_a_server_that_is_out_of_service() {
+    let retired = |tables: &mut HostTables| {
+        tables.destinations[1].weight = 0;
+        tables.destinations[1].retired_at = 1;
+    };
+    let quiet = |tables: &mut HostTables| tables.destinations[1].weight = 0;
+    network::run("halfopen", |network| {
+        let mut world = World::new(network, &two(network, 4, method::DIRECT, 0));
+        for (family, method) in
+            [4, 6].into_iter().flat_map(|it| [(it, method::DIRECT), (it, method::MASQUERADE)])
+        {
+            let frame = |flags| request(network, family, Kind::Tcp(flags)).bytes();
+            for (flags, state, change, moves) in [
+                (SYN, State::SYN_RECV, &retired as &dyn Fn(&mut HostTables), true),
+                (ACK, State::SYN_RECV, &retired, false),
+                (SYN, State::ESTABLISHED, &retired, false),
+                (SYN, State::FIN_WAIT, &retired, false),
+                (SYN, State::SYN_RECV, &quiet, false),
+            ] {
+                world.reset(&two(network, family, method, 0));
+                let _ = world.step(&frame(SYN)).same();
+                put_all(&mut world, state);
+                world.edit(change);
+                let outcome = world.step(&frame(flags)).same();
+                let said = format!("IPv{family}, method {method}, {state:?}, moves: {moves}");
+                let server = network::server_mac(if moves { 12 } else { 11 });
+                assert_eq!(outcome.bytes[..6], server, "{said}");
+                let destination = format!(" d{}", if moves { 2 } else { 1 });
+                let entries = e2e::snapshot::connections(world.tables());
+                assert!(
+                    entries.values().all(|it| it.contains(&destination)),
+                    "{said}: {entries:?}"
+                );
+                assert_eq!(world.tables().counts[1].connections.get() == 0, moves, "{said}");
+            }
+        }
+    });
+}

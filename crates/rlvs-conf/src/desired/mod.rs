@@ -20,6 +20,8 @@ pub struct Desired {
     pub global: Global,
     /// `vrrp_script` blocks; names differ.
     pub scripts: Vec<TrackedScript>,
+    /// `track_file` blocks; names differ.
+    pub files: Vec<TrackedFile>,
     /// `vrrp_instance` blocks; names differ, and so does the triple of interface, family and id.
     pub instances: Vec<Instance>,
     /// `vrrp_sync_group` blocks; their members exist, and each is in one group at most.
@@ -188,12 +190,23 @@ pub struct Mail {
     pub helo: Option<String>,
     /// Longest wait for the server.
     pub timeout: Duration,
+    /// None when an instance or a group enters fault.
+    pub no_faults: bool,
+    /// None about services and real servers.
+    pub no_services: bool,
 }
 
 impl Default for Mail {
     fn default() -> Self {
-        let (to, from, server, helo) = (Vec::new(), None, None, None);
-        Self { to, from, server, helo, timeout: Duration::from_secs(30) }
+        Self {
+            to: Vec::new(),
+            from: None,
+            server: None,
+            helo: None,
+            timeout: Duration::from_secs(30),
+            no_faults: false,
+            no_services: false,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Virtual routers, their groups, and the scripts that they follow.
+//! Virtual routers, their groups, and the scripts and files that they follow.
 
 use std::net::IpAddr;
 use std::num::NonZeroU8;
@@ -53,6 +53,8 @@ pub struct Instance {
     pub track_interfaces: Vec<Tracked>,
     /// Scripts that must be good, by name.
     pub track_scripts: Vec<Tracked>,
+    /// Files whose numbers count, by name.
+    pub track_files: Vec<Tracked>,
     /// The own interface may be down.
     pub ignore_own_interface: bool,
     /// Gratuitous ARPs and neighbour advertisements.
@@ -280,10 +282,27 @@ pub struct SyncGroup {
     pub track_interfaces: Vec<Tracked>,
     /// Scripts that must be good.
     pub track_scripts: Vec<Tracked>,
+    /// Files whose numbers count.
+    pub track_files: Vec<Tracked>,
     /// Programs that learn of changes.
     pub notify: Notify,
     /// What is not carried out.
     pub kept: Vec<Statement>,
+}
+
+/// A file with a number that instances follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrackedFile {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub path: String,
+    /// What its number is multiplied with.
+    pub weight: Weight,
+    /// The number that is written to it at the start, if there is none or if it is `overwritten`.
+    pub initial: Option<i32>,
+    /// A number that is there is overwritten at the start.
+    pub overwritten: bool,
 }
 
 /// A command that instances follow.

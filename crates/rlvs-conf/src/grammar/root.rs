@@ -12,9 +12,9 @@ const TRACK_GROUP: &[Keyword] =
 
 #[rustfmt::skip]
 const TRACK_FILE: &[Keyword] = &[
-    kept("file", &[Arg::Text], "required", "file with a number"),
-    kept("weight", WEIGHT254, "1", "factor of the number").options(&[REVERSE]),
-    kept("init_file", &[Arg::Maybe(&Arg::Number(-0x8000_0000, I31)), Arg::Maybe(&Arg::OneOf(&["overwrite"]))], "", "write this number at start"),
+    done("file", &[Arg::Text], "required", "file with a number"),
+    done("weight", WEIGHT254, "1", "factor of the number; 0: another number than 0 is a fault").options(&[REVERSE]),
+    done("init_file", &[Arg::Maybe(&Arg::Number(-0x8000_0000, I31)), Arg::Maybe(&Arg::OneOf(&["overwrite"]))], "", "write this number at start"),
 ];
 
 #[rustfmt::skip]
@@ -93,8 +93,8 @@ pub const ROOT: &[Keyword] = &[
     done("vrrp_script", &[Arg::Name], "", "a command that instances follow").block(SCRIPT_BLOCK),
     done("virtual_server", &[Arg::Text, Arg::Maybe(&Arg::Text), Arg::Maybe(&Arg::Text)], "", "a service: ADDRESS [PORT], fwmark N, group NAME").block(service::VIRTUAL_SERVER),
     done("virtual_server_group", &[Arg::Name], "", "addresses of a service").entries(Arg::Addresses, service::GROUP),
-    kept("track_file", &[Arg::Name], "", "a file that instances follow").block(TRACK_FILE),
-    kept("vrrp_track_file", &[Arg::Name], "", "a file that instances follow").block(TRACK_FILE),
+    done("track_file", &[Arg::Name], "", "a file that instances follow").block(TRACK_FILE),
+    done("vrrp_track_file", &[Arg::Name], "", "a file that instances follow").block(TRACK_FILE),
     kept("track_process", &[Arg::Name], "", "a process that instances follow").block(TRACK_PROCESS),
     kept("vrrp_track_process", &[Arg::Name], "", "a process that instances follow").block(TRACK_PROCESS),
     kept("bfd_instance", &[Arg::Name], "", "a BFD session").block(BFD),

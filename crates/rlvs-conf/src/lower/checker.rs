@@ -15,7 +15,7 @@ use crate::tree::Node;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What `UDP_CHECK` sends by default.
-const PAYLOAD: &[u8; 32] = b"rlvs checks this service; thanks";
+const PAYLOAD: &[u8; 32] = b"keepalived check - keepalived ch";
 
 /// A checker's block and those around it: what one does not say, the next does.
 struct Blocks<'n>([&'n Node; 3]);

@@ -132,6 +132,8 @@ impl Lower<'_> {
         set(&mut mail.from, node.text("notification_email_from").map(Some));
         set(&mut mail.helo, node.text("smtp_helo_name").map(Some));
         set(&mut mail.timeout, node.time("smtp_connect_timeout"));
+        mail.no_faults |= node.has("no_email_faults");
+        mail.no_services |= node.has("no_checker_emails");
         if let Some(server) = node.child("smtp_server") {
             let port = server.args.get(1).and_then(|port| match port.meaning {
                 Meaning::Number(port) => u16::try_from(port).ok(),

@@ -94,6 +94,7 @@ impl Lower<'_> {
             excluded_addresses: self.entries_to_addresses(node, "virtual_ipaddress_excluded"),
             track_interfaces: self.track_interfaces(node, own.as_deref()),
             track_scripts: self.track_scripts(node, &desired.scripts),
+            track_files: self.track_files(node),
             ignore_own_interface: node.has("dont_track_primary"),
             garp: self.garp(node),
             lower_priority_no_advert: node

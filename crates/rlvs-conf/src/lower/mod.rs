@@ -39,6 +39,11 @@ pub(crate) fn lower(
             desired.scripts.extend(lower.script_block(node));
         }
     }
+    for node in nodes.iter().filter(|node| track::FILES.contains(&node.row.name)) {
+        if lower.is_new(node, desired.files.iter().map(|file| &*file.name)) {
+            desired.files.extend(lower.file_block(node));
+        }
+    }
     lower.instances(named("vrrp_instance"), &mut desired);
     lower.sync_groups(named("vrrp_sync_group"), &mut desired);
     for node in named("virtual_server_group") {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::desired::{Desired, Notify, SyncGroup, Tracked, TrackedScript, Weight};
+use crate::desired::{Desired, Notify, SyncGroup, Tracked, TrackedFile, TrackedScript, Weight};
 use crate::diagnostic::{Diagnostic, Objection};
 use crate::lower::{Lower, Met, common};
 use crate::nearest::nearest;
@@ -11,6 +11,8 @@ use crate::tree::Node;
 
 /// Keywords of files that something follows.
 pub(super) const FILES: &[&str] = &["track_file", "vrrp_track_file"];
+/// Keywords of processes that something follows.
+const PROCESSES: &[&str] = &["track_process", "vrrp_track_process"];
 /// Keywords of sessions that something follows.
 pub(super) const SESSIONS: &[&str] = &["bfd_instance"];
 
@@ -39,6 +41,37 @@ impl Lower<'_> {
             fall: node.number("fall").unwrap_or(1),
             starts_bad: node.has("init_fail"),
         })
+    }
+
+    /// Lowers a `track_file`.
+    pub(super) fn file_block(&mut self, node: &Node) -> Option<TrackedFile> {
+        let Some(path) = node.text("file") else {
+            let found = Diagnostic::error(node.span, "a `track_file` without `file`");
+            self.say(found.expected("expected a `file` in it"));
+            return None;
+        };
+        let start = node.child("init_file");
+        let number = |start: &Node| start.args.iter().find_map(|arg| arg.text.parse().ok());
+        Some(TrackedFile {
+            name: node.name(),
+            path,
+            weight: weight(node).unwrap_or(Weight { change: 1, reverse: false }),
+            initial: start.map(|start| number(start).unwrap_or(0)),
+            overwritten: start.is_some_and(|it| it.args.iter().any(|arg| arg.text == "overwrite")),
+        })
+    }
+
+    /// Lowers `track_file` of an instance or a group.
+    pub(super) fn track_files(&mut self, node: &Node) -> Vec<Tracked> {
+        let mut met = Met::default();
+        let mut tracked = Vec::new();
+        for entry in node.entries("track_file") {
+            let Some(value) = entry.args.first() else { continue };
+            if self.check_known(FILES, &value.text, value.span) {
+                self.track(entry, &mut met, &mut tracked);
+            }
+        }
+        tracked
     }
 
     /// Lowers `track_interface`. The own interface is followed anyway.
@@ -84,11 +117,7 @@ impl Lower<'_> {
 
     /// Looks for what an instance or a group follows and is not carried out yet.
     pub(super) fn check_tracked(&mut self, node: &Node) {
-        for (list, keywords) in [
-            ("track_file", FILES),
-            ("track_process", &["track_process", "vrrp_track_process"]),
-            ("track_bfd", SESSIONS),
-        ] {
+        for (list, keywords) in [("track_process", PROCESSES), ("track_bfd", SESSIONS)] {
             for value in node.entries(list).filter_map(|entry| entry.args.first()) {
                 self.check_known(keywords, &value.text, value.span);
             }
@@ -141,6 +170,7 @@ impl Lower<'_> {
                 members,
                 track_interfaces: self.track_interfaces(node, None),
                 track_scripts: self.track_scripts(node, &desired.scripts),
+                track_files: self.track_files(node),
                 notify: self.notify(node),
                 kept: common::kept(&node.children),
             };

@@ -29,6 +29,9 @@ pub fn print(desired: &Desired, secrets: Secrets) -> String {
     for script in &desired.scripts {
         to.tracked_script(script);
     }
+    for file in &desired.files {
+        to.tracked_file(file);
+    }
     for instance in &desired.instances {
         to.instance(instance);
     }
@@ -173,6 +176,8 @@ impl Printer {
         }
         self.word("smtp_helo_name", mail.helo.as_deref());
         self.time("smtp_connect_timeout", mail.timeout);
+        self.flag("no_email_faults", mail.no_faults);
+        self.flag("no_checker_emails", mail.no_services);
     }
 
     fn fifo(&mut self, name: &str, fifo: &Fifo) {

@@ -1,10 +1,10 @@
-//! Instances, groups, scripts.
+//! Instances, groups, scripts, files.
 
 use rlvs_control::model::Family;
 
 use crate::desired::{
-    Authentication, Broadcast, Instance, Notify, Preempt, State, SyncGroup, Tracked, TrackedScript,
-    Transport, Version, VirtualAddress, VirtualMac, Weight,
+    Authentication, Broadcast, Instance, Notify, Preempt, State, SyncGroup, Tracked, TrackedFile,
+    TrackedScript, Transport, Version, VirtualAddress, VirtualMac, Weight,
 };
 use crate::print::{Printer, in_seconds, quoted};
 
@@ -18,6 +18,17 @@ impl Printer {
             to.number("rise", script.rise);
             to.number("fall", script.fall);
             to.flag("init_fail", script.starts_bad);
+        });
+    }
+
+    pub(super) fn tracked_file(&mut self, file: &TrackedFile) {
+        self.block(format!("track_file {}", quoted(&file.name)), |to| {
+            to.word("file", Some(&file.path));
+            to.line(weight_words(file.weight));
+            if let Some(initial) = file.initial {
+                let overwrite = if file.overwritten { " overwrite" } else { "" };
+                to.line(format!("init_file {initial}{overwrite}"));
+            }
         });
     }
 
@@ -43,7 +54,7 @@ impl Printer {
             to.authentication(instance.authentication.as_ref());
             to.behaviour(instance);
             to.addresses(instance);
-            to.tracked(&instance.track_interfaces, &instance.track_scripts);
+            to.tracked(&instance.track_interfaces, &instance.track_scripts, &instance.track_files);
             to.notify(&instance.notify);
             to.script("notify_master_rx_lower_pri", instance.notify.lower_priority.as_ref());
             to.statements(&instance.kept);
@@ -178,8 +189,10 @@ impl Printer {
         self.line(line);
     }
 
-    fn tracked(&mut self, interfaces: &[Tracked], scripts: &[Tracked]) {
-        for (name, all) in [("track_interface", interfaces), ("track_script", scripts)] {
+    fn tracked(&mut self, interfaces: &[Tracked], scripts: &[Tracked], files: &[Tracked]) {
+        for (name, all) in
+            [("track_interface", interfaces), ("track_script", scripts), ("track_file", files)]
+        {
             if all.is_empty() {
                 continue;
             }
@@ -209,7 +222,7 @@ impl Printer {
                     to.line(quoted(member));
                 }
             });
-            to.tracked(&group.track_interfaces, &group.track_scripts);
+            to.tracked(&group.track_interfaces, &group.track_scripts, &group.track_files);
             to.notify(&group.notify);
             to.statements(&group.kept);
         });

@@ -111,8 +111,23 @@ impl Vrrp {
     /// # Errors
     /// The configuration is wrong, or a missing capability.
     pub fn start(config: Config) -> Result<(Self, Receiver<Told>), Error> {
+        Self::start_with(config, [])
+    }
+
+    /// As [`start`](Self::start), with tracked numbers that are known before anything is done.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with<'a>(
+        config: Config,
+        values: impl IntoIterator<Item = (&'a str, i32)>,
+    ) -> Result<(Self, Receiver<Told>), Error> {
         let failed = |operation| move |source| Error::System { operation, source };
-        let router = Router::new(config, Instant::now()).map_err(Error::Refused)?;
+        let now = Instant::now();
+        let mut router = Router::new(config, now).map_err(Error::Refused)?;
+        for (name, value) in values {
+            router.handle(Input::Value { name: name.into(), value }, now);
+        }
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_value_and_flags(0, flags)
             .map_err(|error| failed("making an event descriptor")(error.into()))?;

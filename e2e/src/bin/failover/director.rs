@@ -9,6 +9,7 @@ use e2e::lab::tool;
 use nix::sys::signal::Signal;
 use rlvs_linux::process::{Guard, Handle, die_with_parent};
 
+use crate::TIME_MAX;
 use crate::network::{Network, log_name};
 use crate::variant::Variant;
 
@@ -22,6 +23,8 @@ pub(crate) struct Product {
     parts: &'static [&'static str],
     /// What the log says of a backup.
     backup: &'static str,
+    /// What it says of a master.
+    master: &'static str,
 }
 
 impl Product {
@@ -29,13 +32,25 @@ impl Product {
     pub(crate) fn ours() -> Result<Self> {
         let program = std::env::current_exe()?.with_file_name("rlvs-e2e");
         ensure!(program.is_file(), "{} is not built: use cargo xtask failover", program.display());
-        Ok(Self { program, words: &["keepalived"], parts: &[], backup: "INIT to BACKUP" })
+        Ok(Self {
+            program,
+            words: &["keepalived"],
+            parts: &[],
+            backup: "INIT to BACKUP",
+            master: "to MASTER",
+        })
     }
 
     /// The real one.
     pub(crate) fn theirs() -> Result<Self> {
         let program = tool("keepalived").context("no keepalived; --alone measures without it")?;
-        Ok(Self { program, words: &[], parts: &["vrrp.pid"], backup: "Entering BACKUP STATE" })
+        Ok(Self {
+            program,
+            words: &[],
+            parts: &["vrrp.pid"],
+            backup: "Entering BACKUP STATE",
+            master: "Entering MASTER STATE",
+        })
     }
 
     /// Returns what it calls itself.
@@ -48,16 +63,16 @@ impl Product {
 }
 
 /// One that runs.
-pub(crate) struct Director {
+pub(crate) struct Director<'a> {
+    product: &'a Product,
     guard: Guard,
     log: PathBuf,
     parts: Vec<PathBuf>,
-    backup: &'static str,
 }
 
-impl Director {
+impl<'a> Director<'a> {
     pub(crate) fn start(
-        product: &Product,
+        product: &'a Product,
         network: &Network,
         host: u8,
         variant: &Variant,
@@ -66,21 +81,21 @@ impl Director {
         let file = |name: &str| network.directory().join(format!("{host}.{name}"));
         fs::write(file("conf"), variant.configuration(host, priority))?;
         let log = network.directory().join(log_name(host));
-        let output = File::create(&log)?;
-        let mut command = Command::new(&product.program);
-        command.args(product.words).args(["-n", "-l", "-D", "-P", "-f"]).arg(file("conf"));
-        command.arg("-p").arg(file("pid")).arg("-r").arg(file("vrrp.pid"));
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        network.host(host).place(&mut command)?;
-        die_with_parent(&mut command, Signal::SIGKILL);
-        let guard = Guard::new(command.spawn().context("starting a director")?);
+        File::create(&log)?;
+        let guard = spawn(product, network, host)?;
         let parts = product.parts.iter().map(|name| file(name)).collect();
-        Ok(Self { guard, log, parts, backup: product.backup })
+        Ok(Self { product, guard, log, parts })
     }
 
     /// Tells whether it is backup.
     pub(crate) fn is_backup(&self) -> bool {
-        fs::read_to_string(&self.log).is_ok_and(|said| said.contains(self.backup))
+        fs::read_to_string(&self.log).is_ok_and(|said| said.contains(self.product.backup))
+    }
+
+    /// Tells whether it has become master more than once.
+    pub(crate) fn is_master_again(&self) -> bool {
+        let said = fs::read_to_string(&self.log).unwrap_or_default();
+        said.matches(self.product.master).count() > 1
     }
 
     /// Asks it to end.
@@ -99,9 +114,36 @@ impl Director {
         Ok(main.signal(Signal::SIGKILL)?)
     }
 
+    /// Kills the process of the virtual router, and sees that there is another.
+    pub(crate) fn crash(&mut self, network: &Network, host: u8) -> Result<()> {
+        for part in &self.parts {
+            // Its parent starts another.
+            part_of(part)?.signal(Signal::SIGKILL)?;
+        }
+        if self.parts.is_empty() {
+            self.main()?.signal(Signal::SIGKILL)?;
+            self.guard.wait_for(TIME_MAX)?.context("it does not end")?;
+            self.guard = spawn(self.product, network, host)?;
+        }
+        Ok(())
+    }
+
     fn main(&self) -> Result<Handle> {
         Ok(Handle::open(self.guard.pid().context("it has ended")?)?)
     }
+}
+
+/// Starts one with the file that is there; its log is continued.
+fn spawn(product: &Product, network: &Network, host: u8) -> Result<Guard> {
+    let file = |name: &str| network.directory().join(format!("{host}.{name}"));
+    let output = File::options().append(true).open(network.directory().join(log_name(host)))?;
+    let mut command = Command::new(&product.program);
+    command.args(product.words).args(["-n", "-l", "-D", "-P", "-f"]).arg(file("conf"));
+    command.arg("-p").arg(file("pid")).arg("-r").arg(file("vrrp.pid"));
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    network.host(host).place(&mut command)?;
+    die_with_parent(&mut command, Signal::SIGKILL);
+    Ok(Guard::new(command.spawn().context("starting a director")?))
 }
 
 fn part_of(file: &Path) -> Result<Handle> {

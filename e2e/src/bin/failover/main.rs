@@ -7,7 +7,6 @@ mod director;
 #[path = "../bench/interrupt.rs"]
 mod interrupt;
 mod network;
-mod pinger;
 mod report;
 mod variant;
 
@@ -17,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use e2e::pinger::Pinger;
 
 use crate::director::{Director, Product};
-use crate::network::{A, B, Network};
-use crate::pinger::Pinger;
+use crate::network::{A, B, CLIENT, Network};
 use crate::report::{Report, Row};
 use crate::variant::{ALL, Event, Variant};
 
@@ -116,13 +115,17 @@ fn measure(
     wait(&network, "the master", || network.has_vip(A, variant))?;
     let backup = Director::start(product, &network, B, variant, 100)?;
     wait(&network, "the backup", || Ok(backup.is_backup()))?;
-    let pinger = Pinger::start(&network, variant)?;
+    let pinger = Pinger::start(network.host(CLIENT), variant.vip())?;
     wait(&network, "answers", || Ok(pinger.is_answered()))?;
     network.wait_advert()?;
     pause(phase);
     let before = Instant::now();
     event.happen(&network, &mut master)?;
-    wait(&network, "the take-over", || network.has_vip(B, variant))?;
+    wait(&network, "the take-over", || match event {
+        // Whoever is there first.
+        Event::Crash => Ok(master.is_master_again() || network.has_vip(B, variant)?),
+        _ => network.has_vip(B, variant),
+    })?;
     let enough = Instant::now() + AFTERWARDS;
     wait(&network, "answers", || Ok(Instant::now() > enough && pinger.is_answered()))?;
     Ok(pinger.unanswered(before))

@@ -92,12 +92,16 @@ pub(crate) enum Event {
     Death,
     /// Its processes are killed; the host lives and keeps the address.
     Kill,
+    /// The process of its virtual router is killed and started again at once: by its parent, or as a
+    /// service manager does it.
+    Crash,
     /// Its interface is set down.
     Down,
 }
 
 impl Event {
-    pub(crate) const ALL: [Self; 4] = [Self::Term, Self::Death, Self::Kill, Self::Down];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Term, Self::Death, Self::Kill, Self::Crash, Self::Down];
 
     /// Lets it happen.
     pub(crate) fn happen(self, network: &Network, master: &mut Director) -> Result<()> {
@@ -108,6 +112,7 @@ impl Event {
                 master.kill()
             }
             Self::Kill => master.kill(),
+            Self::Crash => master.crash(network, A),
             Self::Down => network.set_down(A),
         }
     }
@@ -117,7 +122,7 @@ impl Event {
         match self {
             Self::Term => variant.skew(),
             Self::Death | Self::Down => variant.interval * 3 + variant.skew(),
-            Self::Kill => Duration::ZERO,
+            Self::Kill | Self::Crash => Duration::ZERO,
         }
     }
 }
@@ -128,6 +133,7 @@ impl fmt::Display for Event {
             Self::Term => "term",
             Self::Death => "death",
             Self::Kill => "kill9",
+            Self::Crash => "crash",
             Self::Down => "down",
         })
     }

@@ -48,6 +48,7 @@ pub(super) fn find(options: &Running) -> Found {
         desired.instances.clear();
         desired.sync_groups.clear();
         desired.scripts.clear();
+        desired.files.clear();
     }
     if !options.services {
         desired.virtual_servers.clear();
@@ -83,7 +84,6 @@ fn left_out(desired: &Desired, kernel: bool) -> impl Iterator<Item = &'static st
     let global = &desired.global;
     [
         (global.sync_daemon.is_some() && !kernel, "lvs_sync_daemon"),
-        (global.mail.server.is_some() && !global.mail.to.is_empty(), "mail about changes"),
         (desired.virtual_servers.iter().any(|server| server.suspend), "ha_suspend"),
     ]
     .into_iter()

@@ -1,14 +1,16 @@
 //! The daemon: carries out a configuration until it is asked to end.
 //!
 //! One thread decides what is done with a signal, an event, a new configuration; all others only tell
-//! it (`Happening`): the virtual routers, each tracked script, the signals. The log has a thread of
+//! it (`Happening`): the virtual routers, each tracked script, the tracked files, the signals. The log has a thread of
 //! its own, so that nothing waits for whoever reads it.
 
 mod capability;
 mod chronicle;
 mod configuration;
 mod dump;
+mod files;
 mod log;
+mod mail;
 mod manager;
 mod notify;
 mod pid;
@@ -65,6 +67,8 @@ enum Happening {
     ServicesLost(String),
     /// A tracked script has ended; with what is new about it.
     Script { name: String, good: bool, news: Option<String> },
+    /// A tracked file says another number.
+    Number { name: String, number: i32 },
     /// Somebody wants to know how the daemon is.
     Asked(Asker),
 }

@@ -1,4 +1,4 @@
-//! Programs and pipes that learn of changes.
+//! Programs, pipes and mails that tell of changes.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -12,6 +12,7 @@ use rlvs_control::vrrp::{State, Who};
 
 use super::super::checks::{Event, Kind};
 use super::log::{Level, Log};
+use super::mail::Mailer;
 use super::program;
 
 /// Who learns of what.
@@ -25,6 +26,7 @@ pub(super) struct Notifier {
     routers: Pipe,
     services: Pipe,
     all: Pipe,
+    mailer: Mailer,
     log: Log,
 }
 
@@ -37,7 +39,8 @@ impl Notifier {
         let all = open(&global.fifo);
         let (instances, groups) = listeners(desired);
         let (log, states) = (log.clone(), BTreeMap::new());
-        Self { global, instances, groups, states, routers, services, all, log }
+        let mailer = Mailer::start(&log);
+        Self { global, instances, groups, states, routers, services, all, mailer, log }
     }
 
     /// Takes another configuration. Pipes that are the same stay open.
@@ -77,6 +80,20 @@ impl Notifier {
             self.start(own.as_ref(), &[]);
             let more = [kind.to_owned(), name.to_string(), word.clone(), priority.to_string()];
             self.start(notify.any.as_ref(), &more);
+            let wanted = match state {
+                State::Master | State::Backup => notify.mail,
+                State::Fault => notify.mail && !self.global.mail.no_faults,
+                State::Initialize | State::Stopped => false,
+            };
+            if wanted {
+                let what = if matches!(who, Who::Group(_)) { "Group" } else { "Instance" };
+                let subject = format!("VRRP {what} {name} - Entering {word} state");
+                let text = match who {
+                    Who::Instance(_) => format!("{name} is {word}, with priority {priority}."),
+                    Who::Group(_) => format!("All instances of {name} are {word}."),
+                };
+                self.mailer.send(&self.global, &subject, &text);
+            }
         }
         self.tell_routers(&format!("{kind} \"{name}\" {word} {priority}\n"));
     }
@@ -123,6 +140,14 @@ impl Notifier {
         };
         self.services.write(&line, &self.log);
         self.all.write(&line, &self.log);
+        if event.mail && !self.global.mail.no_services {
+            let word = line.trim_end().rsplit_once(' ').map_or("", |(_, word)| word);
+            let subject = match &event.server {
+                Some(server) => format!("Realserver {server} of virtual server {service} - {word}"),
+                None => format!("Virtualserver {service} - {word}"),
+            };
+            self.mailer.send(&self.global, &subject, &event.to_string());
+        }
     }
 
     fn tell_routers(&mut self, line: &str) {

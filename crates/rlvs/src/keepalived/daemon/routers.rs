@@ -38,7 +38,7 @@ pub(super) fn of(desired: &Desired) -> Routers {
     let group = |group: &SyncGroup| GroupConfig {
         name: name(&group.name),
         members: group.members.iter().map(|member| name(member)).filter(is_there).collect(),
-        track: tracks(desired, &group.track_interfaces, &group.track_scripts),
+        track: tracks(desired, &group.track_interfaces, &group.track_scripts, &group.track_files),
     };
     routers.config.groups = desired.sync_groups.iter().map(group).collect();
     let script = |script: &TrackedScript| ScriptConfig {
@@ -87,7 +87,8 @@ fn instance(desired: &Desired, wanted: &Instance, interface: &str) -> InstanceCo
         Some(Authentication::Header(_)) | None => None,
     };
     config.announce = announce(desired, wanted);
-    config.track = tracks(desired, &wanted.track_interfaces, &wanted.track_scripts);
+    config.track =
+        tracks(desired, &wanted.track_interfaces, &wanted.track_scripts, &wanted.track_files);
     config.answer_lower = !wanted.lower_priority_no_advert;
     config.answer_higher = wanted.higher_priority_send_advert;
     config
@@ -191,6 +192,7 @@ fn tracks(
     desired: &Desired,
     interfaces: &[desired::Tracked],
     scripts: &[desired::Tracked],
+    files: &[desired::Tracked],
 ) -> Vec<Track> {
     let track =
         |what, weight: Weight| Track { what, weight: weight.change, reverse: weight.reverse };
@@ -202,7 +204,12 @@ fn tracks(
         let weight = one.weight.or(own.map(|script| script.weight)).unwrap_or_default();
         track(Tracked::Script(name(&one.name)), weight)
     });
-    interfaces.chain(scripts).collect()
+    let files = files.iter().map(|one| {
+        let own = desired.files.iter().find(|file| file.name == one.name);
+        let weight = one.weight.or(own.map(|file| file.weight)).unwrap_or_default();
+        track(Tracked::Value(name(&one.name)), weight)
+    });
+    interfaces.chain(scripts).chain(files).collect()
 }
 
 /// Returns what an instance asks for and does not get.

@@ -14,6 +14,7 @@ use super::super::checks::{Event as ServiceEvent, Kind, Open};
 use super::super::options::Running;
 use super::chronicle::{self, Chronicle};
 use super::configuration::{self, Found};
+use super::files::Files;
 use super::log::{Fields, Level, Log};
 use super::manager::Manager;
 use super::notify::Notifier;
@@ -45,6 +46,7 @@ pub(super) struct Daemon {
     backend: Backend,
     sync: Synchronisation,
     scripts: Scripts,
+    files: Files,
     notifier: Notifier,
     manager: Manager,
     chronicle: Chronicle,
@@ -81,6 +83,7 @@ impl Daemon {
             backend: backend(options)?,
             sync: Synchronisation::default(),
             scripts: Scripts::default(),
+            files: Files::default(),
             notifier: Notifier::new(&found.desired, log),
             manager: Manager::find(),
             chronicle: Chronicle::new(&options.file),
@@ -88,6 +91,7 @@ impl Daemon {
             desired: Arc::new(found.desired),
         };
         daemon.delay_routers()?;
+        daemon.follow_files();
         daemon.route(config)?;
         daemon.follow();
         daemon.serve_desired()?;
@@ -163,6 +167,7 @@ impl Daemon {
                 return Some(STATUS_SOFTWARE);
             }
             Happening::Script { name, good, news } => self.script(&name, good, news),
+            Happening::Number { name, number } => self.number(&name, number),
             Happening::Asked(to) => self.answer(to),
         }
         None
@@ -234,10 +239,19 @@ impl Daemon {
         self.notifier.reload(&found.desired);
         self.desired = Arc::new(found.desired);
         self.follow();
+        self.follow_files();
         self.route(config).map_err(|(_, why)| why)?;
         self.serve_desired().map_err(|(_, why)| why)?;
         self.synchronise();
         Ok(())
+    }
+
+    /// A tracked file says another number.
+    fn number(&mut self, name: &str, number: i32) {
+        self.log.say(Level::Info, format!("track_file {name} says {number}"));
+        if let Some(routers) = &self.routers {
+            routers.value(name, number);
+        }
     }
 
     /// Lets the kernel's connection synchronisation be as the configuration has it.
@@ -267,6 +281,15 @@ impl Daemon {
         let (scripts, global) = (&self.desired.scripts, &self.desired.global);
         if let Err(error) = self.scripts.update(scripts, global, &self.sender) {
             self.log.say(Level::Error, format!("a tracked script cannot be run: {error}"));
+        }
+    }
+
+    /// Watches the tracked files of the configuration; virtual routers know them before they begin.
+    fn follow_files(&mut self) {
+        let (numbers, failed) = self.files.update(&self.desired.files, &self.sender);
+        failed.iter().for_each(|line| self.log.say(Level::Error, line));
+        if let Some(routers) = &self.routers {
+            numbers.iter().for_each(|(name, number)| routers.value(name, *number));
         }
     }
 
@@ -311,7 +334,7 @@ impl Daemon {
     }
 
     fn begin_routers(&mut self, config: Config) -> Result<(), Refusal> {
-        let (routers, told) = Vrrp::start(config).map_err(|error| {
+        let (routers, told) = Vrrp::start_with(config, self.files.numbers()).map_err(|error| {
             let status = match error {
                 rlvs_linux::vrrp::Error::Refused(_) => STATUS_CONFIGURATION,
                 _ => STATUS_FATAL,

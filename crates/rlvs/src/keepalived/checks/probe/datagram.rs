@@ -102,9 +102,15 @@ pub(in crate::keepalived::checks) struct Ping {
     v6: bool,
     /// The socket has whole IPv4 packets, and those of other checks too.
     raw: bool,
-    /// Identifier, sequence number and payload, by which an answer is known.
-    key: [u8; 12],
+    /// Identifier and sequence number, by which an answer is known.
+    key: [u8; 4],
 }
+
+/// What a ping says, over and over, as keepalived's does.
+const WORDS: &[u8; 19] = b"keepalived check - ";
+/// Bytes behind the header of a ping.
+const PING_PAYLOAD: usize = 128;
+const PING: usize = 8 + PING_PAYLOAD;
 
 impl Ping {
     pub(super) fn begin(request: &Request, number: u64) -> Result<Self, Outcome> {
@@ -116,9 +122,7 @@ impl Ping {
             Ok(descriptor) => (descriptor, false),
             Err(_) => (open(SockType::Raw)?, true),
         };
-        let mut key = [0; 12];
-        key[..4].copy_from_slice(&(number as u32).to_be_bytes());
-        key[4..].copy_from_slice(&number.to_be_bytes());
+        let key = (number as u32).to_be_bytes();
         let ping = Self { socket: UdpSocket::from(descriptor), v6, raw, key };
         let message = ping.message();
         ping.socket.send(&message).map_err(|error| socket::io_failed(&error))?;
@@ -126,10 +130,13 @@ impl Ping {
     }
 
     /// Returns an echo request (RFC 792, RFC 4443 §4.1). The kernel sums those of ICMPv6.
-    fn message(&self) -> [u8; 16] {
-        let mut message = [0; 16];
+    fn message(&self) -> [u8; PING] {
+        let mut message = [0; PING];
         message[0] = if self.v6 { 128 } else { 8 };
-        message[4..].copy_from_slice(&self.key);
+        message[4..8].copy_from_slice(&self.key);
+        for (byte, word) in message[8..].iter_mut().zip(WORDS.iter().cycle()) {
+            *byte = *word;
+        }
         if !self.v6 {
             let sum = !checksum::fold(checksum::sum(&message));
             message[2..4].copy_from_slice(&sum.to_be_bytes());
@@ -156,11 +163,13 @@ impl Ping {
             Some(first) if self.raw && !self.v6 => usize::from(first & 15) * 4,
             _ => 0,
         };
-        let Some(message) = packet.get(header..header + 16) else { return false };
+        let Some(message) = packet.get(header..header + PING) else { return false };
         let kind = if self.v6 { 129 } else { 0 };
-        // Without a raw socket the identifier is the kernel's.
-        let from = if self.raw { 0 } else { 2 };
-        message[0] == kind && message[4 + from..16] == self.key[from..]
+        // Without a raw socket the identifier is the kernel's, and what comes is for this socket.
+        let from = if self.raw { 4 } else { 6 };
+        message[0] == kind
+            && message[from..8] == self.key[from - 4..]
+            && message[8..] == self.message()[8..]
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod limit;
 mod sink;
-mod time;
+pub(super) mod time;
 
 use std::fmt;
 use std::io;

@@ -1,4 +1,4 @@
-//! A client that pings the virtual address every 5 ms.
+//! A client that pings an address every 5 ms, and knows how long it had no answer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -15,8 +15,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeSpec;
 
-use crate::network::{CLIENT, Network};
-use crate::variant::Variant;
+use rlvs_linux::netns::Namespace;
 
 const INTERVAL: Duration = Duration::from_millis(5);
 /// Answers in a row that are taken for a good way.
@@ -29,23 +28,27 @@ struct Ping {
 }
 
 /// Pings until it is dropped.
-pub(crate) struct Pinger {
+pub struct Pinger {
     pings: Arc<Mutex<Vec<Ping>>>,
     ends: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Pinger {
-    pub(crate) fn start(network: &Network, variant: &Variant) -> Result<Self> {
-        let (family, protocol) = if variant.v6 {
+    /// Starts pinging from a namespace.
+    ///
+    /// # Errors
+    /// No raw socket, or no thread, is to be had.
+    pub fn start(client: &Namespace, to: IpAddr) -> Result<Self> {
+        let (family, protocol) = if to.is_ipv6() {
             (AddressFamily::Inet6, SockProtocol::IcmpV6)
         } else {
             (AddressFamily::Inet, SockProtocol::Icmp)
         };
         let open = || socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol);
-        let socket = network.host(CLIENT).run(open)?.context("opening a socket for pings")?;
+        let socket = client.run(open)?.context("opening a socket for pings")?;
         let (pings, ends) = (Arc::default(), Arc::default());
-        let work = Work { socket, to: variant.vip(), pings: Arc::clone(&pings) };
+        let work = Work { socket, to, pings: Arc::clone(&pings) };
         let until = Arc::clone(&ends);
         let thread = std::thread::Builder::new().name("ping".to_owned());
         let thread = thread.spawn(move || work.run(&until))?;
@@ -53,7 +56,8 @@ impl Pinger {
     }
 
     /// Tells whether the last pings were all answered.
-    pub(crate) fn is_answered(&self) -> bool {
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
         let pings = self.pings();
         // The very last may still be on its way.
         let answers = pings.iter().rev().skip(1).take_while(|ping| ping.answered).count();
@@ -62,7 +66,8 @@ impl Pinger {
 
     /// Returns how long there was no answer since a moment: from each first ping without one to the
     /// next that has one.
-    pub(crate) fn unanswered(&self, since: Instant) -> Duration {
+    #[must_use]
+    pub fn unanswered(&self, since: Instant) -> Duration {
         let mut total = Duration::ZERO;
         let mut lost_at = None;
         for ping in self.pings().iter().filter(|ping| ping.sent + INTERVAL >= since) {
