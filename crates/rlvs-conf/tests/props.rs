@@ -527,8 +527,9 @@ fn global() -> BoxedStrategy<Global> {
 
 fn desired() -> BoxedStrategy<Desired> {
     let instances = (instance(1), instance(2), instance(3)).prop_map(|(a, b, c)| vec![a, b, c]);
-    (global(), tracked_script(), instances, notify(), virtual_server(), weight())
-        .prop_map(|(global, script, mut instances, notify, server, weight)| {
+    let namespace = of(name());
+    (global(), tracked_script(), instances, notify(), virtual_server(), weight(), namespace)
+        .prop_map(|(global, script, mut instances, notify, server, weight, namespace)| {
             let tracked = Tracked { name: script.name.clone(), weight: Some(weight) };
             instances[0].track_scripts = vec![tracked];
             let members = instances[1..].iter().map(|instance| instance.name.clone()).collect();
@@ -542,6 +543,7 @@ fn desired() -> BoxedStrategy<Desired> {
             };
             Desired {
                 global,
+                namespace,
                 scripts: vec![script],
                 instances,
                 sync_groups: vec![group],

@@ -35,6 +35,8 @@ pub(crate) fn lower(
     for node in named("global_defs") {
         lower.global(node, &mut desired.global);
     }
+    desired.namespace =
+        named("net_namespace").find_map(|node| Some(node.args.first()?.text.to_string()));
     for node in named("vrrp_script") {
         if lower.is_new(node, desired.scripts.iter().map(|script| &*script.name)) {
             desired.scripts.extend(lower.script_block(node));

@@ -89,9 +89,12 @@ fn begin(mut options: Running) -> Result<u8, Refusal> {
     let failed = |error: std::io::Error| (STATUS_FATAL, error.to_string());
     // In the background all is relative to /.
     options.file = std::path::absolute(&options.file).map_err(failed)?;
+    let found = configuration::find(&options);
+    if options.namespace.is_none() {
+        options.enter(found.desired.namespace.clone());
+    }
     let namespace = options.namespace.as_deref().map(Namespace::open).transpose();
     let namespace = namespace.map_err(|error| (STATUS_FATAL, error.to_string()))?;
-    let found = configuration::find(&options);
     if let Some((status, why)) = &found.fatal {
         found.lines.iter().for_each(|(_, line)| eprintln!("keepalived: {line}"));
         return Err((*status, why.clone()));

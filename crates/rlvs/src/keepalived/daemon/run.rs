@@ -226,6 +226,9 @@ impl Daemon {
         if found.errors > 0 {
             return Err(format!("{shown} has {} error(s)", found.errors));
         }
+        if found.desired.namespace != self.desired.namespace {
+            return Err(format!("{shown} has another net_namespace, which only a restart enters"));
+        }
         let Routers { config, left_out } = routers::of(&found.desired);
         if let Some(refusal) = config.refusals().first() {
             return Err(refusal.to_string());
