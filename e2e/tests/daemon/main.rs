@@ -5,6 +5,8 @@
 mod drain;
 mod log;
 mod metrics;
+mod reload;
+mod rights;
 mod site;
 mod state;
 mod words;

@@ -102,9 +102,8 @@ fn begin(mut options: Running) -> Result<u8, Refusal> {
     if options.dump {
         eprint!("{}", print(&found.desired, Secrets::Hidden));
     }
-    let missing = capability::missing();
-    if !missing.is_empty() {
-        return Err((STATUS_RIGHTS, missing.join("; ")));
+    if let Some(why) = capability::lacking(&found, options.backend.as_deref()) {
+        return Err((STATUS_RIGHTS, why));
     }
     let take =
         |path: &PathBuf| PidFile::take(&std::path::absolute(path).map_err(|e| e.to_string())?);
