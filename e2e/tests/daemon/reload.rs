@@ -57,6 +57,35 @@ fn an_interface_that_vanishes_disturbs_nobody() {
 }
 
 #[test]
+fn an_included_file_that_is_gone_changes_nothing() {
+    let site = Site::new();
+    let _first = site.web(Web1);
+    let (alone, services) = HOW_TO.split_at(HOW_TO.find("virtual_server").unwrap());
+    let included = site.directory().join("services.conf");
+    fs::write(&included, services).unwrap();
+    // The second has never been there, and is missed by nobody.
+    let text = format!("{alone}\ninclude services.conf\ninclude more.conf\n");
+    let daemon = Daemon::start(&site, First, &text);
+    let table = || site.table(First).len();
+    wait_until("the table", &true, || table() > 0);
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_said(" reloaded: ", 1);
+    let aside = site.directory().join("aside");
+    fs::rename(&included, &aside).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_said("services.conf, which it includes, cannot be read any more", 1);
+    assert!(table() > 0, "{}", daemon.said());
+    fs::rename(&aside, &included).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_said(" reloaded: ", 2);
+    // Who takes the line away means it.
+    fs::write(&daemon.file, alone).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_said(" reloaded: ", 3);
+    wait_until("an empty table", &0, table);
+}
+
+#[test]
 fn what_is_the_same_goes_on_over_a_reload() {
     let site = Site::new();
     let _first = site.web(Web1);
