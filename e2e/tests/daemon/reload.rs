@@ -118,7 +118,7 @@ fn what_is_the_same_goes_on_over_a_reload() {
     assert_eq!(history(&after), history(&before));
     let instance = |state: &State| {
         let one = &state.instances[0];
-        (one.state.clone(), seconds(one.since_unix_ms), one.counters.became_master)
+        (one.state, seconds(one.since_unix_ms), one.counters.became_master)
     };
     assert_eq!(instance(&after), instance(&before));
     let (was, is) = (&before.instances[0].counters, &after.instances[0].counters);

@@ -12,6 +12,7 @@ use rlvs::lab::site::HOW_TO;
 use rlvs::lab::site::Host::{self, First, Web1, Web2};
 use rlvs_linux::process::{Guard, Handle};
 
+use crate::router;
 use crate::site::{Daemon, PROGRAM, Site};
 
 /// All that the daemon needs once the programs are there.
@@ -56,7 +57,10 @@ fn nobody_with(capabilities: &[&str]) -> String {
 fn machine(site: &Site, host: Host, folder: &Folder, script: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"]);
-    command.args(["mount -t tmpfs none /run; cd /; ".to_owned() + script, "sh".to_owned()]);
+    command.args([
+        "mount -t tmpfs -o mode=755 none /run; cd /; ".to_owned() + script,
+        "sh".to_owned(),
+    ]);
     command.arg(&folder.0).stdin(Stdio::null());
     inside(site.host(host), &mut command);
     command
@@ -93,7 +97,9 @@ fn serves(site: &Site, mut daemon: Daemon) {
     signal_child(daemon.process(), Signal::SIGTERM);
     assert_eq!(daemon.ended(), Some(0), "{}", daemon.said());
     assert!(!site.vip_is_at(First));
-    assert!(!daemon.said().contains("error:"), "{}", daemon.said());
+    for word in ["error:", "cannot be written", "nobody can ask"] {
+        assert!(!daemon.said().contains(word), "{}", daemon.said());
+    }
 }
 
 #[test]
@@ -122,6 +128,23 @@ fn nothing_but_run_is_written() {
                   exec $1/rlvs keepalived -n -l -D -f $1/a.conf";
     let daemon = start(&site, &folder, Path::new("/run/keepalived.pid"), script);
     serves(&site, daemon);
+}
+
+#[test]
+fn a_folder_that_nobody_may_write_is_said() {
+    let site = Site::new();
+    let folder = Folder::new("poor");
+    fs::write(folder.path("a.conf"), router(255)).unwrap();
+    let pid = folder.path("pid");
+    let words = format!("$1/rlvs keepalived -n -l -D -f $1/a.conf -p {}", pid.display());
+    let script = format!("exec {} {words}", nobody_with(&THREE));
+    let mut daemon = start(&site, &folder, &pid, &script);
+    daemon.wait_said("/run/rlvs/vrrp cannot be written", 1);
+    daemon.wait_said("nobody can ask how this daemon is", 1);
+    wait_until("the virtual address", &true, || site.vip_is_at(First));
+    signal_child(daemon.process(), Signal::SIGTERM);
+    assert_eq!(daemon.ended(), Some(0), "{}", daemon.said());
+    assert!(!site.vip_is_at(First));
 }
 
 /// Runs a command of the program as nobody with these capabilities, where the programs are there.
