@@ -171,10 +171,11 @@ pub(super) fn ensure_family(family: u8) -> Result<(), Error> {
     ensure(&stages::of_family(family).collect::<Vec<_>>())
 }
 
-/// As [`ensure_group`] every stage, so that no later edit loads any.
+/// Makes every stage besides the other programs of the calling thread's network namespace, so that no
+/// later edit loads any.
 ///
 /// # Errors
-/// As [`load`].
+/// A missing capability, nothing attached, or what the kernel did not take.
 pub fn ensure_all() -> Result<(), Error> {
     ensure(Stage::ALL)
 }
