@@ -361,6 +361,7 @@ impl<'a> Lexer<'a> {
         }
         for path in paths {
             if let Err(why) = self.file(&path) {
+                self.sources.add_unread(&path);
                 let text = format!("{}: {}", path.display(), told(&why));
                 let objection = if why == Unread::Missing { missing } else { unreadable };
                 self.missing_include(span, &text, objection);

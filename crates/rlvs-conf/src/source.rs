@@ -52,6 +52,8 @@ pub struct Place {
 #[derive(Debug, Default)]
 pub struct Sources {
     files: Vec<Source>,
+    /// Files that were to be included and could not be read.
+    unread: Vec<PathBuf>,
     /// Words that nobody may see.
     secrets: Vec<Span>,
 }
@@ -68,6 +70,21 @@ impl Sources {
         let line_starts = std::iter::once(0).chain(ends.map(|(at, _)| at as u32 + 1)).collect();
         self.files.push(Source { path: path.to_owned(), text, line_starts });
         FileId(self.files.len() as u32 - 1)
+    }
+
+    /// Takes note of a file that was to be included and could not be read.
+    pub(crate) fn add_unread(&mut self, path: &Path) {
+        self.unread.push(path.to_owned());
+    }
+
+    /// Returns the files that were read, as they were named, and what else there is text from.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|source| &*source.path)
+    }
+
+    /// Returns the files that were to be included and could not be read.
+    pub fn unread(&self) -> &[PathBuf] {
+        &self.unread
     }
 
     /// Returns a text.

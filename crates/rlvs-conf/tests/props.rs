@@ -1,6 +1,6 @@
 //! What is printed is read again as the same, and no text does harm.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,22 +152,23 @@ fn kind() -> BoxedStrategy<CheckerKind> {
 
 fn checker(server: IpAddr, port: u16) -> BoxedStrategy<Checker> {
     let ends = (of(v4()), of(1..u16::MAX), of(v6()), of(1..u16::MAX), of(name()), any::<u32>());
-    let ends = ends.prop_map(move |(address, to, source, source_port, interface, mark)| Ends {
-        address: address.unwrap_or(server),
-        port: to.unwrap_or(port),
-        origin: Some(Origin { address: source, port: source_port, interface, mark })
-            .filter(|origin| *origin != Origin::default())
-            .map(Box::new),
+    let ends = ends.prop_map(move |(address, to, source, source_port, interface, mark)| {
+        let at = SocketAddr::new(address.unwrap_or(server), to.unwrap_or(port));
+        let origin = Origin { address: source, port: source_port, interface, mark };
+        let at = Some(at).filter(|at| *at != SocketAddr::new(server, port)).map(Box::new);
+        (at, Some(origin).filter(|origin| *origin != Origin::default()).map(Box::new))
     });
     let rest = (ends, any::<bool>(), any::<bool>());
     (kind(), timing(2), rest)
         .prop_map(move |(kind, mut timing, (mut ends, starts_down, log))| {
             if matches!(kind, CheckerKind::Misc(_)) {
                 timing.connect_timeout = Timing::default().connect_timeout;
-                ends = Ends { address: server, port, origin: None };
+                ends = (None, None);
             }
             let timing = Arc::new(timing);
-            Checker { kind, timing, ends, starts_down, log_all_failures: log, kept: Vec::new() }
+            let (at, origin) = ends;
+            let kept = Vec::new();
+            Checker { kind, timing, at, origin, starts_down, log_all_failures: log, kept }
         })
         .boxed()
 }
@@ -206,12 +207,13 @@ fn keep_port(real: &mut RealServer, target: &Target) {
     if real.method == ForwardingMethod::Masquerade {
         return;
     }
-    for checker in &mut real.checkers {
-        if checker.ends.port == real.port {
-            Arc::make_mut(checker).ends.port = port;
-        }
-    }
     real.port = port;
+    let own = SocketAddr::new(real.address, port);
+    let own_at = |mut checker: Checker| {
+        checker.at = checker.at.filter(|at| **at != own);
+        Arc::new(checker)
+    };
+    real.checkers = real.checkers.iter().map(|checker| own_at((**checker).clone())).collect();
 }
 
 fn virtual_server() -> BoxedStrategy<VirtualServer> {
@@ -546,8 +548,9 @@ fn global() -> BoxedStrategy<Global> {
 fn desired() -> BoxedStrategy<Desired> {
     let instances = (instance(1), instance(2), instance(3)).prop_map(|(a, b, c)| vec![a, b, c]);
     let tracked = (tracked_script(), tracked_file());
-    (global(), tracked, instances, notify(), virtual_server(), weight())
-        .prop_map(|(global, (script, file), mut instances, notify, server, weight)| {
+    let namespace = of(name());
+    (global(), tracked, instances, notify(), virtual_server(), weight(), namespace)
+        .prop_map(|(global, (script, file), mut instances, notify, server, weight, namespace)| {
             let tracked = |name: &String| Tracked { name: name.clone(), weight: Some(weight) };
             instances[0].track_scripts = vec![tracked(&script.name)];
             instances[0].track_files = vec![tracked(&file.name)];
@@ -563,6 +566,7 @@ fn desired() -> BoxedStrategy<Desired> {
             };
             Desired {
                 global,
+                namespace,
                 scripts: vec![script],
                 files: vec![file],
                 instances,

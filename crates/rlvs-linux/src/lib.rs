@@ -4,8 +4,9 @@
 //! that every netlink family here goes through, [`route`] links, addresses, routes and neighbours,
 //! [`ethtool`] and [`sysctl`] the switches that netlink does not have, [`xdp_pass`] what a veth peer
 //! of native XDP needs, [`probe`] what only packets tell of the network, [`decap`] what a real server without tunnel devices needs, [`names`] the names
-//! of hosts and ports, [`dataplane`] our own table, [`ipvs`] the kernel's, [`vrrp`] the thread that moves addresses.
+//! of hosts and ports, [`capability`] what this process may do, [`dataplane`] our own table, [`ipvs`] the kernel's, [`vrrp`] the thread that moves addresses.
 
+pub mod capability;
 pub mod dataplane;
 #[expect(unsafe_code, reason = "one kind of attachment that the loader does not have")]
 pub mod decap;

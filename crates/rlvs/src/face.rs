@@ -11,7 +11,7 @@ use rlvs_control::model::{
 };
 use rlvs_control::table::{Error, Removal, Table};
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
-use rlvs_linux::dataplane::load::Sizes;
+use rlvs_linux::dataplane::load::{self, Sizes};
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::dataplane::upgrade::{self, Done, Upgraded, Whose};
@@ -46,6 +46,9 @@ pub struct AttachArguments {
     /// Connections that the IPv4 table is made for, if it is made now
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
     connections: Option<u32>,
+    /// Load every program now, so that whoever edits the table later needs no CAP_PERFMON for it
+    #[arg(long)]
+    every_program: bool,
     /// Interfaces; without any argument those of rlvs.toml, else all that are up and have an address, but
     /// loopback
     interfaces: Vec<String>,
@@ -56,10 +59,14 @@ pub struct AttachArguments {
 /// # Errors
 /// A missing capability, or what an interface did not take.
 pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
-    let AttachArguments { mode, any, connections, interfaces } = arguments;
+    let AttachArguments { mode, any, connections, every_program, interfaces } = arguments;
     let said = mode.is_some() || *any || connections.is_some() || !interfaces.is_empty();
     let options = if said { options(arguments) } else { configuration::attachment()? };
-    report(&attach::attach(&options)?, &mut io::stdout())?;
+    let attached = attach::attach(&options)?;
+    if *every_program && !attached.is_empty() {
+        load::ensure_all()?;
+    }
+    report(&attached, &mut io::stdout())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,6 +7,8 @@ mod drain;
 mod log;
 mod mails;
 mod metrics;
+mod reload;
+mod rights;
 mod site;
 mod state;
 mod tracks;
@@ -17,11 +19,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::lab::{inside, wait_for, wait_until};
 use nix::sys::signal::Signal;
 
+use rlvs::keepalived::daemon::state::ask;
 use rlvs::lab::site::Host::{First, Second, Web1, Web2};
 use rlvs::lab::site::{HOW_TO, VIP};
 use rlvs_linux::process::{Guard, Handle};
@@ -119,12 +123,18 @@ fn a_master_that_ends_hands_over() {
     let backup = Daemon::start(&site, Second, &router(100));
     wait_until("the master", &true, || site.vip_is_at(First));
     assert!(!site.vip_is_at(Second));
+    let end = Instant::now();
     assert_eq!(master.end(Signal::SIGTERM), Some(0));
+    // Its end waits for nothing; the real one takes a second.
+    assert!(end.elapsed() < Duration::from_millis(700), "{:?}", end.elapsed());
     assert!(!site.vip_is_at(First));
     // 156/256 s.
     let skew = Duration::from_millis(610);
     within(skew, "the backup takes over", || when(site.vip_is_at(Second)));
     assert!(backup.said().contains("192.168.1.100 resigns"), "{}", backup.said());
+    let state = site.host(Second).run(ask).unwrap().unwrap();
+    let counters = &state.instances[0].counters;
+    assert_eq!(counters.resignations_received, 1, "priority 0 exactly once");
     assert!(!master.pid_file.exists());
 }
 
@@ -160,6 +170,50 @@ fn a_master_that_is_restarted_at_once_stays_master() {
     wait_for("the time of a master to pass", || {
         assert!(site.vip_is_at(First) && !site.vip_is_at(Second));
         when(Instant::now() > silence)
+    });
+    assert!(!backup.said().contains("to MASTER"), "{}", backup.said());
+}
+
+#[test]
+fn a_director_that_is_killed_and_restarted_under_load_changes_nothing() {
+    let site = Site::new();
+    let _servers = [site.web(Web1), site.web(Web2)];
+    let quick = HOW_TO.replace("delay_loop 6", "delay_loop 0.3");
+    let first = quick.replace("priority 100", "priority 200");
+    let mut master = Daemon::start(&site, First, &first);
+    let backup = Daemon::start(&site, Second, &quick);
+    wait_until("the master", &(true, both()), || (site.vip_is_at(First), site.table(First)));
+    site.wait_answer();
+    let (stop, answers) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let number = answers.load(Ordering::Relaxed);
+                site.ask().unwrap_or_else(|error| panic!("request {number}: {error:#}"));
+                answers.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for _ in 0..5 {
+            master.end(Signal::SIGKILL);
+            master = Daemon::start(&site, First, &first);
+            master.wait_said("INIT to MASTER: going on where an earlier process was cut off", 1);
+            let seen = answers.load(Ordering::Relaxed);
+            wait_for("answers, and checks", || {
+                let more = answers.load(Ordering::Relaxed) > seen + 20;
+                assert_eq!(site.table(First), both(), "{}", master.said());
+                assert!(site.vip_is_at(First) && !site.vip_is_at(Second));
+                let state = site.host(First).run(ask).unwrap();
+                let servers =
+                    state.into_iter().flat_map(|it| it.services).flat_map(|it| it.servers);
+                let checked = servers.filter(|server| server.checks[0].attempts > 0).count() == 2;
+                when((more && checked) || client.is_finished())
+            });
+            for word in ["Removing service", "Adding service", "to BACKUP", "changes by others"] {
+                assert!(!master.said().contains(word), "{word}: {}", master.said());
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        client.join().unwrap();
     });
     assert!(!backup.said().contains("to MASTER"), "{}", backup.said());
 }

@@ -99,6 +99,16 @@ impl Daemon {
         Self { guard, log, file, pid_file }
     }
 
+    /// Takes a daemon that was started in another way, with its files.
+    pub(crate) fn of(guard: Guard, log: PathBuf, file: PathBuf, pid_file: PathBuf) -> Self {
+        Self { guard, log, file, pid_file }
+    }
+
+    /// Returns the process that was started.
+    pub(crate) fn process(&self) -> u32 {
+        self.guard.pid().unwrap()
+    }
+
     pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }

@@ -18,6 +18,8 @@ pub use vrrp::*;
 pub struct Desired {
     /// `global_defs`.
     pub global: Global,
+    /// Network namespace that all of it is for; that of whoever starts it if `None`.
+    pub namespace: Option<String>,
     /// `vrrp_script` blocks; names differ.
     pub scripts: Vec<TrackedScript>,
     /// `track_file` blocks; names differ.

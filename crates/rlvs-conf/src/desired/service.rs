@@ -1,6 +1,6 @@
 //! Services, real servers, checkers.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,8 +196,9 @@ pub struct RealServer {
     pub down: Option<Box<Script>>,
     /// Mails about it.
     pub mail: bool,
-    /// Its checkers; all must be good. Whoever carries them out shares them.
-    pub checkers: Vec<Arc<Checker>>,
+    /// Its checkers; all must be good. Whoever carries them out shares them, and so do servers that
+    /// are checked alike.
+    pub checkers: Arc<[Arc<Checker>]>,
     /// What is not carried out.
     pub kept: Vec<Statement>,
 }
@@ -219,8 +220,10 @@ pub struct Checker {
     pub kind: CheckerKind,
     /// When it does it, and what it concludes. Most checkers have the same numbers.
     pub timing: Arc<Timing>,
-    /// Which ends its packets have; the real server's for kinds without packets.
-    pub ends: Ends,
+    /// Where it looks, if not at the real server's own address and port.
+    pub at: Option<Box<SocketAddr>>,
+    /// How its packets begin; few checkers say it.
+    pub origin: Option<Box<Origin>>,
     /// The real server is down until it succeeds.
     pub starts_down: bool,
     /// Log every failure, not only the one that changes something.
@@ -270,17 +273,6 @@ impl Default for Timing {
             rise: 1,
         }
     }
-}
-
-/// Ends of a checker's packets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ends {
-    /// Address to check.
-    pub address: IpAddr,
-    /// Port to check.
-    pub port: u16,
-    /// How they begin; few checkers say it.
-    pub origin: Option<Box<Origin>>,
 }
 
 /// How a checker's packets begin.

@@ -107,7 +107,7 @@ pub const ROOT: &[Keyword] = &[
     kept("linkbeat_interfaces", NONE, "", "interfaces that are polled").entries(Arg::Interface, LINK),
     kept("interface_up_down_delays", NONE, "", "interface, seconds down, seconds up: wait before a change counts").entries(Arg::Text, &[]),
     kept("linkbeat_use_polling", NONE, "", "poll links").void(),
-    kept("net_namespace", &[Arg::Name], "", "network namespace of VRRP"),
+    done("net_namespace", &[Arg::Name], "that of the start", "network namespace of all; `-s` goes before it"),
     kept("net_namespace_ipvs", &[Arg::Name], "", "network namespace of services"),
     kept("namespace_with_ipsets", NONE, "", "address sets in it"),
     kept("instance", &[Arg::Name], "", "name of this keepalived"),

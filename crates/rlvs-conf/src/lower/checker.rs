@@ -1,11 +1,11 @@
 //! Checkers, and the numbers that they inherit.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::desired::{
-    Checker, CheckerKind, Dns, Ends, Http, HttpVersion, Misc, Origin, RealServer, Reply, Timing,
-    Udp, Url,
+    Checker, CheckerKind, Dns, Http, HttpVersion, Misc, Origin, RealServer, Reply, Timing, Udp, Url,
 };
 use crate::diagnostic::Diagnostic;
 use crate::grammar::Status;
@@ -44,7 +44,7 @@ impl Lower<'_> {
         real: &Node,
         service: &Node,
         server: &RealServer,
-    ) -> Vec<Arc<Checker>> {
+    ) -> Arc<[Arc<Checker>]> {
         let is_checker = |child: &&Node| {
             child.row.status == Status::Done
                 && (child.row.name.ends_with("_CHECK") || child.row.name.ends_with("_GET"))
@@ -56,19 +56,28 @@ impl Lower<'_> {
             let file = node.row.name == "FILE_CHECK";
             let Some(kind) = self.checker_kind(node, &blocks, &timing) else { continue };
             let timing = self.shared(timing);
-            checkers.push(Arc::new(Checker {
+            checkers.push(Checker {
                 kind,
                 timing,
-                ends: ends(node, server),
+                at: at(node, server),
+                origin: origin(node),
                 starts_down: !file && blocks.switch("alpha").unwrap_or(false),
                 log_all_failures: node
                     .switch("log_all_failures")
                     .unwrap_or(self.defaults.log_all_failures && runs(node)),
                 kept: common::kept(&node.children),
-            }));
+            });
         }
-        checkers.shrink_to_fit();
-        checkers
+        self.shared_list(checkers)
+    }
+
+    /// Returns a server's checkers, the same value as its predecessor's if they are equal.
+    fn shared_list(&mut self, checkers: Vec<Checker>) -> Arc<[Arc<Checker>]> {
+        let same = |last: &&Arc<[Arc<Checker>]>| last.iter().map(|it| &**it).eq(&checkers);
+        if let Some(last) = self.checkers.as_ref().filter(same) {
+            return last.clone();
+        }
+        self.checkers.insert(checkers.into_iter().map(Arc::new).collect()).clone()
     }
 
     /// Returns a checker's numbers, the same value as its predecessor's if they are equal.
@@ -234,18 +243,22 @@ fn timing(blocks: &Blocks<'_>) -> Timing {
     }
 }
 
-fn ends(node: &Node, server: &RealServer) -> Ends {
+/// Returns where a checker looks, if not at the server itself.
+fn at(node: &Node, server: &RealServer) -> Option<Box<SocketAddr>> {
+    let own = SocketAddr::new(server.address, server.port);
+    let address = node.address("connect_ip").unwrap_or(server.address);
+    let at = SocketAddr::new(address, node.number("connect_port").unwrap_or(server.port));
+    (at != own).then(|| Box::new(at))
+}
+
+fn origin(node: &Node) -> Option<Box<Origin>> {
     let origin = Origin {
         address: node.address("bindto"),
         port: node.number("bind_port"),
         interface: node.text("bind_if"),
         mark: node.number("fwmark").unwrap_or(0),
     };
-    Ends {
-        address: node.address("connect_ip").unwrap_or(server.address),
-        port: node.number("connect_port").unwrap_or(server.port),
-        origin: (origin != Origin::default()).then(|| Box::new(origin)),
-    }
+    (origin != Origin::default()).then(|| Box::new(origin))
 }
 
 fn udp(node: &Node) -> Udp {

@@ -12,7 +12,7 @@ mod track;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::desired::{Desired, Timing};
+use crate::desired::{Checker, Desired, Timing};
 use crate::diagnostic::{Diagnostic, Diagnostics, Objection};
 use crate::source::Span;
 use crate::surroundings::Surroundings;
@@ -27,13 +27,16 @@ pub(crate) fn lower(
     let defaults = global::Defaults::default();
     let known = nodes.iter().filter_map(|node| Some((node.row.name, &*node.args.first()?.text)));
     let known = known.collect();
-    let (script_at, timing) = (None, None);
-    let mut lower = Lower { surroundings, diagnostics, defaults, known, script_at, timing };
+    let (script_at, timing, checkers) = (None, None, None);
+    let mut lower =
+        Lower { surroundings, diagnostics, defaults, known, script_at, timing, checkers };
     let mut desired = Desired::default();
     let named = |name: &'static str| nodes.iter().filter(move |node| node.row.name == name);
     for node in named("global_defs") {
         lower.global(node, &mut desired.global);
     }
+    desired.namespace =
+        named("net_namespace").find_map(|node| Some(node.args.first()?.text.to_string()));
     for node in named("vrrp_script") {
         if lower.is_new(node, desired.scripts.iter().map(|script| &*script.name)) {
             desired.scripts.extend(lower.script_block(node));
@@ -68,6 +71,8 @@ struct Lower<'a> {
     script_at: Option<Span>,
     /// Numbers of the last checker.
     timing: Option<Arc<Timing>>,
+    /// Checkers of the last real server.
+    checkers: Option<Arc<[Arc<Checker>]>>,
 }
 
 impl Lower<'_> {

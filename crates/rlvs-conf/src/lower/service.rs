@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rlvs_control::model::{Family, ForwardingMethod, Netmask, Protocol, Tunnel, TunnelChecksum};
@@ -257,7 +258,7 @@ impl Lower<'_> {
             up: self.script(node, "notify_up").map(Box::new),
             down: self.script(node, "notify_down").map(Box::new),
             mail: mail.unwrap_or(self.defaults.mail_server),
-            checkers: Vec::new(),
+            checkers: Arc::default(),
             kept: common::kept(&node.children),
         };
         real.checkers = self.checkers(node, service, &real);

@@ -25,6 +25,7 @@ pub enum Secrets {
 pub fn print(desired: &Desired, secrets: Secrets) -> String {
     let mut to = Printer { out: String::new(), depth: 0, secrets };
     to.global(&desired.global);
+    to.word("net_namespace", desired.namespace.as_deref());
     to.statements(&desired.kept);
     for script in &desired.scripts {
         to.tracked_script(script);

@@ -94,7 +94,7 @@ impl Printer {
             to.script("notify_down", real.down.as_deref());
             to.switch("smtp_alert", real.mail);
             to.statements(&real.kept);
-            for checker in &real.checkers {
+            for checker in real.checkers.iter() {
                 to.checker(checker, real);
             }
         });
@@ -150,14 +150,13 @@ impl Printer {
     }
 
     fn ends(&mut self, checker: &Checker, real: &RealServer) {
-        let ends = &checker.ends;
-        if ends.address != real.address {
-            self.line(format!("connect_ip {}", ends.address));
+        if let Some(at) = checker.at.as_ref().filter(|at| at.ip() != real.address) {
+            self.line(format!("connect_ip {}", at.ip()));
         }
-        if ends.port != real.port {
-            self.number("connect_port", ends.port);
+        if let Some(at) = checker.at.as_ref().filter(|at| at.port() != real.port) {
+            self.number("connect_port", at.port());
         }
-        let Some(origin) = &ends.origin else { return };
+        let Some(origin) = &checker.origin else { return };
         if let Some(source) = origin.address {
             self.line(format!("bindto {source}"));
         }

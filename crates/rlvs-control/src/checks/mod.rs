@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use crate::model::{Destination, DestinationId};
 use checker::Checker;
 pub use checker::{FIRST_ROUND_MAX, Outcome, Timing};
@@ -181,7 +183,8 @@ struct ServiceState<R> {
 struct ServerState<R> {
     destination: Destination,
     inhibit: bool,
-    checks: Vec<CheckState<R>>,
+    /// Nearly every server has one, which needs no memory of its own.
+    checks: SmallVec<[CheckState<R>; 1]>,
     /// Weight that a check asks for.
     asked: Option<u32>,
     history: History,

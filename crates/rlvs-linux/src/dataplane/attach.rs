@@ -13,7 +13,7 @@ use aya::programs::{ProgramError, SchedClassifier, Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
 use rlvs_datapath::abi::{INTERFACE_BUCKETS, Interface, interface_flag, settings_flag};
 
-use super::error::Error;
+use super::error::{EDITING, Error};
 use super::load::{self, Sizes, TC, XDP};
 use super::local;
 use super::maps::{Maps, reason};
@@ -398,7 +398,7 @@ fn explain(error: &dyn std::error::Error, name: &str) -> String {
     } else if text.contains("os error 22") {
         format!("the driver does not take XDP as the interface is set up; use --mode tc: {text}")
     } else if text.contains("os error 1)") || text.contains("os error 13") {
-        "attaching needs CAP_NET_ADMIN and CAP_BPF: run it as root".to_owned()
+        Error::refused("attaching", EDITING).map_or(text, |refused| refused.to_string())
     } else {
         text
     }

@@ -2,6 +2,17 @@
 
 use std::io;
 
+use crate::capability::{Capability, missing, names};
+
+/// What edits of a table that is there need.
+pub(super) const EDITING: &[Capability] = &[Capability::Bpf, Capability::NetAdmin];
+/// What programs need to be loaded.
+pub(super) const LOADING: &[Capability] =
+    &[Capability::Bpf, Capability::Perfmon, Capability::NetAdmin];
+/// What a first attachment needs.
+pub(super) const MOUNTING: &[Capability] =
+    &[Capability::Bpf, Capability::Perfmon, Capability::NetAdmin, Capability::SysAdmin];
+
 /// Why the data plane could not be read, made or changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,12 +26,22 @@ pub enum Error {
         source: io::Error,
     },
     /// A capability is missing.
-    #[error("{operation} needs {capability}: run it as root, for example with sudo")]
+    #[error("{operation} needs {}: run it as root, for example with sudo", names(capabilities))]
     Capability {
         /// What was to be done.
         operation: String,
-        /// Names of the capabilities.
-        capability: &'static str,
+        /// Those that are missing.
+        capabilities: Vec<Capability>,
+    },
+    /// Everything is permitted but what the owner and mode of a file keep for others.
+    #[error(
+        "{operation}: whose pins these are, root as a rule, must run this, or give them away (chown -R)"
+    )]
+    Owner {
+        /// What was to be done.
+        operation: String,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// No data plane in this network namespace.
     #[error("no interface of this network namespace is attached; `rlvs attach` does that")]
@@ -77,12 +98,21 @@ impl Error {
     pub(super) fn io(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let operation = operation.into();
         move |source| match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => Self::Capability {
-                operation,
-                capability: "CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN",
-            },
+            Some(code @ (libc::EPERM | libc::EACCES)) => Self::refused(&operation, EDITING)
+                .unwrap_or(match code {
+                    libc::EACCES => Self::Owner { operation, source },
+                    _ => Self::Io { operation, source },
+                }),
             _ => Self::Io { operation, source },
         }
+    }
+
+    /// Tells why the kernel did not permit something, if a capability is missing for it: without that
+    /// it is a file's mode, or a security module.
+    pub(super) fn refused(operation: &str, needed: &[Capability]) -> Option<Self> {
+        let capabilities = missing(needed);
+        let operation = operation.to_owned();
+        (!capabilities.is_empty()).then_some(Self::Capability { operation, capabilities })
     }
 }
 

@@ -15,7 +15,7 @@ use rlvs_datapath::schedulers::favourites::EXPIRATION_S;
 use rlvs_datapath::stage::Stage;
 use rlvs_datapath::state::State;
 
-use super::error::Error;
+use super::error::{EDITING, Error, LOADING};
 use super::maps::{Maps, reason};
 use super::pins::{self, Folder, Unfinished};
 use super::stages::{self, Body, Group};
@@ -189,6 +189,15 @@ pub(super) fn ensure_family(family: u8) -> Result<(), Error> {
     ensure(&stages::of_family(family).collect::<Vec<_>>())
 }
 
+/// Makes every stage besides the other programs of the calling thread's network namespace, so that no
+/// later edit loads any.
+///
+/// # Errors
+/// A missing capability, nothing attached, or what the kernel did not take.
+pub fn ensure_all() -> Result<(), Error> {
+    ensure(Stage::ALL)
+}
+
 fn ensure(stages: &[Stage]) -> Result<(), Error> {
     let Some(folder) = pins::open()? else { return Err(Error::NotAttached) };
     upgrade::ensure(&folder)?;
@@ -280,6 +289,11 @@ pub(super) fn program_error(what: &str, error: &ProgramError) -> Error {
     let ProgramError::LoadError { io_error, verifier_log } = error else {
         return load_error(what, error);
     };
+    if matches!(io_error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+        && let Some(refused) = Error::refused(&format!("loading {what}"), LOADING)
+    {
+        return refused;
+    }
     let log = verifier_log.to_string();
     let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
     let last = lines.get(lines.len().saturating_sub(VERIFIER_LINES)..).unwrap_or_default();
@@ -293,11 +307,10 @@ pub(super) fn program_error(what: &str, error: &ProgramError) -> Error {
 
 pub(super) fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
     let reason = reason(error);
-    if reason.contains("Operation not permitted") || reason.contains("Permission denied (os") {
-        return Error::Capability {
-            operation: format!("loading {what}"),
-            capability: "CAP_BPF and CAP_NET_ADMIN",
-        };
+    if (reason.contains("Operation not permitted") || reason.contains("Permission denied (os"))
+        && let Some(refused) = Error::refused(&format!("loading {what}"), EDITING)
+    {
+        return refused;
     }
     Error::Load { what: what.to_owned(), reason: reason + &age() }
 }

@@ -19,7 +19,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use rlvs_datapath::abi::LAYOUT;
 
 use super::clsact;
-use super::error::Error;
+use super::error::{Error, MOUNTING};
 use crate::netns;
 
 /// Where the file system is mounted.
@@ -102,7 +102,12 @@ pub fn root_or_mount() -> Result<Folder, Error> {
         File::open(ROOT)
     })
     .map(|fd| Folder { fd, name: String::new() })
-    .map_err(Error::io(format!("mounting a BPF file system at {ROOT}")))
+    .map_err(|source| {
+        let operation = format!("mounting a BPF file system at {ROOT}");
+        let refused = matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+        let refused = refused.then(|| Error::refused(&operation, MOUNTING)).flatten();
+        refused.unwrap_or(Error::Io { operation, source })
+    })
 }
 
 fn is_mounted() -> bool {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{AccessFlags, access};
 use rlvs_control::model::Family;
 use rlvs_control::vrrp::config::InstanceConfig;
 use rlvs_wire::vrrp::RESIGN;
@@ -38,6 +39,14 @@ impl Memory {
     pub(super) fn open() -> Self {
         let namespace = netns::cookie().ok().filter(|_| fs::create_dir_all(FOLDER).is_ok());
         Self { namespace, files: BTreeMap::new() }
+    }
+
+    /// Returns why nothing can be noted for the next process.
+    pub(super) fn hindrance() -> Option<String> {
+        let error = access(FOLDER, AccessFlags::W_OK).err()?;
+        Some(format!(
+            "{FOLDER} cannot be written: who is killed and comes back begins as a backup: {error}"
+        ))
     }
 
     /// Takes note of a packet that was sent.

@@ -73,6 +73,9 @@ impl Runner {
             let what = format!("without real-time priority advertisements may be late: {error}");
             self.tell(Told::Without { what });
         }
+        if let Some(what) = Memory::hindrance() {
+            self.tell(Told::Without { what });
+        }
         self.look_at_links();
         while !self.ending {
             self.wait();

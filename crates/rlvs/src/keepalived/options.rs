@@ -196,11 +196,7 @@ pub(super) fn parse(args: &[OsString]) -> Result<Command, String> {
 fn running(given: &Given) -> Result<Running, String> {
     let path = |name: &str| given.last(name).map(PathBuf::from);
     let namespace = given.last("namespace");
-    let default = match &namespace {
-        Some(name) => format!("/run/keepalived/{name}_keepalived.pid"),
-        None => "/run/keepalived.pid".to_owned(),
-    };
-    let first = path("pid").unwrap_or_else(|| default.into());
+    let first = path("pid").unwrap_or_else(|| default_pid_file(namespace.as_deref()));
     let others = [path("vrrp_pid"), path("checkers_pid")].into_iter().flatten();
     let logs_to_file = given.has("log-file");
     Ok(Running {
@@ -224,6 +220,25 @@ fn running(given: &Given) -> Result<Running, String> {
         log_format: log_format(given.last("log-format").as_deref())?,
         metrics: given.last("metrics").map(|text| address(&text)).transpose()?,
     })
+}
+
+impl Running {
+    /// Makes a network namespace that the file names the one to run in.
+    pub(super) fn enter(&mut self, namespace: Option<String>) {
+        let outside = default_pid_file(None);
+        for path in self.pid_files.iter_mut().filter(|path| **path == outside) {
+            *path = default_pid_file(namespace.as_deref());
+        }
+        self.namespace = namespace;
+    }
+}
+
+/// Returns the path of the process id's file, if none is said.
+fn default_pid_file(namespace: Option<&str>) -> PathBuf {
+    match namespace {
+        Some(name) => format!("/run/keepalived/{name}_keepalived.pid").into(),
+        None => "/run/keepalived.pid".into(),
+    }
 }
 
 fn log_format(name: Option<&str>) -> Result<LogFormat, String> {

@@ -135,8 +135,8 @@ impl Config {
     ) -> Server<Request> {
         let title = server_name(real.address, real.port, service.protocol);
         let mut checks = Vec::with_capacity(real.checkers.len());
-        for checker in &real.checkers {
-            match request(desired, checker) {
+        for checker in real.checkers.iter() {
+            match request(desired, real, checker) {
                 Ok(request) => checks.push(Check {
                     request,
                     timing: self.shared(timing(checker)),
@@ -244,7 +244,11 @@ fn addresses(range: &AddressRange) -> Box<dyn Iterator<Item = IpAddr>> {
     }
 }
 
-fn request(desired: &Desired, checker: &Arc<Checker>) -> Result<Request, String> {
+fn request(
+    desired: &Desired,
+    real: &RealServer,
+    checker: &Arc<Checker>,
+) -> Result<Request, String> {
     if !probe::is_known(&checker.kind) {
         return Err("its kind of check is not carried out yet".to_owned());
     }
@@ -260,7 +264,8 @@ fn request(desired: &Desired, checker: &Arc<Checker>) -> Result<Request, String>
         }
         _ => None,
     };
-    Ok(Request::new(checker.clone(), Found { user, wanted }))
+    let own = SocketAddr::new(real.address, real.port);
+    Ok(Request::new(checker.clone(), own, Found { user, wanted }))
 }
 
 /// Finds the user that a command is run as; `None` for that of this process.

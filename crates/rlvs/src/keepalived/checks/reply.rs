@@ -1,8 +1,10 @@
 //! What a check says to a web server, and what it makes of the answer: no socket.
 
+use std::net::SocketAddr;
+
 use md5::{Digest, Md5};
 use regex::bytes::Regex;
-use rlvs_conf::desired::{Ends, Http, HttpVersion, Url};
+use rlvs_conf::desired::{Http, HttpVersion, Url};
 
 /// Status line and header together are at most this long.
 pub const HEAD_MAX: usize = 16 * 1024;
@@ -10,16 +12,13 @@ pub const HEAD_MAX: usize = 16 * 1024;
 pub const BODY_MAX: usize = 4 * 1024 * 1024;
 
 /// Returns the bytes of a request, as keepalived writes them.
-pub fn request(http: &Http, url: &Url, ends: &Ends) -> Vec<u8> {
+pub fn request(http: &Http, url: &Url, at: SocketAddr) -> Vec<u8> {
     let (version, close) = match http.version {
         HttpVersion::V10 => ("1.0", ""),
         HttpVersion::V10Close => ("1.0", "Connection: close\r\n"),
         HttpVersion::V11 => ("1.1", "Connection: close\r\n"),
     };
-    let host = url
-        .host
-        .clone()
-        .unwrap_or_else(|| std::net::SocketAddr::new(ends.address, ends.port).to_string());
+    let host = url.host.clone().unwrap_or_else(|| at.to_string());
     let path = &url.path;
     format!(
         "GET {path} HTTP/{version}\r\nUser-Agent: KeepAliveClient\r\n{close}Host: {host}\r\n\r\n"
@@ -311,10 +310,9 @@ mod tests {
             regex: None,
             kept: Vec::new(),
         };
-        let ends =
-            |address: &str| Ends { address: address.parse().unwrap(), port: 80, origin: None };
+        let at = |address: &str| SocketAddr::new(address.parse().unwrap(), 80);
         let check = |version, url, address: &str, expected: &str| {
-            let seen = request(&http(version), &url, &ends(address));
+            let seen = request(&http(version), &url, at(address));
             assert_eq!(seen.escape_ascii().to_string(), expected);
         };
         check(

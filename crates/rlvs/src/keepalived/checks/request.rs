@@ -1,6 +1,7 @@
 //! What an attempt of a check does.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,6 +18,8 @@ use super::tls;
 pub struct Request {
     /// The configuration's own: there may be very many.
     checker: Arc<Checker>,
+    /// Address and port that it looks at.
+    at: (IpAddr, u16),
     /// What most checks do without.
     found: Option<Arc<Found>>,
 }
@@ -31,10 +34,17 @@ pub struct Found {
 }
 
 impl Request {
-    /// Returns the request of a checker.
-    pub fn new(checker: Arc<Checker>, found: Found) -> Self {
+    /// Returns the request of a checker of the server with this address and port.
+    pub fn new(checker: Arc<Checker>, server: SocketAddr, found: Found) -> Self {
+        let at = checker.at.as_ref().map_or(server, |at| **at);
+        let at = (at.ip(), at.port());
         let found = (found.user.is_some() || !found.wanted.is_empty()).then(|| Arc::new(found));
-        Self { checker, found }
+        Self { checker, at, found }
+    }
+
+    /// Returns the address and port that it looks at.
+    pub fn at(&self) -> SocketAddr {
+        self.at.into()
     }
 
     /// Returns the longest wait for one answer, which is no longer than that for all.
@@ -70,8 +80,8 @@ impl Deref for Request {
 
 impl PartialEq for Request {
     fn eq(&self, other: &Self) -> bool {
-        let parts = |it: &Self| (it.patience(), it.user(), it.log_all_failures);
-        (&self.kind, &self.ends, parts(self)) == (&other.kind, &other.ends, parts(other))
+        let parts = |it: &Self| (it.at, it.patience(), it.user(), it.log_all_failures);
+        (&self.kind, &self.origin, parts(self)) == (&other.kind, &other.origin, parts(other))
     }
 }
 

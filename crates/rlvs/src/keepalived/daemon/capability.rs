@@ -1,21 +1,30 @@
 //! What the kernel lets this process do.
 
-use std::fs;
+use rlvs_linux::capability::{Capability, missing};
 
-/// Capabilities that the daemon needs, with what for.
-const NEEDED: &[(u32, &str, &str)] = &[
-    (12, "CAP_NET_ADMIN", "addresses and the virtual-server table"),
-    (13, "CAP_NET_RAW", "advertisements"),
-];
+use super::configuration::Found;
+use crate::configuration;
+use crate::ipvsadm::Backend;
 
-/// Returns those that are missing.
-pub(super) fn missing() -> Vec<String> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(set) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
-        return Vec::new();
+/// Returns why the daemon may not do what a configuration asks for, with each capability that it lacks.
+pub(super) fn lacking(found: &Found, backend: Option<&str>) -> Option<String> {
+    let mut needed = vec![Capability::NetAdmin, Capability::NetRaw];
+    // What is wrong with the name of the backend is told where the table is opened.
+    let ours = configuration::backend(backend).is_ok_and(|backend| backend == Backend::Rlvs);
+    if ours && !found.desired.virtual_servers.is_empty() {
+        needed.push(Capability::Bpf);
+    }
+    let purpose = |capability| match capability {
+        Capability::NetRaw => "advertisements",
+        Capability::Bpf => "the virtual-server table",
+        _ => "addresses and the virtual-server table",
     };
-    let lacks = |bit: &u32| set & (1 << bit) == 0;
-    let missing = NEEDED.iter().filter(|(bit, ..)| lacks(bit));
-    missing.map(|(_, name, purpose)| format!("{name} is missing, needed for {purpose}")).collect()
+    let line =
+        |one: &Capability| format!("{} is missing, needed for {}", one.name(), purpose(*one));
+    let lines: Vec<String> = missing(&needed).iter().map(line).collect();
+    let all: Vec<_> = needed.iter().map(|one| one.name()).collect();
+    (!lines.is_empty()).then(|| {
+        let (lines, all) = (lines.join("; "), all.join(" "));
+        format!("{lines}: run it as root, or with `AmbientCapabilities={all}` in its unit")
+    })
 }

@@ -1,5 +1,6 @@
 //! Reading the file, and what is said of it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use rlvs_conf::desired::Desired;
@@ -28,6 +29,10 @@ pub(super) struct Found {
     pub(super) errors: usize,
     /// It asks for nothing.
     pub(super) empty: bool,
+    /// The files that it was read from.
+    pub(super) files: BTreeSet<PathBuf>,
+    /// Files that it includes and that cannot be read.
+    pub(super) unread: Vec<PathBuf>,
 }
 
 /// Reads the file that the command line names.
@@ -58,7 +63,9 @@ pub(super) fn find(options: &Running) -> Found {
         .is_ok_and(|backend| backend == Backend::Kernel);
     let left_out = left_out(&desired, kernel);
     lines.extend(left_out.map(|what| (Level::Warning, format!("{what} is not carried out"))));
-    Found { desired, lines, fatal, errors, empty }
+    let files = found.sources.paths().map(Path::to_owned).collect();
+    let unread = found.sources.unread().to_owned();
+    Found { desired, lines, fatal, errors, empty, files, unread }
 }
 
 /// Returns a line for each thing that is wrong.

@@ -93,9 +93,12 @@ fn begin(mut options: Running) -> Result<u8, Refusal> {
     let failed = |error: std::io::Error| (STATUS_FATAL, error.to_string());
     // In the background all is relative to /.
     options.file = std::path::absolute(&options.file).map_err(failed)?;
+    let found = configuration::find(&options);
+    if options.namespace.is_none() {
+        options.enter(found.desired.namespace.clone());
+    }
     let namespace = options.namespace.as_deref().map(Namespace::open).transpose();
     let namespace = namespace.map_err(|error| (STATUS_FATAL, error.to_string()))?;
-    let found = configuration::find(&options);
     if let Some((status, why)) = &found.fatal {
         found.lines.iter().for_each(|(_, line)| eprintln!("keepalived: {line}"));
         return Err((*status, why.clone()));
@@ -103,9 +106,8 @@ fn begin(mut options: Running) -> Result<u8, Refusal> {
     if options.dump {
         eprint!("{}", print(&found.desired, Secrets::Hidden));
     }
-    let missing = capability::missing();
-    if !missing.is_empty() {
-        return Err((STATUS_RIGHTS, missing.join("; ")));
+    if let Some(why) = capability::lacking(&found, options.backend.as_deref()) {
+        return Err((STATUS_RIGHTS, why));
     }
     let take =
         |path: &PathBuf| PidFile::take(&std::path::absolute(path).map_err(|e| e.to_string())?);

@@ -1,5 +1,7 @@
 //! The main thread: what is done with everything that happens.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -37,6 +39,8 @@ pub(super) struct Daemon {
     log: Log,
     sender: Sender<Happening>,
     desired: Arc<Desired>,
+    /// The files that it was read from.
+    files: BTreeSet<PathBuf>,
     routers: Option<Vrrp>,
     /// Virtual routers that wait for their time to start.
     waiting: Option<Config>,
@@ -89,6 +93,7 @@ impl Daemon {
             chronicle: Chronicle::new(&options.file),
             watch: None,
             desired: Arc::new(found.desired),
+            files: found.files,
         };
         daemon.delay_routers()?;
         daemon.follow_files();
@@ -231,13 +236,21 @@ impl Daemon {
         if found.errors > 0 {
             return Err(format!("{shown} has {} error(s)", found.errors));
         }
+        // Whoever includes what need not be there has never had it; but what is in force does not go
+        // because a file cannot be read.
+        if let Some(path) = found.unread.iter().find(|path| self.files.contains(*path)) {
+            return Err(format!("{}, which it includes, cannot be read any more", path.display()));
+        }
+        if found.desired.namespace != self.desired.namespace {
+            return Err(format!("{shown} has another net_namespace, which only a restart enters"));
+        }
         let Routers { config, left_out } = routers::of(&found.desired);
         if let Some(refusal) = config.refusals().first() {
             return Err(refusal.to_string());
         }
         left_out.iter().for_each(|line| self.log.say(Level::Warning, line));
         self.notifier.reload(&found.desired);
-        self.desired = Arc::new(found.desired);
+        (self.desired, self.files) = (Arc::new(found.desired), found.files);
         self.follow();
         self.follow_files();
         self.route(config).map_err(|(_, why)| why)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use rlvs_conf::desired::{Desired, Target, VirtualServer};
+use rlvs_conf::desired::{Checker, Desired, Target, VirtualServer};
 use rlvs_control::model::{DestinationId, ServiceEntry, ServiceId};
 use rlvs_linux::process::trim_memory;
 
@@ -120,8 +120,8 @@ fn distrust_missing(server: &mut VirtualServer, left: &[ServiceEntry]) {
         let serves = entry.destinations.iter().map(|there| &there.destination);
         let mut serves = serves.filter(|there| there.weight > 0);
         if !serves.any(|there| there.id == id) {
-            let checkers = real.checkers.iter_mut();
-            checkers.for_each(|checker| Arc::make_mut(checker).starts_down = true);
+            let down = |one: &Arc<Checker>| Checker { starts_down: true, ..(**one).clone() };
+            real.checkers = real.checkers.iter().map(|one| Arc::new(down(one))).collect();
         }
     }
 }
@@ -253,7 +253,7 @@ mod tests {
         };
         distrust_missing(server, &table.services().expect("memory"));
         let down = |server: &VirtualServer| -> Vec<bool> {
-            let checkers = server.real_servers.iter().flat_map(|real| &real.checkers);
+            let checkers = server.real_servers.iter().flat_map(|real| &*real.checkers);
             checkers.map(|checker| checker.starts_down).collect()
         };
         assert_eq!(down(server), [false, false], "nothing is left: as at a first start");

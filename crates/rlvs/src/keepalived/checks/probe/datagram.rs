@@ -48,7 +48,7 @@ impl Udp {
             }
             _ => return Err(Outcome::Unknown("not a check by datagram".into())),
         };
-        let socket = UdpSocket::from(socket::open(&request.ends, SockType::Datagram, None)?);
+        let socket = UdpSocket::from(socket::open(request, SockType::Datagram, None)?);
         socket.send(&payload).map_err(|error| socket::io_failed(&error))?;
         Ok(Self { socket, wanted })
     }
@@ -114,9 +114,9 @@ const PING: usize = 8 + PING_PAYLOAD;
 
 impl Ping {
     pub(super) fn begin(request: &Request, number: u64) -> Result<Self, Outcome> {
-        let v6 = request.ends.address.is_ipv6();
+        let v6 = request.at().is_ipv6();
         let protocol = if v6 { SockProtocol::IcmpV6 } else { SockProtocol::Icmp };
-        let open = |kind| socket::open(&request.ends, kind, Some(protocol));
+        let open = |kind| socket::open(request, kind, Some(protocol));
         // Not every host lets these be opened; a raw one needs a privilege.
         let (descriptor, raw) = match open(SockType::Datagram) {
             Ok(descriptor) => (descriptor, false),

@@ -145,8 +145,8 @@ fn open(request: &Request, url: usize) -> Result<(Connection, Vec<u8>), Outcome>
     let Some(wanted) = http.urls.get(url) else {
         return Err(Outcome::Unknown("no URL to check".into()));
     };
-    let stream = TcpStream::from(socket::open(&request.ends, SockType::Stream, None)?);
-    let text = reply::request(http, wanted, &request.ends);
+    let stream = TcpStream::from(socket::open(request, SockType::Stream, None)?);
+    let text = reply::request(http, wanted, request.at());
     let connection =
         if http.tls { secure(http, request, stream)? } else { Connection::Plain(stream) };
     Ok((connection, text))
@@ -157,7 +157,7 @@ fn secure(http: &Http, request: &Request, stream: TcpStream) -> Result<Connectio
         Some(name) => ServerName::try_from(name.clone())
             .map_err(|_| Outcome::Unknown(format!("`{name}` is no name of a server")))?,
         // An address is not sent: without a name there is none in the handshake.
-        None => ServerName::IpAddress(request.ends.address.into()),
+        None => ServerName::IpAddress(request.at().ip().into()),
     };
     let session = ClientConnection::new(Request::tls(), name)
         .map_err(|error| Outcome::Unknown(error.to_string()))?;

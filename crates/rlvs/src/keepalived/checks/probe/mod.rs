@@ -78,7 +78,7 @@ impl Probe {
     pub(super) fn begin(request: &Request, number: u64) -> Result<Self, Outcome> {
         Ok(match &request.kind {
             CheckerKind::Tcp => {
-                Self::Tcp(TcpStream::from(socket::open(&request.ends, SockType::Stream, None)?))
+                Self::Tcp(TcpStream::from(socket::open(request, SockType::Stream, None)?))
             }
             CheckerKind::Http(_) => Self::Http(Box::new(HttpGet::begin(request)?)),
             CheckerKind::Udp(_) | CheckerKind::Dns(_) => Self::Udp(Udp::begin(request, number)?),

@@ -33,7 +33,7 @@ impl Smtp {
         let CheckerKind::Smtp { helo } = &request.kind else {
             return Err(Outcome::Unknown("not a check of a mail server".into()));
         };
-        let stream = TcpStream::from(socket::open(&request.ends, SockType::Stream, None)?);
+        let stream = TcpStream::from(socket::open(request, SockType::Stream, None)?);
         let words = [format!("HELO {helo}\r\n"), "QUIT\r\n".to_owned()];
         Ok(Self { stream, connected: false, words, answers: 0, line: Vec::new() })
     }

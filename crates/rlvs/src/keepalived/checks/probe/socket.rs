@@ -10,33 +10,33 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, setsockopt,
     socket, sockopt,
 };
-use rlvs_conf::desired::Ends;
 use rlvs_control::checks::Outcome;
+
+use super::super::request::Request;
 
 /// Opens a socket and begins to connect it.
 pub(super) fn open(
-    ends: &Ends,
+    request: &Request,
     kind: SockType,
     protocol: Option<SockProtocol>,
 ) -> Result<OwnedFd, Outcome> {
-    let family = match ends.address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    };
+    let mut to = request.at();
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(family, kind, flags, protocol).map_err(lacking)?;
-    prepare(&socket, ends).map_err(failed)?;
+    prepare(&socket, request).map_err(failed)?;
     // An ICMP socket takes no port.
-    let port = if protocol.is_some() { 0 } else { ends.port };
-    let to = SockaddrStorage::from(SocketAddr::new(ends.address, port));
-    match connect(socket.as_raw_fd(), &to) {
+    if protocol.is_some() {
+        to.set_port(0);
+    }
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
         Err(error) => Err(failed(error)),
     }
 }
 
-fn prepare(socket: &OwnedFd, ends: &Ends) -> nix::Result<()> {
-    let Some(origin) = &ends.origin else { return Ok(()) };
+fn prepare(socket: &OwnedFd, request: &Request) -> nix::Result<()> {
+    let Some(origin) = &request.origin else { return Ok(()) };
     if origin.mark != 0 {
         setsockopt(socket, sockopt::Mark, &origin.mark)?;
     }
@@ -46,7 +46,7 @@ fn prepare(socket: &OwnedFd, ends: &Ends) -> nix::Result<()> {
     if origin.address.is_none() && origin.port.is_none() {
         return Ok(());
     }
-    let any: IpAddr = match ends.address {
+    let any: IpAddr = match request.at().ip() {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
