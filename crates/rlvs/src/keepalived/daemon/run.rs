@@ -39,8 +39,8 @@ pub(super) struct Daemon {
     log: Log,
     sender: Sender<Happening>,
     desired: Arc<Desired>,
-    /// The files that it was read from.
-    files: BTreeSet<PathBuf>,
+    /// The files that the configuration was read from.
+    read_from: BTreeSet<PathBuf>,
     routers: Option<Vrrp>,
     /// Virtual routers that wait for their time to start.
     waiting: Option<Config>,
@@ -93,7 +93,7 @@ impl Daemon {
             chronicle: Chronicle::new(&options.file),
             watch: None,
             desired: Arc::new(found.desired),
-            files: found.files,
+            read_from: found.files,
         };
         daemon.delay_routers()?;
         daemon.follow_files();
@@ -238,7 +238,7 @@ impl Daemon {
         }
         // Whoever includes what need not be there has never had it; but what is in force does not go
         // because a file cannot be read.
-        if let Some(path) = found.unread.iter().find(|path| self.files.contains(*path)) {
+        if let Some(path) = found.unread.iter().find(|path| self.read_from.contains(*path)) {
             return Err(format!("{}, which it includes, cannot be read any more", path.display()));
         }
         if found.desired.namespace != self.desired.namespace {
@@ -250,7 +250,7 @@ impl Daemon {
         }
         left_out.iter().for_each(|line| self.log.say(Level::Warning, line));
         self.notifier.reload(&found.desired);
-        (self.desired, self.files) = (Arc::new(found.desired), found.files);
+        (self.desired, self.read_from) = (Arc::new(found.desired), found.files);
         self.follow();
         self.follow_files();
         self.route(config).map_err(|(_, why)| why)?;
