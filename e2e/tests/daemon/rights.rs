@@ -115,6 +115,8 @@ fn an_ordinary_user_with_three_capabilities_runs_it() {
         pid.display()
     );
     let daemon = start(&site, &folder, &pid, &script);
+    // Every program has been through the verifier then, which takes its time.
+    daemon.wait_said(" starts by ", 1);
     serves(&site, daemon);
 }
 

@@ -180,7 +180,7 @@ async fn answer(mut client: UnixStream, source: &Source) -> io::Result<()> {
 /// Makes the socket, which only its owner may connect to from its first moment on.
 fn bound(path: &Path) -> io::Result<StdListener> {
     let address = UnixAddr::new(path)?;
-    if answers(&address) {
+    if !is_stale(&address) && path.exists() {
         let text = format!("another daemon answers at {}", path.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
     }
@@ -205,17 +205,17 @@ pub fn remove_stale_sockets() {
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let is_ours = name.starts_with("keepalived-") && name.ends_with(".sock");
-        if is_ours && UnixAddr::new(&path).is_ok_and(|address| !answers(&address)) {
+        if is_ours && UnixAddr::new(&path).is_ok_and(|address| is_stale(&address)) {
             // Another may have removed it.
             fs::remove_file(&path).ok();
         }
     }
 }
 
-/// Tells whether somebody listens.
-fn answers(address: &UnixAddr) -> bool {
+/// Tells whether nobody listens, as far as can be known: who may not connect knows nothing.
+fn is_stale(address: &UnixAddr) -> bool {
     let Ok(socket) = unix_socket() else { return false };
-    matches!(connect(socket.as_raw_fd(), address), Ok(()) | Err(Errno::EAGAIN))
+    connect(socket.as_raw_fd(), address) == Err(Errno::ECONNREFUSED)
 }
 
 fn unix_socket() -> io::Result<OwnedFd> {
