@@ -189,17 +189,24 @@ pub(super) fn ensure_family(family: u8) -> Result<(), Error> {
     ensure(&stages::of_family(family).collect::<Vec<_>>())
 }
 
-/// Makes every stage besides the other programs of the calling thread's network namespace, so that no
+/// Makes every program besides the others of the calling thread's network namespace, so that no
 /// later edit loads any.
 ///
 /// # Errors
 /// A missing capability, nothing attached, or what the kernel did not take.
 pub fn ensure_all() -> Result<(), Error> {
-    ensure(Stage::ALL)
+    let folder = attached()?;
+    let _lock = folder.lock()?;
+    ensure(Stage::ALL)?;
+    ensure_out(&folder)
+}
+
+fn attached() -> Result<Folder, Error> {
+    pins::open()?.ok_or(Error::NotAttached)
 }
 
 fn ensure(stages: &[Stage]) -> Result<(), Error> {
-    let Some(folder) = pins::open()? else { return Err(Error::NotAttached) };
+    let folder = attached()?;
     upgrade::ensure(&folder)?;
     stages::ensure(&folder, stages, || reopen(&folder)).map(|refused| tell(&refused))
 }
