@@ -54,12 +54,11 @@ fn comparable(talks: &Mutex<Vec<Talk>>) -> Vec<Talk> {
     let mut talks = talks.lock().unwrap().clone();
     // The real one is cut off when it ends.
     talks.retain(|talk| talk.last().is_some_and(|line| line == "QUIT"));
+    let form = "^Date: [A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} [+-][0-9]{4}$";
+    let form = regex::Regex::new(form).unwrap();
     for talk in &mut talks {
         let date = talk.iter_mut().find(|line| line.starts_with("Date: ")).unwrap();
-        let form = regex::Regex::new(
-            "^Date: [A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} [+-][0-9]{4}$",
-        );
-        assert!(form.unwrap().is_match(date), "{date}");
+        assert!(form.is_match(date), "{date}");
         *date = "Date: SOME".to_owned();
         let begin = talk.iter().position(String::is_empty).unwrap() + 1;
         let end = talk.iter().position(|line| line == ".").unwrap();

@@ -50,9 +50,12 @@ impl Files {
         }
         self.stop();
         self.files = files.to_vec();
+        if files.is_empty() {
+            self.numbers.clear();
+            return (Vec::new(), failed);
+        }
         match begin(files.to_vec(), to.clone()) {
-            Ok(Some((end, numbers))) => (self.end, self.numbers) = (Some(end), numbers),
-            Ok(None) => self.numbers.clear(),
+            Ok((end, numbers)) => (self.end, self.numbers) = (Some(end), numbers),
             Err(error) => {
                 failed.push(format!("tracked files cannot be watched: {error}"));
                 self.numbers = read_all(files);
@@ -91,14 +94,11 @@ fn initialise(file: &TrackedFile) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts the thread, if there is something to watch.
+/// Starts the thread; returns what ends it, and what the files say.
 fn begin(
     files: Vec<TrackedFile>,
     to: Sender<Happening>,
-) -> io::Result<Option<(Arc<EventFd>, BTreeMap<String, i32>)>> {
-    if files.is_empty() {
-        return Ok(None);
-    }
+) -> io::Result<(Arc<EventFd>, BTreeMap<String, i32>)> {
     let end = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     let numbers = BTreeMap::new();
@@ -108,7 +108,7 @@ fn begin(
     watcher.numbers = read_all(&watcher.files);
     let (numbers, ended) = (watcher.numbers.clone(), end.clone());
     std::thread::Builder::new().name("files".to_owned()).spawn(move || watcher.run(&ended))?;
-    Ok(Some((end, numbers)))
+    Ok((end, numbers))
 }
 
 fn read_all(files: &[TrackedFile]) -> BTreeMap<String, i32> {
@@ -180,7 +180,7 @@ impl Watcher {
 
     /// Returns the folders of all files, each once.
     fn wanted(&self) -> impl Iterator<Item = PathBuf> + use<> {
-        let folders: BTreeSet<PathBuf> = self.files.iter().map(|file| folder(file)).collect();
+        let folders: BTreeSet<PathBuf> = self.files.iter().map(folder).collect();
         folders.into_iter()
     }
 
