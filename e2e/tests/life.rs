@@ -115,7 +115,8 @@ fn detaching_leaves_no_map_no_program_no_link_no_pin_and_no_sysctl() {
     assert_eq!(host.forwarding(), ["1", "1"]);
     assert_eq!(host.hooks(), ["rlvs_tc"]);
     let numbers = pinned(&host.namespace);
-    assert!(numbers.0.len() > 10 && numbers.1.len() == 2, "{numbers:?}");
+    // What hangs at egress comes with the first server on this host.
+    assert!(numbers.0.len() > 10 && numbers.1.len() == 1, "{numbers:?}");
     assert!(left(&numbers).len() >= numbers.0.len() + numbers.1.len());
     // A second time: nothing is done twice.
     assert_eq!(host.rlvs(&["attach", "eth0"]).ok(), "rlvs: eth0 was attached: TC\n");

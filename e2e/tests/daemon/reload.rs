@@ -158,8 +158,10 @@ fn a_file_names_the_network_namespace() {
 
 /// Real servers of the test of memory.
 const SERVERS: u32 = 4000;
-/// What one may take after reloads: `cargo xtask burden` measures, this finds what is kept twice.
-const BYTES_MAX: u64 = 1024;
+/// What one may take after reloads, on a machine that may be busy: `cargo xtask burden` measures, this finds
+/// what each reload leaves behind.
+const BYTES_MAX: u64 = 1280;
+const RELOADS: u32 = 9;
 
 fn many(servers: u32, weight: u32) -> String {
     let mut text = String::new();
@@ -215,7 +217,7 @@ fn a_real_server_takes_little_memory_after_reloads_too() {
     let daemon = Daemon::start(&site, First, &many(1, 1));
     daemon.wait_said("change(s) of the table in force", 1);
     let base = least_memory(daemon.process());
-    for weight in 1..=5 {
+    for weight in 1..=RELOADS {
         fs::write(&daemon.file, many(SERVERS, weight)).unwrap();
         daemon.signal(Signal::SIGHUP);
         daemon.wait_said("change(s) of the table in force", weight as usize + 1);
