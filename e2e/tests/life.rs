@@ -127,7 +127,7 @@ fn detaching_leaves_no_map_no_program_no_link_no_pin_and_no_sysctl() {
     let (maps, before) = numbers;
     let numbers = pinned(&host.namespace);
     assert_eq!(numbers.0, maps);
-    assert!(numbers.1.len() == 3 && numbers.1.is_superset(&before), "{numbers:?}");
+    assert!(numbers.1.len() == 2 && numbers.1.is_superset(&before), "{numbers:?}");
     host.rlvs(&["detach"]).ok();
     assert_eq!(host.hooks(), hooks);
     assert_eq!(host.forwarding(), forwarding);
