@@ -17,9 +17,11 @@ use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::dataplane::upgrade::{self, Done, Upgraded, Whose};
 use rlvs_linux::ipvs::table::KernelTable;
 use rlvs_linux::vrrp;
+use serde_json::{Value, json};
 
 use crate::configuration::{self, CONNECTIONS_MAX};
 use crate::ipvsadm::Backend;
+use crate::json::{self, Json};
 use crate::keepalived::daemon;
 use crate::lab::claim;
 
@@ -49,6 +51,8 @@ pub struct AttachArguments {
     /// Interfaces; without any argument those of rlvs.toml, else all that are up and have an address, but
     /// loopback
     interfaces: Vec<String>,
+    #[command(flatten)]
+    json: Json,
 }
 
 /// Runs `rlvs attach`.
@@ -56,11 +60,31 @@ pub struct AttachArguments {
 /// # Errors
 /// A missing capability, or what an interface did not take.
 pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
-    let AttachArguments { mode, any, connections, interfaces } = arguments;
+    let AttachArguments { mode, any, connections, interfaces, json } = arguments;
     let said = mode.is_some() || *any || connections.is_some() || !interfaces.is_empty();
     let options = if said { options(arguments) } else { configuration::attachment()? };
-    report(&attach::attach(&options)?, &mut io::stdout())?;
+    let attached = attach::attach(&options)?;
+    if json.json {
+        json::print(json!({ "interfaces": as_json(&attached) }))?;
+    } else {
+        report(&attached, &mut io::stdout())?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns interfaces as JSON.
+pub(crate) fn as_json(attached: &[Attached]) -> Value {
+    let one = |Attached { name, mode, new }: &Attached| json!({ "name": name, "mode": mode_word(*mode), "new": new });
+    attached.iter().map(one).collect()
+}
+
+/// Returns the name that a mode has on command lines and in JSON.
+pub(crate) fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Native => "native",
+        Mode::Tc => "tc",
+        Mode::Generic => "generic",
+    }
 }
 
 fn options(arguments: &AttachArguments) -> Options {
@@ -108,9 +132,13 @@ pub fn attach_if_detached() -> Result<Vec<String>> {
 ///
 /// # Errors
 /// Nothing is attached, or a missing capability.
-pub fn detach() -> Result<ExitCode> {
+pub fn detach(json: Json) -> Result<ExitCode> {
     attach::detach()?;
-    println!("rlvs: detached; the virtual-server table of this network namespace is gone");
+    if json.json {
+        json::print(json!({ "detached": true }))?;
+    } else {
+        println!("rlvs: detached; the virtual-server table of this network namespace is gone");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -120,6 +148,8 @@ pub struct UpgradeArguments {
     /// In every network namespace of the machine
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    json: Json,
 }
 
 /// Runs `rlvs upgrade`. What fails in one network namespace keeps none of the others from it.
@@ -134,6 +164,11 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
         let own = upgrade::upgrade().transpose();
         own.map(|outcome| Done { whose: Whose::Own, outcome }).into_iter().collect()
     };
+    if arguments.json.json {
+        json::print(json!({ "namespaces": all.iter().map(done).collect::<Vec<_>>() }))?;
+        let failed = all.iter().any(|done| done.outcome.is_err());
+        return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
     if all.is_empty() {
         println!("rlvs: nothing is attached{}", if arguments.all { "" } else { " here" });
     }
@@ -156,17 +191,34 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
     Ok(status)
 }
 
+fn done(Done { whose, outcome }: &Done) -> Value {
+    let cookie = match whose {
+        Whose::Own => None,
+        Whose::Other(cookie) => Some(cookie),
+    };
+    let (outcome, why) = match outcome {
+        Ok(Upgraded::Exchanged) => ("exchanged", None),
+        Ok(Upgraded::Unchanged) => ("unchanged", None),
+        Err(error) => ("failed", Some(error.to_string())),
+    };
+    json!({ "namespace": cookie, "outcome": outcome, "why": why })
+}
+
 /// Runs `rlvs uninstall`. Labs go too, but for those that somebody is at; keepalived should have ended
 /// before, else it will write its notes again.
 ///
 /// # Errors
 /// A missing capability.
-pub fn uninstall() -> Result<ExitCode> {
+pub fn uninstall(json: Json) -> Result<ExitCode> {
     claim::forget()?;
     vrrp::forget_all()?;
     daemon::remove_stale_sockets();
     let removed = pins::remove_all()?;
-    println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
+    if json.json {
+        json::print(json!({ "removed": removed }))?;
+    } else {
+        println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

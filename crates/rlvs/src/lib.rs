@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod drain;
 pub mod face;
 pub mod ipvsadm;
+pub mod json;
 pub mod keepalived;
 pub mod lab;
 pub mod man;

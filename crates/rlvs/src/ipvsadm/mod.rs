@@ -29,7 +29,8 @@ use rlvs_control::table::{Error, Table};
 use failure::Failure;
 pub(crate) use list::forward;
 pub use names::Names;
-use parse::{Columns, Listing, Request, What};
+pub(crate) use parse::{Columns, What};
+use parse::{Listing, Request};
 pub use scripts::{run_restore, run_save};
 use snapshot::{Snapshot, Snapshots};
 
@@ -47,6 +48,15 @@ pub enum Backend {
     Rlvs,
     /// The kernel's IPVS.
     Kernel,
+}
+
+/// Returns a list as `-L --json` prints it.
+///
+/// # Errors
+/// The table cannot be read.
+pub(crate) fn as_json(table: &mut dyn Table, what: What) -> Result<String, Error> {
+    let listing = Listing { what, numeric: true, exact: true, sorted: true, json: true };
+    Ok(json::text(&table.snapshot(listing)?))
 }
 
 impl Backend {
