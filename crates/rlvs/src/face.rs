@@ -1,6 +1,7 @@
 //! The commands of `rlvs` that concern the data plane's life, and the table that `ipvsadm` opens.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -12,13 +13,14 @@ use rlvs_control::model::{
 use rlvs_control::table::{Error, Removal, Table};
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::Sizes;
-use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::dataplane::upgrade::{self, Done, Upgraded, Whose};
+use rlvs_linux::dataplane::{pins, succession};
 use rlvs_linux::ipvs::table::KernelTable;
 use rlvs_linux::vrrp;
 use serde_json::{Value, json};
 
+use crate::carry;
 use crate::configuration::{self, CONNECTIONS_MAX};
 use crate::ipvsadm::Backend;
 use crate::json::{self, Json};
@@ -148,6 +150,9 @@ pub struct UpgradeArguments {
     /// In every network namespace of the machine
     #[arg(long)]
     all: bool,
+    /// The version before, as a program: what it made is taken over if this version's maps are others
+    #[arg(long, value_name = "PROGRAM")]
+    from: Option<PathBuf>,
     #[command(flatten)]
     json: Json,
 }
@@ -158,10 +163,16 @@ pub struct UpgradeArguments {
 /// A missing capability.
 pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
+    let one = || match &arguments.from {
+        Some(program) if succession::other_layout()?.is_some() => {
+            carry::take_over(program).map(|()| Some(Upgraded::Exchanged))
+        }
+        _ => upgrade::upgrade(),
+    };
     let all = if arguments.all {
-        upgrade::upgrade_all()?
+        upgrade::in_all(one)?
     } else {
-        let own = upgrade::upgrade().transpose();
+        let own = one().transpose();
         own.map(|outcome| Done { whose: Whose::Own, outcome }).into_iter().collect()
     };
     if arguments.json.json {

@@ -3,6 +3,7 @@
 
 pub mod acl;
 pub mod capture;
+pub mod carry;
 pub mod check;
 pub mod configuration;
 pub mod doctor;

@@ -10,8 +10,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
 use rlvs::json::Json;
 use rlvs::{
-    acl, capture, check, configuration, doctor, drain, face, keepalived, lab, man, mark, metrics,
-    proc, set, snat, status, top, trace,
+    acl, capture, carry, check, configuration, doctor, drain, face, keepalived, lab, man, mark,
+    metrics, proc, set, snat, status, top, trace,
 };
 
 const KEEPALIVED: &str = "keepalived";
@@ -68,6 +68,9 @@ enum Command {
     Snat(snat::Arguments),
     /// Makes what is attached run this version's programs; packets and connections go on
     Upgrade(face::UpgradeArguments),
+    /// Tells all that is attached, for `upgrade --from` of a version whose maps are others
+    #[command(hide = true)]
+    Export,
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall(Json),
     /// Runs the how-to in network namespaces of this machine
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
         Command::Acl(arguments) => acl::run(&arguments),
         Command::Snat(arguments) => snat::run(&arguments),
         Command::Load(arguments) => configuration::run(&arguments),
+        Command::Export => carry::export(),
         Command::Upgrade(arguments) => face::upgrade(&arguments),
         Command::Uninstall(json) => face::uninstall(json),
         Command::Lab(arguments) => lab::run(&arguments),
@@ -182,7 +186,8 @@ mod tests {
     use super::*;
 
     /// Commands that have no `--json`, and why.
-    const WITHOUT_JSON: [(&str, &str); 6] = [
+    const WITHOUT_JSON: [(&str, &str); 7] = [
+        ("export", "prints nothing else"),
         ("top", "a screen"),
         ("man", "prints a page for people"),
         ("completions", "prints a script for a shell"),

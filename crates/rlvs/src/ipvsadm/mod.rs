@@ -24,13 +24,14 @@ mod words;
 use std::ffi::OsString;
 use std::io::{BufRead, ErrorKind, Write};
 
+use rlvs_control::model::{DestinationEntry, ServiceEntry, ServiceId};
 use rlvs_control::table::{Error, Table};
 
 use failure::Failure;
 pub(crate) use list::forward;
 pub use names::Names;
 pub(crate) use parse::{Columns, What};
-use parse::{Listing, Request};
+use parse::{Form, Listing, Request};
 pub use scripts::{run_restore, run_save};
 use snapshot::{Snapshot, Snapshots};
 
@@ -57,6 +58,16 @@ pub enum Backend {
 pub(crate) fn as_json(table: &mut dyn Table, what: What) -> Result<String, Error> {
     let listing = Listing { what, numeric: true, exact: true, sorted: true, json: true };
     Ok(json::text(&table.snapshot(listing)?))
+}
+
+/// Returns the lines that `-S -n --full` prints.
+pub(crate) fn saved(entries: Vec<ServiceEntry>) -> String {
+    save::services(entries, Form { numeric: true, full: true }, &Names::system())
+}
+
+/// Returns the line that adds a destination.
+pub(crate) fn added(service: ServiceId, entry: &DestinationEntry) -> String {
+    save::added(service, entry, &Names::system())
 }
 
 impl Backend {
