@@ -11,16 +11,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use e2e::lab::{
-    Greeted, Method, OtherObjects, Said, Stage, connect, inside, tcp_server, udp_client,
-    udp_server, wait_until,
+    Greeted, Method, OtherObjects, Said, Stage, TIME_MAX, connect, inside, tcp_server, wait_until,
 };
-use rlvs::lab::topology::{REAL_SERVERS, VIPS, Wiring};
-use rlvs_control::model::Family;
+use rlvs::lab::topology::{DIRECTOR_INSIDE, REAL_SERVERS, VIPS, Wiring};
+use rlvs_control::model::{DestinationId, Family, Protocol, ServiceId};
+use rlvs_control::table::{Removal, Table};
 use rlvs_datapath::abi::LAYOUT;
 use rlvs_linux::dataplane::pins;
+use rlvs_linux::dataplane::table::BpfTable;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
 const PRETENDED: &str = "RLVS_TEST_LAYOUT";
@@ -35,7 +36,10 @@ struct Versions {
 
 impl Versions {
     fn new(role: &str, wiring: Wiring) -> Self {
-        let stage = Stage::attached(wiring, PROGRAM);
+        let stage = Stage::bare(wiring, PROGRAM);
+        let mode = if wiring == Wiring::Tuned { "native" } else { "tc" };
+        // Small, as a program that is not for release searches large tables for seconds.
+        stage.rlvs(&["attach", "--mode", mode, "--connections", "1000"]).ok();
         let objects = OtherObjects::new(role, PROGRAM);
         let environment = [
             format!("unset {PRETENDED} RLVS_BPF_OBJECT_DIR"),
@@ -78,6 +82,13 @@ impl Versions {
         self.run(to, &["upgrade", "--from", &from])
     }
 
+    fn drained(&self, version: usize) -> String {
+        let status = self.run(version, &["status", "--json"]).ok();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        assert_eq!(status["drained"].as_array().unwrap().len(), 1, "{status}");
+        status["drained"].to_string()
+    }
+
     /// What commands say of everything that is to be carried, but times.
     fn told(&self, version: usize) -> Vec<String> {
         let connections = self.ipvsadm(version, "-L -n -c");
@@ -100,15 +111,7 @@ impl Versions {
             run(&["mark", "list"]),
             run(&["snat", "list"]),
             run(&["acl", "list"]),
-            self.run(version, &["status", "--json"])
-                .ok()
-                .split("\"drained\":")
-                .nth(1)
-                .unwrap_or("")
-                .split(']')
-                .next()
-                .unwrap_or("")
-                .to_owned(),
+            self.drained(version),
         ]
     }
 }
@@ -149,6 +152,23 @@ fn fill(versions: &Versions) -> Vec<Greeted> {
             stage.as_client(|| (0..3).map(|_| connect(target).unwrap()).collect::<Vec<_>>()),
         );
     }
+    // Full NAT, and a server that was removed and has its connections still.
+    stage.rlvs(&["snat", "add", &DIRECTOR_INSIDE.v4.to_string(), "--ports", "9000-9999"]).ok();
+    let target = SocketAddr::new(v4, 3007);
+    stage.ipvsadm(&format!("-A -t {target} -s rr")).ok();
+    let full = SocketAddr::new(REAL_SERVERS[0].inside.v4.into(), 7);
+    stage.ipvsadm(&format!("-a -t {target} -r {full} -m --snat")).ok();
+    held.push(stage.as_client(|| connect(target).unwrap()));
+    let removed = SocketAddr::new(v6, 7);
+    let service =
+        ServiceId::Address { protocol: Protocol::Tcp, address: removed.ip(), port: removed.port() };
+    let id = DestinationId { address: REAL_SERVERS[1].outside.v6.into(), port: 7 };
+    let remove = || {
+        let mut table = BpfTable::open().unwrap().unwrap();
+        table.set_removal(Removal::Keep);
+        table.delete_destination(service, id).unwrap();
+    };
+    stage.lab.director().run(remove).unwrap();
     let drained = REAL_SERVERS[0].outside.v4.to_string();
     stage.rlvs(&["drain", &drained, "--service", &format!("{v4}:7"), "--deadline", "0s"]);
     stage.rlvs(&["set", "tcp_mss", "1300"]).ok();
@@ -191,4 +211,70 @@ fn another_layout_takes_over_and_no_connection_notices() {
     versions.run(0, &["detach"]).ok();
     let director = versions.stage.lab.director();
     assert!(director.run(|| pins::open().unwrap().is_none()).unwrap());
+}
+
+#[test]
+fn what_comes_about_meanwhile_is_taken_over_too() {
+    let versions = Versions::new("meanwhile", Wiring::Plain);
+    let stage = &versions.stage;
+    let mut held = fill(&versions);
+    let (hold, told) = (stage.lab.directory().join("hold"), stage.lab.directory().join("told"));
+    // A version before that is slow: what it has told is old when it is read.
+    let slow = stage.lab.directory().join("slow");
+    let script = format!(
+        "#!/bin/sh\n{before} \"$@\" || exit\nif rm {hold} 2>/dev/null; then\n> {told}\n\
+         while [ -e {told} ]; do sleep 0.01; done\nfi\n",
+        before = versions.programs[0].display(),
+        hold = hold.display(),
+        told = told.display(),
+    );
+    fs::write(&slow, script).unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&hold, "").unwrap();
+    let words = ["upgrade", "--from", slow.to_str().unwrap()];
+    let mut upgrade = versions.command(1, &words).spawn().unwrap();
+    wait_until("the first answer", &true, || told.exists());
+    let target = SocketAddr::new(VIPS[1].of(Family::V4), 1007);
+    held.push(stage.as_client(|| connect(target).unwrap()));
+    let added = SocketAddr::new(VIPS[2].of(Family::V4), 7);
+    stage.serve("-t", added, Method::Nat, 7);
+    held.push(stage.as_client(|| connect(added).unwrap()));
+    let before = versions.told(0);
+    fs::remove_file(&told).unwrap();
+    assert!(upgrade.wait().unwrap().success());
+    assert_eq!(versions.told(1), before);
+    held.iter_mut().for_each(ping);
+    drop(held);
+    versions.run(1, &["detach"]).ok();
+}
+
+#[test]
+fn an_upgrade_that_is_killed_leaves_what_runs_whole() {
+    let versions = Versions::new("killed", Wiring::Plain);
+    let mut held = fill(&versions);
+    let told = versions.told(0);
+    let root = pins::root().unwrap().unwrap();
+    let cookie = versions.stage.lab.director().cookie().unwrap();
+    // Killed when its folder is begun, and when it is finished: then interfaces go over at once.
+    for (turn, part) in ["-new", "", "", ""].iter().enumerate() {
+        let (at, to) = (turn % 2, 1 - turn % 2);
+        let from = versions.programs[at].display().to_string();
+        let folder = format!("ns-{cookie}-v{}{part}", LAYOUT + to as u32);
+        let mut child = versions.command(to, &["upgrade", "--from", &from]).spawn().unwrap();
+        let deadline = Instant::now() + TIME_MAX;
+        while !root.path(&folder).exists() {
+            assert!(Instant::now() < deadline, "no folder {folder}");
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        held.iter_mut().for_each(ping);
+        let said = versions.upgrade(to);
+        assert_eq!(said.status, Some(0), "turn {turn}: {said:?}");
+        assert_eq!(versions.told(to), told, "turn {turn}");
+        held.iter_mut().for_each(ping);
+    }
+    drop(held);
+    versions.run(0, &["detach"]).ok();
+    assert!(!root.names().unwrap().iter().any(|name| name.starts_with(&format!("ns-{cookie}-"))));
 }

@@ -197,14 +197,18 @@ fn fill(program: &Path, first: &Told) -> Result<()> {
     put_settings(&first.head)?;
     put_services(&first.head)?;
     put_connections(first)?;
+    let mut services = first.head.services.clone();
     for _ in 0..TRIES {
         let last = Told::ask(program)?;
-        if last.head.services == first.head.services && last.head.drained == first.head.drained {
-            put_connections(&last)?;
+        let is_known = last.head.services == services;
+        if !is_known {
+            put_services(&last.head)?;
+            services.clone_from(&last.head.services);
+        }
+        put_connections(&last)?;
+        if is_known {
             return retire(&last.head);
         }
-        put_services(&last.head)?;
-        put_connections(&last)?;
     }
     bail!("somebody edits the table all the time; stop that and try again")
 }
