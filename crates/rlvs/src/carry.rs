@@ -152,7 +152,7 @@ impl Told {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("running {}", program.display()))?;
-        let told = child.stdout.take().context("its output").and_then(|out| Self::read(out));
+        let told = child.stdout.take().context("its output").and_then(Self::read);
         let status = child.wait().context("waiting for it")?;
         ensure!(status.success(), "`{} export` failed: {status}", program.display());
         told.with_context(|| format!("what `{} export` says", program.display()))
