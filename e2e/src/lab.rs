@@ -415,6 +415,11 @@ impl OtherObjects {
         Self { folder, program: PathBuf::from(program) }
     }
 
+    /// Returns the folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Runs the program with these objects.
     ///
     /// # Panics

@@ -174,3 +174,19 @@ fn what_a_killed_attachment_left_is_collected_from_elsewhere() {
     assert_eq!((filters(director), has_qdisc(director)), (String::new(), false));
     assert!(!root.names().unwrap().iter().any(|one| one.starts_with(name)));
 }
+
+#[test]
+fn a_capture_says_what_it_cannot_see_of_filters() {
+    let stage = Stage::bare(Wiring::Tuned, PROGRAM);
+    attach(stage.lab.director(), Mode::Native);
+    let said = stage.rlvs(&["capture", "--seconds", "1"]);
+    for name in ["eth0", "eth1"] {
+        let notice = format!("rlvs: {name}: TC is a filter there");
+        assert_eq!(said.errors.matches(&notice).count(), 1, "{said:?}");
+    }
+    assert_eq!(said.status, Some(0), "{said:?}");
+    stage.rlvs(&["detach"]).ok();
+    stage.rlvs(&["attach", "--mode", "native"]).ok();
+    let said = stage.rlvs(&["capture", "--seconds", "1"]);
+    assert!(!said.errors.contains("is a filter"), "{said:?}");
+}

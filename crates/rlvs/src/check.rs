@@ -10,6 +10,7 @@ use rlvs_conf::{Configuration, Diagnostic, Secrets, Severity, Sources, print, re
 use serde_json::{Value, json};
 
 use crate::configuration::File;
+use crate::json::SCHEMA;
 use crate::keepalived::DEFAULT_FILE;
 use crate::keepalived::host::{Host, options};
 
@@ -68,7 +69,11 @@ fn machine(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.json {
         let diagnostic = |message| json!({"severity": "error", "message": message});
         let diagnostics: Vec<Value> = message.iter().map(diagnostic).collect();
-        writeln!(to, "{:#}", json!({"ok": found.is_ok(), "diagnostics": diagnostics}))?;
+        writeln!(
+            to,
+            "{:#}",
+            json!({"schema": SCHEMA, "ok": found.is_ok(), "diagnostics": diagnostics})
+        )?;
     } else {
         match message {
             Some(message) => writeln!(to, "error: {message}")?,
@@ -112,6 +117,7 @@ fn summary(found: &Configuration) -> String {
 fn as_json(found: &Configuration, effective: Option<String>) -> Value {
     let diagnostics = found.diagnostics.iter().map(|one| diagnostic(one, &found.sources));
     let mut value = json!({
+        "schema": SCHEMA,
         "ok": !found.diagnostics.has_errors(),
         "diagnostics": diagnostics.collect::<Vec<_>>(),
         "left_out": found.diagnostics.left_out(),

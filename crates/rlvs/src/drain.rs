@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::configuration;
 use crate::face;
+use crate::json::SCHEMA;
 
 /// How often connections are counted.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -309,7 +310,7 @@ impl Progress {
     fn show(&mut self, drained: &[Drained]) -> io::Result<()> {
         let text = if self.json {
             let servers: Vec<Value> = drained.iter().map(drained_json).collect();
-            json!({ "schema": 1, "drained": servers }).to_string()
+            json!({ "schema": SCHEMA, "drained": servers }).to_string()
         } else {
             drained.iter().map(in_words).collect::<Vec<_>>().join("; ")
         };
@@ -332,7 +333,7 @@ impl Progress {
             writeln!(out)?;
         }
         if self.json {
-            writeln!(out, "{}", json!({ "schema": 1, "outcome": outcome, "text": text }))
+            writeln!(out, "{}", json!({ "schema": SCHEMA, "outcome": outcome, "text": text }))
         } else {
             writeln!(out, "{text}")
         }
@@ -381,7 +382,7 @@ pub fn undrain(arguments: &UndrainArguments) -> Result<ExitCode> {
         table.undrain(one.service, one.id).with_context(|| format!("{name} of {service}"))?;
         let weight = one.weight;
         if which.json {
-            println!("{}", json!({ "schema": 1, "undrained": drained_json(&one) }));
+            println!("{}", json!({ "schema": SCHEMA, "undrained": drained_json(&one) }));
         } else if one.listed {
             println!("{name} of {service}: weight {weight} again");
         } else {

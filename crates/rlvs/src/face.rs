@@ -1,6 +1,7 @@
 //! The commands of `rlvs` that concern the data plane's life, and the table that `ipvsadm` opens.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -12,14 +13,17 @@ use rlvs_control::model::{
 use rlvs_control::table::{Error, Removal, Table};
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::{self, Sizes};
-use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::dataplane::upgrade::{self, Done, Upgraded, Whose};
+use rlvs_linux::dataplane::{pins, succession};
 use rlvs_linux::ipvs::table::KernelTable;
 use rlvs_linux::vrrp;
+use serde_json::{Value, json};
 
+use crate::carry;
 use crate::configuration::{self, CONNECTIONS_MAX};
 use crate::ipvsadm::Backend;
+use crate::json::{self, Json};
 use crate::keepalived::daemon;
 use crate::lab::claim;
 
@@ -52,6 +56,8 @@ pub struct AttachArguments {
     /// Interfaces; without any argument those of rlvs.toml, else all that are up and have an address, but
     /// loopback
     interfaces: Vec<String>,
+    #[command(flatten)]
+    json: Json,
 }
 
 /// Runs `rlvs attach`.
@@ -59,15 +65,34 @@ pub struct AttachArguments {
 /// # Errors
 /// A missing capability, or what an interface did not take.
 pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
-    let AttachArguments { mode, any, connections, every_program, interfaces } = arguments;
+    let AttachArguments { mode, any, connections, every_program, interfaces, json } = arguments;
     let said = mode.is_some() || *any || connections.is_some() || !interfaces.is_empty();
     let options = if said { options(arguments) } else { configuration::attachment()? };
     let attached = attach::attach(&options)?;
     if *every_program && !attached.is_empty() {
         load::ensure_all()?;
     }
-    report(&attached, &mut io::stdout())?;
+    if json.json {
+        json::print(json!({ "interfaces": as_json(&attached) }))?;
+    } else {
+        report(&attached, &mut io::stdout())?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns interfaces as JSON.
+pub(crate) fn as_json(attached: &[Attached]) -> Value {
+    let one = |Attached { name, mode, new }: &Attached| json!({ "name": name, "mode": mode_word(*mode), "new": new });
+    attached.iter().map(one).collect()
+}
+
+/// Returns the name that a mode has on command lines and in JSON.
+pub(crate) fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Native => "native",
+        Mode::Tc => "tc",
+        Mode::Generic => "generic",
+    }
 }
 
 fn options(arguments: &AttachArguments) -> Options {
@@ -115,9 +140,13 @@ pub fn attach_if_detached() -> Result<Vec<String>> {
 ///
 /// # Errors
 /// Nothing is attached, or a missing capability.
-pub fn detach() -> Result<ExitCode> {
+pub fn detach(json: Json) -> Result<ExitCode> {
     attach::detach()?;
-    println!("rlvs: detached; the virtual-server table of this network namespace is gone");
+    if json.json {
+        json::print(json!({ "detached": true }))?;
+    } else {
+        println!("rlvs: detached; the virtual-server table of this network namespace is gone");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -127,6 +156,11 @@ pub struct UpgradeArguments {
     /// In every network namespace of the machine
     #[arg(long)]
     all: bool,
+    /// The version before, as a program: what it made is taken over if this version's maps are others
+    #[arg(long, value_name = "PROGRAM")]
+    from: Option<PathBuf>,
+    #[command(flatten)]
+    json: Json,
 }
 
 /// Runs `rlvs upgrade`. What fails in one network namespace keeps none of the others from it.
@@ -135,12 +169,23 @@ pub struct UpgradeArguments {
 /// A missing capability.
 pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
+    let one = || match &arguments.from {
+        Some(program) if succession::other_layout()?.is_some() => {
+            carry::take_over(program).map(|()| Some(Upgraded::Exchanged))
+        }
+        _ => upgrade::upgrade(),
+    };
     let all = if arguments.all {
-        upgrade::upgrade_all()?
+        upgrade::in_all(one)?
     } else {
-        let own = upgrade::upgrade().transpose();
+        let own = one().transpose();
         own.map(|outcome| Done { whose: Whose::Own, outcome }).into_iter().collect()
     };
+    if arguments.json.json {
+        json::print(json!({ "namespaces": all.iter().map(done).collect::<Vec<_>>() }))?;
+        let failed = all.iter().any(|done| done.outcome.is_err());
+        return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
     if all.is_empty() {
         println!("rlvs: nothing is attached{}", if arguments.all { "" } else { " here" });
     }
@@ -163,17 +208,34 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
     Ok(status)
 }
 
+fn done(Done { whose, outcome }: &Done) -> Value {
+    let cookie = match whose {
+        Whose::Own => None,
+        Whose::Other(cookie) => Some(cookie),
+    };
+    let (outcome, why) = match outcome {
+        Ok(Upgraded::Exchanged) => ("exchanged", None),
+        Ok(Upgraded::Unchanged) => ("unchanged", None),
+        Err(error) => ("failed", Some(error.to_string())),
+    };
+    json!({ "namespace": cookie, "outcome": outcome, "why": why })
+}
+
 /// Runs `rlvs uninstall`. Labs go too, but for those that somebody is at; keepalived should have ended
 /// before, else it will write its notes again.
 ///
 /// # Errors
 /// A missing capability.
-pub fn uninstall() -> Result<ExitCode> {
+pub fn uninstall(json: Json) -> Result<ExitCode> {
     claim::forget()?;
     vrrp::forget_all()?;
     daemon::remove_stale_sockets();
     let removed = pins::remove_all()?;
-    println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
+    if json.json {
+        json::print(json!({ "removed": removed }))?;
+    } else {
+        println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

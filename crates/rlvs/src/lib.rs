@@ -3,12 +3,14 @@
 
 pub mod acl;
 pub mod capture;
+pub mod carry;
 pub mod check;
 pub mod configuration;
 pub mod doctor;
 pub mod drain;
 pub mod face;
 pub mod ipvsadm;
+pub mod json;
 pub mod keepalived;
 pub mod lab;
 pub mod man;

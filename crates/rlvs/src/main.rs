@@ -8,9 +8,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use rlvs::ipvsadm::{self, Environment, Names};
+use rlvs::json::Json;
 use rlvs::{
-    acl, capture, check, configuration, doctor, drain, face, keepalived, lab, man, mark, metrics,
-    proc, set, snat, status, top, trace,
+    acl, capture, carry, check, configuration, doctor, drain, face, keepalived, lab, man, mark,
+    metrics, proc, set, snat, status, top, trace,
 };
 
 const KEEPALIVED: &str = "keepalived";
@@ -28,7 +29,7 @@ enum Command {
     /// Attaches the balancer to interfaces of this network namespace
     Attach(face::AttachArguments),
     /// Detaches it from all of them and forgets the virtual-server table
-    Detach,
+    Detach(Json),
     /// Shows what is attached and what it does
     Status(status::Arguments),
     /// The same live, sorted and filtered by key
@@ -67,8 +68,11 @@ enum Command {
     Snat(snat::Arguments),
     /// Makes what is attached run this version's programs; packets and connections go on
     Upgrade(face::UpgradeArguments),
+    /// Tells all that is attached, for `upgrade --from` of a version whose maps are others
+    #[command(hide = true)]
+    Export,
     /// Detaches it in every network namespace and leaves nothing behind
-    Uninstall,
+    Uninstall(Json),
     /// Runs the how-to in network namespaces of this machine
     Lab(lab::Arguments),
     /// Answers as a real server of the lab
@@ -94,7 +98,7 @@ fn main() -> ExitCode {
     }
     let result = match Arguments::parse().command {
         Command::Attach(arguments) => face::attach(&arguments),
-        Command::Detach => face::detach(),
+        Command::Detach(json) => face::detach(json),
         Command::Status(arguments) => status::run(&arguments),
         Command::Top => top::run(),
         Command::Doctor(arguments) => doctor::run(&arguments),
@@ -113,8 +117,9 @@ fn main() -> ExitCode {
         Command::Acl(arguments) => acl::run(&arguments),
         Command::Snat(arguments) => snat::run(&arguments),
         Command::Load(arguments) => configuration::run(&arguments),
+        Command::Export => carry::export(),
         Command::Upgrade(arguments) => face::upgrade(&arguments),
-        Command::Uninstall => face::uninstall(),
+        Command::Uninstall(json) => face::uninstall(json),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
     };
@@ -179,6 +184,54 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    /// Commands that have no `--json`, and why.
+    const WITHOUT_JSON: [(&str, &str); 7] = [
+        ("export", "prints nothing else"),
+        ("top", "a screen"),
+        ("man", "prints a page for people"),
+        ("completions", "prints a script for a shell"),
+        ("exporter", "answers in Prometheus' words; `metrics --json` has the same"),
+        ("lab", "plays a text for people"),
+        ("lab-server", "answers HTTP"),
+    ];
+
+    /// Lists the commands that do something, each with the words before it.
+    fn leaves(command: &clap::Command, words: &str) -> Vec<(String, bool)> {
+        let below = command.get_subcommands().filter(|below| below.get_name() != "help");
+        let mut found: Vec<_> = below
+            .flat_map(|below| leaves(below, format!("{words} {}", below.get_name()).trim()))
+            .collect();
+        if found.is_empty() {
+            let has_json = command.get_arguments().any(|arg| arg.get_long() == Some("json"));
+            found.push((words.to_owned(), has_json));
+        }
+        found
+    }
+
+    #[test]
+    fn every_command_has_json_and_its_members_are_told() {
+        let mut command = Arguments::command();
+        command.build();
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md");
+        let page = fs::read_to_string(page).unwrap();
+        let told: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("# "))
+            .flat_map(|line| line.split('`'))
+            .collect();
+        let all = leaves(&command, "");
+        assert!(all.len() > 25, "{all:?}");
+        for (words, has_json) in &all {
+            let excepted = WITHOUT_JSON.iter().any(|(name, _)| words == name);
+            assert_eq!(*has_json, !excepted, "rlvs {words}");
+            let heading = format!("rlvs {words} --json");
+            assert_eq!(told.contains(&heading.as_str()), !excepted, "docs/json.md: {heading}");
+        }
+        for (name, why) in WITHOUT_JSON {
+            assert!(all.iter().any(|(words, _)| words == name), "no command {name}, which {why}");
+        }
+    }
 
     #[test]
     fn the_reference_is_of_today() {

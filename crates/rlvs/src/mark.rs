@@ -9,12 +9,17 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use rlvs_datapath::abi::MARK_RULES;
 use rlvs_linux::dataplane::marks::{self, Rule};
+use serde_json::{Value, json};
+
+use crate::json::{self, Json};
 
 /// Arguments of `rlvs mark`.
 #[derive(Args, Debug)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    json: Json,
 }
 
 #[derive(Subcommand, Debug)]
@@ -96,12 +101,25 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 bail!("there is no such rule");
             }
         }
-        Command::List => {
-            let mut out = io::stdout().lock();
-            for rule in marks::list()? {
-                writeln!(out, "{rule}")?;
-            }
+        Command::List => {}
+    }
+    if arguments.json.json {
+        let rules: Vec<Value> = marks::list()?.iter().map(as_json).collect();
+        json::print(json!({ "rules": rules }))?;
+    } else if matches!(arguments.command, Command::List) {
+        let mut out = io::stdout().lock();
+        for rule in marks::list()? {
+            writeln!(out, "{rule}")?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn as_json(rule: &Rule) -> Value {
+    let Rule { address, prefix, protocol, ports: (first, last), mark } = rule;
+    let protocol = (*protocol != 0).then_some(protocol);
+    json!({
+        "mark": mark, "to": format!("{address}/{prefix}"), "protocol": protocol,
+        "first_port": first, "last_port": last,
+    })
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use rlvs_control::memory::MemoryTable;
 use rlvs_control::model::{
     Connection, DestinationEntry, Family, ForwardingMethod, Netmask, ServiceEntry, ServiceId,
     Traffic, Version,
@@ -14,6 +15,10 @@ use rlvs_control::model::{
 use rlvs_control::table::Table;
 use rlvs_linux::dataplane::load;
 use rlvs_linux::dataplane::table::{BpfTable, Total};
+use serde_json::json;
+
+use crate::ipvsadm::{self, Columns, What};
+use crate::json::{Json, SCHEMA, traffic};
 
 /// The files that there are.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -44,6 +49,8 @@ pub struct Arguments {
     /// Name of the file below /proc/net
     #[arg(value_enum)]
     file: File,
+    #[command(flatten)]
+    json: Json,
 }
 
 /// Runs `rlvs proc`.
@@ -51,7 +58,10 @@ pub struct Arguments {
 /// # Errors
 /// A missing capability, or pins of another layout.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let text = text(arguments.file)?;
+    let text = match arguments.json.json {
+        true => as_json(arguments.file)?,
+        false => text(arguments.file)?,
+    };
     let mut out = BufWriter::new(std::io::stdout().lock());
     out.write_all(text.as_bytes())?;
     out.flush()?;
@@ -83,6 +93,40 @@ fn text(file: File) -> Result<String> {
         }
         File::Helpers => "prot port    usecnt name\n".to_owned(),
     })
+}
+
+/// Returns the same as a line of JSON, services and connections as `ipvsadm -L --json` has them.
+fn as_json(file: File) -> Result<String> {
+    let mut table = BpfTable::open()?;
+    let value = match file {
+        File::Services | File::Connections | File::Origins => {
+            let mut empty = MemoryTable::default();
+            let table: &mut dyn Table = match &mut table {
+                Some(table) => table,
+                None => &mut empty,
+            };
+            let what = match file {
+                File::Services => What::Services { only: None, columns: Columns::Plain },
+                _ => What::Connections { engines: true },
+            };
+            return Ok(ipvsadm::as_json(table, what)?);
+        }
+        File::Stats | File::StatsByCpu => {
+            let (total, cpus) = table.map_or_else(
+                || (Total::default(), Vec::new()),
+                |table| (table.total(), table.counted_by_cpu()),
+            );
+            let mut value = json!({
+                "schema": SCHEMA, "counters": traffic(&total.counted), "rates": traffic(&total.rates),
+            });
+            if matches!(file, File::StatsByCpu) {
+                value["cpus"] = cpus.iter().map(traffic).collect();
+            }
+            value
+        }
+        File::Helpers => json!({ "schema": SCHEMA, "helpers": [] }),
+    };
+    Ok(format!("{value}\n"))
 }
 
 /// What is shown before there is a table.
@@ -212,7 +256,6 @@ pub fn stats_by_cpu(by_cpu: &[Traffic], total: &Total) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rlvs_control::memory::MemoryTable;
     use rlvs_control::model::{Destination, DestinationId, Persistence, Protocol, Service, Tunnel};
 
     use super::*;

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rlvs_linux::dataplane::parameters::{ALL, Parameter};
+use serde_json::{Value, json};
+
+use crate::json::{self, Json};
 
 /// Arguments of `rlvs set`.
 #[derive(Args, Debug)]
@@ -14,6 +17,8 @@ pub struct Arguments {
     /// Its new value; it is shown if none is given
     #[arg(allow_hyphen_values = true)]
     value: Option<String>,
+    #[command(flatten)]
+    json: Json,
 }
 
 /// Runs `rlvs set`.
@@ -21,8 +26,26 @@ pub struct Arguments {
 /// # Errors
 /// No such setting, a value out of range, nothing attached, or a missing capability.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    match (&arguments.name, &arguments.value) {
-        (None, _) => {
+    if let (Some(name), Some(value)) = (&arguments.name, &arguments.value) {
+        let parameter = named(name)?;
+        if let Some(value) = takes(parameter, value)? {
+            parameter.write(value)?;
+        }
+        if !arguments.json.json {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    if arguments.json.json {
+        let chosen: Vec<&Parameter> = match &arguments.name {
+            None => ALL.iter().collect(),
+            Some(name) => vec![named(name)?],
+        };
+        let settings: Result<Vec<Value>> = chosen.into_iter().map(as_json).collect();
+        json::print(json!({ "settings": settings? }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    match &arguments.name {
+        None => {
             for parameter in &ALL {
                 let unheeded =
                     parameter.unheeded().map_or(String::new(), |why| format!(" ({why})"));
@@ -31,18 +54,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 println!("{name} = {value}  # {about}{unheeded}");
             }
         }
-        (Some(name), None) => {
+        Some(name) => {
             let parameter = named(name)?;
             println!("{name} = {}", parameter.shown(parameter.read()?));
         }
-        (Some(name), Some(value)) => {
-            let parameter = named(name)?;
-            if let Some(value) = takes(parameter, value)? {
-                parameter.write(value)?;
-            }
-        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn as_json(parameter: &Parameter) -> Result<Value> {
+    let value = parameter.shown(parameter.read()?);
+    Ok(json!({
+        "name": parameter.name, "value": value, "default": parameter.shown(parameter.default),
+        "about": parameter.about, "unheeded": parameter.unheeded(),
+    }))
 }
 
 /// Returns the number that a word means for a setting, `None` if there is nothing to do, or says why the

@@ -7,12 +7,17 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use rlvs_linux::dataplane::pool::{self, ADDRESSES_MAX, Member, PORTS};
+use serde_json::{Value, json};
+
+use crate::json::{self, Json};
 
 /// Arguments of `rlvs snat`.
 #[derive(Args, Debug)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    json: Json,
 }
 
 #[derive(Subcommand, Debug)]
@@ -73,14 +78,23 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             let gone = pool::delete(&members(addresses, PORTS)?)?;
             ensure!(gone, "not all of {addresses} are in the pool; nothing is removed");
         }
-        Command::List => {
-            let mut out = io::stdout().lock();
-            for member in pool::list()? {
-                writeln!(out, "{member}")?;
-            }
+        Command::List => {}
+    }
+    if arguments.json.json {
+        let addresses: Vec<Value> = pool::list()?.iter().map(as_json).collect();
+        json::print(json!({ "addresses": addresses }))?;
+    } else if matches!(arguments.command, Command::List) {
+        let mut out = io::stdout().lock();
+        for member in pool::list()? {
+            writeln!(out, "{member}")?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns an address of the pool as JSON.
+pub(crate) fn as_json(Member { address, ports: (first, last) }: &Member) -> Value {
+    json!({ "address": address, "first_port": first, "last_port": last })
 }
 
 /// Reads an address, or the first and the last of several.

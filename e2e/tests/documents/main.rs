@@ -129,6 +129,87 @@ fn the_how_to_is_as_shown() {
     play_in_the_lab("how-to.md", &[]);
 }
 
+/// Commands of the first page that are not typed, and why.
+const NOT_TYPED: [(&str, &str); 2] = [
+    (
+        "rlvs uninstall",
+        "it takes off every lab of the machine; life.rs runs it on a machine of its own",
+    ),
+    ("rlvs keepalived -f", "it does not end; keepalived_is_as_shown starts it"),
+];
+
+/// Returns the commands of a first page: lines of our program in indented blocks, without what is said of them.
+fn first_page(name: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    let page = fs::read_to_string(path).unwrap();
+    let lines = page.lines().filter(|line| line.starts_with("    rlvs "));
+    lines.map(|line| line.split(" #").next().unwrap_or_default().trim().to_owned()).collect()
+}
+
+#[test]
+fn commands_of_the_first_page_work_as_they_are_typed() {
+    for page in ["README.md", "README.zh-CN.md"] {
+        let options = Options {
+            wiring: Wiring::Plain,
+            web_server: WebServer::Ours,
+            program: PathBuf::from(PROGRAM),
+            keep: false,
+        };
+        let lab = Lab::new(&options).unwrap();
+        let file = lab.directory().join("keepalived.conf");
+        fs::write(&file, HOW_TO).unwrap();
+        let empty = lab.directory().join("rlvs.toml");
+        fs::write(&empty, "").unwrap();
+        let type_in = |words: &str| {
+            let mut command = Command::new(PROGRAM);
+            command.args(words.split_ascii_whitespace().skip(1)).stdin(Stdio::null());
+            inside(lab.director(), command.env("RLVS_CONFIG", &empty));
+            let said = command.output().unwrap();
+            // A doctor who finds something says so; what was wrong with the words is 2 or above.
+            let finds = words.starts_with("rlvs doctor") && said.status.code() == Some(1);
+            assert!(said.status.success() || finds, "{page}: {words}: {said:?}");
+        };
+        let commands = first_page(page);
+        assert!(commands.len() > 8, "{page}: {commands:?}");
+        for words in &commands {
+            if NOT_TYPED.iter().any(|(start, _)| words.starts_with(start)) {
+                continue;
+            }
+            let words = words.replace("FILE", file.to_str().unwrap());
+            match words.split_ascii_whitespace().nth(1) {
+                Some("capture") => type_in(&format!("{words} --seconds 1")),
+                Some("detach") => {
+                    type_in(&words);
+                    // What comes below goes on with the service.
+                    commands[..2].iter().for_each(|words| type_in(words));
+                }
+                _ => type_in(&words),
+            }
+        }
+    }
+}
+
+/// Names of documents that show what is typed.
+fn shown() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = names.map(|name| name.to_string_lossy().into_owned());
+    names.filter(|name| name.ends_with(".md") && document(name).contains("```")).collect()
+}
+
+#[test]
+fn every_document_that_shows_commands_is_played() {
+    let tests = include_str!("main.rs");
+    for name in shown() {
+        let text = document(&name);
+        let opened = text.lines().filter(|line| line.starts_with("```")).step_by(2);
+        let opened: Vec<&str> = opened.collect();
+        assert!(opened.iter().all(|fence| *fence == "```console"), "{name}: {opened:?}");
+        // The Chinese how-to is held against the English one.
+        assert!(tests.contains(&format!("(\"{name}\"")) || name == "how-to.zh-CN.md", "{name}");
+    }
+}
+
 #[test]
 fn the_three_modes_are_as_shown() {
     play_in_the_lab("modes.md", &[]);

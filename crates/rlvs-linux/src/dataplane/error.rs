@@ -59,13 +59,22 @@ pub enum Error {
     #[error(
         "the pinned maps have layout {found}, this program knows layout {known}; packets are balanced \
          as before, and with the program that made them the table can be shown, saved \
-         (`ipvsadm -S -n --full`) and detached; `rlvs uninstall` removes all, connections too"
+         (`ipvsadm -S -n --full`) and detached; `rlvs upgrade --from` that program takes over all, \
+         connections too; `rlvs uninstall` removes all"
     )]
     Layout {
         /// Layout of the pins.
         found: u32,
         /// Layout of this program.
         known: u32,
+    },
+    /// What is in maps of another layout was not taken over.
+    #[error("taking over the maps of layout {found}: {reason}; they are in use as before")]
+    Succession {
+        /// Layout of those maps.
+        found: u32,
+        /// What was in the way.
+        reason: String,
     },
     /// The kernel did not take the maps or programs.
     #[error("loading {what}: {reason}")]

@@ -8,7 +8,7 @@ use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp}
 use aya::{Ebpf, EbpfLoader};
 use nix::time::{ClockId, clock_getres};
 use rlvs_datapath::abi::{
-    CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, IDS, LAYOUT, REASONS, ROUTES, SLOTS4, Settings,
+    CONNECTIONS4_DEFAULT, CONNECTIONS6_DEFAULT, IDS, REASONS, ROUTES, SLOTS4, Settings,
     WIDE_DEFAULT,
 };
 use rlvs_datapath::schedulers::favourites::EXPIRATION_S;
@@ -361,7 +361,7 @@ fn settings(cpus: u32, sizes: Sizes) -> Result<Settings, Error> {
         *timeout = units(seconds);
     }
     Ok(Settings {
-        layout: LAYOUT,
+        layout: pins::layout(),
         cpus,
         connections4_mask: sizes.connections4 - 1,
         connections6_mask: sizes.connections6 - 1,

@@ -16,7 +16,7 @@ use rlvs_control::model::{
     ServiceEntry, Traffic,
 };
 use rlvs_datapath::abi::{
-    self, Base, COUNTERS, Destination, IDS, LAYOUT, SLOTS4, SLOTS6, Service, WIDE_SLOTS, method,
+    self, Base, COUNTERS, Destination, IDS, SLOTS4, SLOTS6, Service, WIDE_SLOTS, method,
     service_flag,
 };
 use rlvs_datapath::estimate;
@@ -133,8 +133,8 @@ impl Look {
         capture::collect(&folder)?;
         let maps = Maps::open(&folder)?;
         match maps.settings().layout {
-            LAYOUT => Ok(Some(Self { folder, maps })),
-            found => Err(Error::Layout { found, known: LAYOUT }),
+            known if known == pins::layout() => Ok(Some(Self { folder, maps })),
+            found => Err(Error::Layout { found, known: pins::layout() }),
         }
     }
 

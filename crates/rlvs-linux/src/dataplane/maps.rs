@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::maps::{MapData, MapInfo};
 use rlvs_datapath::abi::{
     Base, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
-    Favourites, Interfaces, LAYOUT, MarkRules, Pool, REASONS, Row, Schedule, Service, Settings,
+    Favourites, Interfaces, MarkRules, Pool, REASONS, Row, Schedule, Service, Settings,
     SweepCursor, TIMER_BYTES, Totals, Tunnel, Wides,
 };
 
@@ -38,6 +38,11 @@ impl<T: Element> Mapped<T> {
         let memory = Memory::map(map.fd().as_fd(), elements)
             .map_err(Error::io(format!("mapping {}", pins::shown(folder, name))))?;
         Ok(Self { map, memory, name, updates: Cell::new(0) })
+    }
+
+    /// Returns an element; see [`Memory::get`].
+    pub(super) fn get(&self, index: u32) -> Option<&T> {
+        self.memory.get(index as usize)
     }
 
     /// Copies an element.
@@ -127,8 +132,8 @@ impl Maps {
     pub fn open(folder: &Folder) -> Result<Self, Error> {
         let maps = Self::open_unchecked(folder)?;
         match maps.settings().layout {
-            LAYOUT => Ok(maps),
-            found => Err(Error::Layout { found, known: LAYOUT }),
+            known if known == pins::layout() => Ok(maps),
+            found => Err(Error::Layout { found, known: pins::layout() }),
         }
     }
 

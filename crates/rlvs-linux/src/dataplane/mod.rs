@@ -10,6 +10,7 @@
 pub mod access;
 pub mod attach;
 pub mod capture;
+pub mod carry;
 mod clsact;
 mod connections;
 mod endpoints;
@@ -26,6 +27,7 @@ pub mod pool;
 mod records;
 pub mod shadow;
 pub mod stages;
+pub mod succession;
 #[expect(unsafe_code, reason = "bpf(2) and mmap(2) have no safe wrapper for what is done here")]
 mod sys;
 pub mod table;

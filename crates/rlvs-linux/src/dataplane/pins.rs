@@ -6,6 +6,7 @@
 //! thread that opens the folder; everything else goes through that folder's descriptor, so that no
 //! path depends on who sees which mounts.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
@@ -192,9 +193,61 @@ pub(super) fn own_cookie() -> Result<u64, Error> {
 const PREFIX: &str = "ns-";
 const UNFINISHED: &str = "-new";
 
+/// Makes a program that is not for release pretend another layout, for tests of what follows from one.
+#[cfg(debug_assertions)]
+const PRETENDED: &str = "RLVS_TEST_LAYOUT";
+
+/// The version of the layout of this program's maps.
+pub(super) fn layout() -> u32 {
+    #[cfg(debug_assertions)]
+    if let Some(pretended) = std::env::var(PRETENDED).ok().and_then(|text| text.parse().ok()) {
+        return pretended;
+    }
+    LAYOUT
+}
+
 /// The name of a namespace's folder.
 fn folder_name(cookie: u64) -> String {
-    format!("{PREFIX}{cookie}-v{LAYOUT}")
+    format!("{PREFIX}{cookie}-v{}", layout())
+}
+
+thread_local! {
+    /// Whether this thread works on the unfinished folder of its namespace.
+    static FILLING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on the calling thread with the namespace's unfinished folder for its folder.
+pub(super) fn filling<T>(work: impl FnOnce() -> T) -> T {
+    FILLING.set(true);
+    let done = work();
+    FILLING.set(false);
+    done
+}
+
+/// Returns the folder of the calling thread's network namespace that another program has made, with its
+/// layout.
+pub(super) fn other() -> Result<Option<(Folder, u32)>, Error> {
+    let Some(root) = root()? else { return Ok(None) };
+    let mine = format!("{PREFIX}{}-v", own_cookie()?);
+    for name in root.names()? {
+        let found = name.strip_prefix(&mine).and_then(|layout| layout.parse().ok());
+        if let Some(found) = found.filter(|found| *found != layout()) {
+            return Ok(root.open(&name)?.map(|folder| (folder, found)));
+        }
+    }
+    Ok(None)
+}
+
+/// Opens the folder of this program's layout, whether or not there is one of another layout.
+pub(super) fn open_own() -> Result<Option<Folder>, Error> {
+    let Some(root) = root()? else { return Ok(None) };
+    root.open(&folder_name(own_cookie()?))
+}
+
+/// Removes a folder with all that is pinned in it. The caller holds the lock of the file system.
+pub(super) fn remove_folder(folder: &Folder) -> Result<(), Error> {
+    let Some(root) = root()? else { return Ok(()) };
+    remove(&root, &folder.name)
 }
 
 /// Opens the folder of the calling thread's network namespace; `None` if it has none.
@@ -205,16 +258,13 @@ pub fn open() -> Result<Option<Folder>, Error> {
     let Some(root) = root()? else { return Ok(None) };
     let cookie = own_cookie()?;
     let known = folder_name(cookie);
-    let mine = format!("{PREFIX}{cookie}-v");
-    for name in root.names()? {
-        if let Some(layout) = name.strip_prefix(&mine)
-            && name != known
-            && let Ok(found) = layout.parse()
-        {
-            return Err(Error::Layout { found, known: LAYOUT });
-        }
+    if FILLING.get() {
+        return root.open(&(known + UNFINISHED));
     }
-    root.open(&known)
+    match other()? {
+        Some((_, found)) => Err(Error::Layout { found, known: layout() }),
+        None => root.open(&known),
+    }
 }
 
 /// A folder that becomes its namespace's when it is complete, and vanishes otherwise.

@@ -249,6 +249,12 @@ impl<T: Element> Memory<T> {
         (index < self.elements).then(|| unsafe { self.start.as_ptr().add(index) })
     }
 
+    /// Returns an element of which programs write nothing but cells, while nobody edits the rest.
+    pub(super) fn get(&self, index: usize) -> Option<&T> {
+        // SAFETY: inside the mapping and aligned; any bytes are a T.
+        self.at(index).map(|at| unsafe { &*at })
+    }
+
     /// Copies an element as it is at this instant. Words that programs change meanwhile are each
     /// whole, but need not be of the same instant.
     pub(super) fn read(&self, index: usize) -> Option<T> {
@@ -295,6 +301,12 @@ impl<T: Element> Memory<T> {
     }
 }
 
+/// Returns a word of shared memory as the atomic that it is to programs.
+pub(super) fn atomic(word: &Cell<u64>) -> &AtomicU64 {
+    // SAFETY: aligned, and valid as long as the cell is; who else has it uses atomics too.
+    unsafe { AtomicU64::from_ptr(word.as_ptr()) }
+}
+
 impl<T> Drop for Memory<T> {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `map`, to which no reference outlives self.
@@ -308,6 +320,42 @@ pub(super) fn wait_for_programs() {
     // SAFETY: takes numbers only. Where it is missing, the caller's step is merely not waited for.
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
     std::sync::atomic::fence(Ordering::SeqCst);
+}
+
+#[repr(C)]
+struct PinRequest {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Opens what is pinned somewhere.
+fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    const BPF_OBJ_GET: libc::c_int = 7;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let request = PinRequest { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the kernel reads the request and the path, which outlive the call.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const request, size_of::<PinRequest>())
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that the kernel has just given to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Pins what is pinned somewhere in another place of the same file system too.
+pub(super) fn pin_again(from: &Path, to: &Path) -> io::Result<()> {
+    const BPF_OBJ_PIN: libc::c_int = 6;
+    let fd = open_pinned(from)?;
+    let to = CString::new(to.as_os_str().as_bytes())?;
+    let request = PinRequest { path: to.as_ptr() as u64, fd: fd.as_raw_fd() as u32, flags: 0 };
+    // SAFETY: the kernel reads the request and the path, which outlive the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_PIN, &raw const request, size_of::<PinRequest>())
+    };
+    if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// What the kernel says of a pinned link.
@@ -326,7 +374,6 @@ pub(super) fn link_interface(path: &Path) -> io::Result<u32> {
 
 /// Asks the kernel about a pinned link.
 pub(super) fn link(path: &Path) -> io::Result<PinnedLink> {
-    const BPF_OBJ_GET: libc::c_int = 7;
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
     /// Offset of the program's id in `struct bpf_link_info`.
     const PROGRAM: usize = 8;
@@ -334,29 +381,13 @@ pub(super) fn link(path: &Path) -> io::Result<PinnedLink> {
     const INTERFACE: usize = 16;
 
     #[repr(C)]
-    struct GetRequest {
-        path: u64,
-        fd: u32,
-        flags: u32,
-    }
-    #[repr(C)]
     struct InfoRequest {
         fd: u32,
         length: u32,
         info: u64,
     }
 
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let request = GetRequest { path: path.as_ptr() as u64, fd: 0, flags: 0 };
-    // SAFETY: the kernel reads the request and the path, which outlive the call.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const request, size_of::<GetRequest>())
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a descriptor that the kernel has just given to us alone.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let fd = open_pinned(path)?;
     let mut info = [0_u8; 64];
     let mut request = InfoRequest {
         fd: fd.as_raw_fd() as u32,

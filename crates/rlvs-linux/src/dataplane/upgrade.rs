@@ -67,12 +67,14 @@ pub fn upgrade() -> Result<Option<Upgraded>, Error> {
     Ok(Some(if exchanged { Upgraded::Exchanged } else { Upgraded::Unchanged }))
 }
 
-/// As [`upgrade()`] in every network namespace in which something is attached.
+/// As `upgrade` does, in every network namespace in which something is attached.
 ///
 /// # Errors
 /// The pins cannot be listed.
-pub fn upgrade_all() -> Result<Vec<Done>, Error> {
-    attach::collect()?;
+pub fn in_all(
+    upgrade: impl Fn() -> Result<Option<Upgraded>, Error> + Send + Sync,
+) -> Result<Vec<Done>, Error> {
+    pins::collect(attach::has_live_links)?;
     let own = pins::own_cookie()?;
     let mut all = Vec::new();
     for cookie in pins::cookies()? {
@@ -82,7 +84,7 @@ pub fn upgrade_all() -> Result<Vec<Done>, Error> {
             let gone =
                 || Error::io("looking for its process or name")(io::ErrorKind::NotFound.into());
             let run = |namespace: netns::Namespace| {
-                namespace.run(upgrade).map_err(crate::route::Error::from)?
+                namespace.run(&upgrade).map_err(crate::route::Error::from)?
             };
             netns::of_cookie(cookie).ok_or_else(gone).and_then(run)
         };

@@ -18,6 +18,7 @@ use rlvs_linux::dataplane::maps::Maps;
 use rlvs_linux::dataplane::pins;
 
 use crate::configuration::{DEFAULT_FILE, File};
+use crate::json::{self, Json};
 pub(crate) use show::counted;
 
 /// Reasons for which the guard refuses.
@@ -29,6 +30,8 @@ const REFUSALS: [Reason; 4] =
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    json: Json,
 }
 
 #[derive(Subcommand, Debug)]
@@ -46,7 +49,7 @@ enum Command {
     /// Forgets the rules of a service, or all rules if none is named
     Clear(Of),
     /// Lists the rules
-    List(ListArguments),
+    List(Of),
     /// Replaces all rules by those of a file, at once
     Load {
         /// The file
@@ -55,8 +58,31 @@ enum Command {
     },
 }
 
+impl Command {
+    /// Returns whose rules it is about.
+    fn of(&self) -> &Of {
+        const ALL: &Of = &Of {
+            tcp_service: None,
+            udp_service: None,
+            sctp_service: None,
+            fwmark_service: None,
+            ipv6: false,
+        };
+        match self {
+            Self::Allow(Networks { of, .. })
+            | Self::Deny(Networks { of, .. })
+            | Self::Del(Networks { of, .. })
+            | Self::Limit(LimitArguments { of, .. })
+            | Self::Refuse(RefuseArguments { of, .. })
+            | Self::Clear(of)
+            | Self::List(of) => of,
+            Self::Load { .. } => ALL,
+        }
+    }
+}
+
 /// Which service; all if none is named.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Debug)]
 struct Of {
     /// The rules of this TCP service alone
     #[arg(short = 't', long, value_name = "ADDRESS:PORT", group = "service")]
@@ -170,20 +196,12 @@ struct RefuseArguments {
     how: Refusal,
 }
 
-#[derive(Args, Debug)]
-struct ListArguments {
-    #[command(flatten)]
-    of: Of,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Runs `rlvs acl`.
 ///
 /// # Errors
 /// Nothing is attached, a missing capability, or words or a file that are no rules.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let json = arguments.json.json;
     match &arguments.command {
         Command::Allow(networks) => put(networks, Verdict::Allow)?,
         Command::Deny(networks) => put(networks, Verdict::Deny)?,
@@ -210,7 +228,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 Ok(())
             })?;
         }
-        Command::List(arguments) => list(arguments)?,
+        Command::List(of) => return list(of, json),
         Command::Load { file } => {
             let new = File::read(file)?.access()?.unwrap_or_default();
             let counted = show::counted(&new);
@@ -219,10 +237,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 Ok(())
             })
             .with_context(|| format!("loading {}", file.display()))?;
-            println!("rlvs: {counted}");
+            if !json {
+                println!("rlvs: {counted}");
+            }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    if json { list(arguments.command.of(), json) } else { Ok(ExitCode::SUCCESS) }
 }
 
 fn change(of: &Of, change: impl FnOnce(&mut Rules) -> Result<(), String>) -> Result<()> {
@@ -250,20 +270,22 @@ fn remove(Networks { of, networks, .. }: &Networks) -> Result<()> {
     })
 }
 
-fn list(ListArguments { of, json }: &ListArguments) -> Result<()> {
+/// Lists the rules of a service, or all.
+fn list(of: &Of, json: bool) -> Result<ExitCode> {
     let mut access = access::get()?;
     if let Some(id) = of.service() {
         let own = access.services.remove(&id);
         access = Access::default();
         access.services.extend(own.map(|rules| (id, rules)));
     }
-    let out = &mut io::BufWriter::new(io::stdout().lock());
-    if *json {
-        writeln!(out, "{}", show::json(&access, &refused()?))
+    if json {
+        json::print(show::json(&access, &refused()?))?;
     } else {
-        show::text(&access, out)
-    }?;
-    Ok(out.flush()?)
+        let out = &mut io::BufWriter::new(io::stdout().lock());
+        show::text(&access, out)?;
+        out.flush()?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Returns how many packets were refused, by reason.

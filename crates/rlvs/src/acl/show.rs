@@ -6,9 +6,6 @@ use rlvs_control::access::{Access, Limit, Rules, Verdict};
 use rlvs_control::model::{Family, ServiceId};
 use serde_json::{Map, Value, json};
 
-/// Version of the schema: raised when a member changes its meaning or goes.
-const SCHEMA: u32 = 1;
-
 /// Names a service, or all.
 pub(super) fn name(of: Option<ServiceId>) -> String {
     match of {
@@ -75,15 +72,7 @@ fn words(limit: &Limit) -> String {
 /// Returns rules as JSON, with how many packets were refused for which reason.
 pub(super) fn json(access: &Access, refused: &[(&str, u64)]) -> Value {
     let services = access.services.iter().map(|(id, rules)| {
-        let mut value = match id {
-            ServiceId::Address { protocol, address, port } => json!({
-                "protocol": protocol.name().unwrap_or_default().to_lowercase(),
-                "address": address, "port": port,
-            }),
-            ServiceId::Mark { mark, family } => json!({
-                "mark": mark, "family": if *family == Family::V4 { "ipv4" } else { "ipv6" },
-            }),
-        };
+        let mut value = crate::json::service(*id);
         if let Some(value) = value.as_object_mut() {
             value.extend(members(rules));
         }
@@ -93,7 +82,7 @@ pub(super) fn json(access: &Access, refused: &[(&str, u64)]) -> Value {
     let refused: Map<String, Value> =
         refused.iter().map(|(name, count)| ((*name).to_owned(), (*count).into())).collect();
     let all = members(&access.all);
-    json!({"schema": SCHEMA, "all": all, "services": services, "refused": refused})
+    json!({"all": all, "services": services, "refused": refused})
 }
 
 fn members(rules: &Rules) -> Map<String, Value> {

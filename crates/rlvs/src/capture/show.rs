@@ -9,6 +9,8 @@ use rlvs_linux::dataplane::capture::{Action, Taken};
 use rlvs_linux::route::Link;
 use serde_json::{Value, json};
 
+use crate::json::SCHEMA;
+
 /// The interfaces of the host, by number and by address.
 #[derive(Debug)]
 pub(super) struct Names {
@@ -90,7 +92,7 @@ pub(super) fn json(names: &Names, taken: &Taken, at: Duration) -> Value {
     let frame = |bytes: &[u8], length: u32| json!({"packet": describe(bytes), "length": length});
     let out = names.way_out(taken).filter(|_| taken.action.is_sent());
     json!({
-        "schema": 1,
+        "schema": SCHEMA,
         "time_s": at.as_secs_f64(),
         "interface": names.name(taken.interface),
         "place": taken.place.name(),

@@ -6,13 +6,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rlvs_linux::dataplane::attach::{self, Options};
+use rlvs_linux::dataplane::attach::{self, Attached, Options};
 use rlvs_linux::dataplane::pool::{self, ADDRESSES_MAX, Member};
 use rlvs_linux::dataplane::{access, pins};
+use serde_json::{Value, json};
 
 use super::{DEFAULT_FILE, File, VARIABLE};
 use crate::ipvsadm::Backend;
-use crate::{acl, face};
+use crate::json::{self, Json};
+use crate::{acl, face, snat};
 
 /// Arguments of `rlvs load`.
 #[derive(Args, Debug)]
@@ -22,6 +24,48 @@ pub struct Arguments {
     /// Where something is attached already, only warn of what is wrong: for units that start again
     #[arg(long)]
     at_start: bool,
+    #[command(flatten)]
+    json: Json,
+}
+
+/// Something that was done, or why there was nothing to do.
+enum Step {
+    Nothing(String),
+    Attached(Vec<Attached>),
+    Set { name: &'static str, value: u32, was: u32 },
+    Left(Member),
+    Used(Member),
+    Access(String),
+}
+
+impl Step {
+    fn say(&self, json: Json) -> io::Result<()> {
+        if json.json {
+            return json::print(self.as_json());
+        }
+        let out = &mut io::stdout().lock();
+        match self {
+            Self::Nothing(why) => writeln!(out, "rlvs: {why}"),
+            Self::Attached(attached) => face::report(attached, out),
+            Self::Set { name, value, was } => writeln!(out, "rlvs: {name} = {value}, was {was}"),
+            Self::Left(member) => writeln!(out, "rlvs: full NAT no longer uses {}", member.address),
+            Self::Used(member) => writeln!(out, "rlvs: full NAT uses {member}"),
+            Self::Access(counted) => writeln!(out, "rlvs: access: {counted}"),
+        }
+    }
+
+    fn as_json(&self) -> Value {
+        match self {
+            Self::Nothing(why) => json!({ "nothing": why }),
+            Self::Attached(attached) => json!({ "interfaces": face::as_json(attached) }),
+            Self::Set { name, value, was } => json!({
+                "setting": { "name": name, "value": value, "was": was },
+            }),
+            Self::Left(member) => json!({ "snat_removed": snat::as_json(member) }),
+            Self::Used(member) => json!({ "snat_added": snat::as_json(member) }),
+            Self::Access(counted) => json!({ "access": counted }),
+        }
+    }
 }
 
 /// Runs `rlvs load`.
@@ -33,11 +77,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let named = || std::env::var_os(VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
     let path = arguments.file.clone().or_else(named);
     if path.is_none() && !PathBuf::from(DEFAULT_FILE).exists() {
-        println!("rlvs: there is no {DEFAULT_FILE}, so nothing to do");
+        Step::Nothing(format!("there is no {DEFAULT_FILE}, so nothing to do"))
+            .say(arguments.json)?;
         return Ok(ExitCode::SUCCESS);
     }
     let path = path.unwrap_or_else(|| DEFAULT_FILE.into());
-    let carried = File::read(&path).and_then(|file| carry_out(&file, &mut io::stdout()));
+    let carried =
+        File::read(&path).and_then(|file| carry_out(&file, &|step| step.say(arguments.json)));
     match carried {
         Err(error) if arguments.at_start && pins::open()?.is_some() => {
             eprintln!("rlvs: {error:#}; going on with what is attached");
@@ -48,31 +94,31 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Does what a file asks for, and says each thing that it does.
-fn carry_out(file: &File, to: &mut dyn Write) -> Result<()> {
+fn carry_out(file: &File, say: &dyn Fn(Step) -> io::Result<()>) -> Result<()> {
     file.check()?;
     if file.backend() == Some(Backend::Kernel) {
-        writeln!(to, "rlvs: the kernel's table is used; there is nothing to load")?;
+        say(Step::Nothing("the kernel's table is used; there is nothing to load".to_owned()))?;
         return Ok(());
     }
     let (attachment, settings) = (file.attachment()?, file.settings()?);
     let (pool, access) = (file.pool()?, file.access()?);
     if attachment.is_none() && settings.is_empty() && pool.is_none() && access.is_none() {
-        writeln!(to, "rlvs: {} asks for nothing", file.path().display())?;
+        say(Step::Nothing(format!("{} asks for nothing", file.path().display())))?;
         return Ok(());
     }
     if attachment.is_some() || pins::open()?.is_none() {
         let options: Options = attachment.unwrap_or_default();
-        face::report(&attach::attach(&options)?, to)?;
+        say(Step::Attached(attach::attach(&options)?))?;
     }
     for (parameter, value) in settings {
         let before = parameter.read()?;
         if parameter.unheeded().is_none() && before != value {
             parameter.write(value)?;
-            writeln!(to, "rlvs: {} = {value}, was {before}", parameter.name)?;
+            say(Step::Set { name: parameter.name, value, was: before })?;
         }
     }
     if let Some(pool) = pool {
-        refill(&pool, to)?;
+        refill(&pool, say)?;
     }
     if let Some(mut new) = access {
         let counted = acl::counted(&new);
@@ -82,14 +128,14 @@ fn carry_out(file: &File, to: &mut dyn Write) -> Result<()> {
                 *access = new;
                 Ok(())
             })?;
-            writeln!(to, "rlvs: access: {counted}")?;
+            say(Step::Access(counted))?;
         }
     }
     Ok(())
 }
 
 /// Lets the addresses for full NAT be these.
-fn refill(wanted: &[Member], to: &mut dyn Write) -> Result<()> {
+fn refill(wanted: &[Member], say: &dyn Fn(Step) -> io::Result<()>) -> Result<()> {
     let current = pool::list()?;
     for is_v4 in [true, false] {
         let of_version = |member: &&Member| member.address.is_ipv4() == is_v4;
@@ -119,10 +165,10 @@ fn refill(wanted: &[Member], to: &mut dyn Write) -> Result<()> {
         let room = || format!("the pool has room for {ADDRESSES_MAX} addresses of each IP version");
         ensure!(pool::add(&new).with_context(|| "filling the pool of full NAT")?, room());
         for member in gone {
-            writeln!(to, "rlvs: full NAT no longer uses {}", member.address)?;
+            say(Step::Left(member))?;
         }
         for member in new {
-            writeln!(to, "rlvs: full NAT uses {member}")?;
+            say(Step::Used(member))?;
         }
     }
     Ok(())

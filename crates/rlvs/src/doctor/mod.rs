@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 pub use gather::{Depth, gather};
 use judge::{CHECKS, Finding, Severity};
 
+use crate::json::SCHEMA;
+
 /// Arguments of `rlvs doctor`.
 #[derive(Args, Debug)]
 pub struct Arguments {
@@ -38,7 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.json {
         let findings: Vec<Value> = findings.iter().map(finding_json).collect();
         let checks = CHECKS.map(|check| check.name);
-        writeln!(out, "{}", json!({ "schema": 1, "checks": checks, "findings": findings }))?;
+        writeln!(out, "{}", json!({ "schema": SCHEMA, "checks": checks, "findings": findings }))?;
     } else {
         write_findings(out, &findings)?;
         let errors = findings.iter().filter(|one| one.severity == Severity::Error).count();

@@ -1,17 +1,15 @@
 //! The lists of `-L --json`. docs/json.md tells what each member means.
 
 use rlvs_control::model::{
-    ConnectionLine, DestinationEntry, Family, ForwardingMethod, Protocol, ServiceEntry, ServiceId,
-    SyncDaemon, Timeouts, Traffic, Tunnel, TunnelChecksum,
+    ConnectionLine, DestinationEntry, ForwardingMethod, ServiceEntry, SyncDaemon, Timeouts, Tunnel,
+    TunnelChecksum,
 };
 use serde_json::{Map, Value, json};
 
 use super::list::{netmask, scheduler_flags};
 use super::order;
 use super::snapshot::Snapshot;
-
-/// Version of the schema: raised when a member changes its meaning or goes.
-const SCHEMA: u32 = 1;
+use crate::json::{self, SCHEMA, traffic};
 
 /// Returns a list as one line of JSON.
 pub(crate) fn text(snapshot: &Snapshot) -> String {
@@ -53,14 +51,7 @@ fn services(entries: &[ServiceEntry], rates: &[ServiceEntry]) -> Value {
 
 fn service(entry: &ServiceEntry, rates: &ServiceEntry) -> Value {
     let service = &entry.service;
-    let mut value = match service.id {
-        ServiceId::Address { protocol, address, port } => json!({
-            "protocol": protocol_name(protocol), "address": address, "port": port,
-        }),
-        ServiceId::Mark { mark, family } => json!({
-            "mark": mark, "family": if family == Family::V4 { "ipv4" } else { "ipv6" },
-        }),
-    };
+    let mut value = json::service(service.id);
     let flags = scheduler_flags(service).unwrap_or_default();
     let flags: Vec<&str> = flags.split(',').filter(|flag| !flag.is_empty()).collect();
     let persistence = service.persistence.map(|persistence| {
@@ -122,17 +113,6 @@ fn tunnel(tunnel: Tunnel) -> Value {
     }
 }
 
-fn traffic(traffic: &Traffic) -> Value {
-    let Traffic { connections, in_packets, out_packets, in_bytes, out_bytes } = traffic;
-    json!({
-        "connections": connections,
-        "in_packets": in_packets,
-        "out_packets": out_packets,
-        "in_bytes": in_bytes,
-        "out_bytes": out_bytes,
-    })
-}
-
 fn connection(line: &ConnectionLine) -> Value {
     json!({
         "protocol": line.protocol.to_lowercase(),
@@ -157,8 +137,4 @@ fn daemon(daemon: &SyncDaemon) -> Value {
         "port": daemon.port,
         "ttl": daemon.ttl,
     })
-}
-
-fn protocol_name(protocol: Protocol) -> String {
-    protocol.to_string().to_lowercase()
 }

@@ -24,12 +24,14 @@ mod words;
 use std::ffi::OsString;
 use std::io::{BufRead, ErrorKind, Write};
 
+use rlvs_control::model::{DestinationEntry, ServiceEntry, ServiceId};
 use rlvs_control::table::{Error, Table};
 
 use failure::Failure;
 pub(crate) use list::forward;
 pub use names::Names;
-use parse::{Columns, Listing, Request, What};
+pub(crate) use parse::{Columns, What};
+use parse::{Form, Listing, Request};
 pub use scripts::{run_restore, run_save};
 use snapshot::{Snapshot, Snapshots};
 
@@ -47,6 +49,25 @@ pub enum Backend {
     Rlvs,
     /// The kernel's IPVS.
     Kernel,
+}
+
+/// Returns a list as `-L --json` prints it.
+///
+/// # Errors
+/// The table cannot be read.
+pub(crate) fn as_json(table: &mut dyn Table, what: What) -> Result<String, Error> {
+    let listing = Listing { what, numeric: true, exact: true, sorted: true, json: true };
+    Ok(json::text(&table.snapshot(listing)?))
+}
+
+/// Returns the lines that `-S -n --full` prints.
+pub(crate) fn saved(entries: Vec<ServiceEntry>) -> String {
+    save::services(entries, Form { numeric: true, full: true }, &Names::system())
+}
+
+/// Returns the line that adds a destination.
+pub(crate) fn added(service: ServiceId, entry: &DestinationEntry) -> String {
+    save::added(service, entry, &Names::system())
 }
 
 impl Backend {

@@ -33,6 +33,12 @@ pub(crate) fn services(entries: Vec<ServiceEntry>, form: Form, names: &Names) ->
     text
 }
 
+/// Returns the line of a destination.
+pub(crate) fn added(service: ServiceId, entry: &DestinationEntry, names: &Names) -> String {
+    let id = identity(service, true, names);
+    destination(entry, service, &id, true, names) + &thresholds(entry)
+}
+
 fn identity(id: ServiceId, numeric: bool, names: &Names) -> String {
     match id {
         ServiceId::Address { protocol, address, port } => {

@@ -26,7 +26,7 @@ pub(crate) trait Snapshots {
     fn snapshot(&mut self, listing: Listing) -> Result<Snapshot, Error>;
 }
 
-impl Snapshots for dyn Table {
+impl Snapshots for dyn Table + '_ {
     fn snapshot(&mut self, listing: Listing) -> Result<Snapshot, Error> {
         Ok(match listing.what {
             What::Services { only, columns } => {

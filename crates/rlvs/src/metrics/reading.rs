@@ -14,10 +14,8 @@ use serde::Serialize;
 
 use super::host::{self, Machine, Process};
 use crate::ipvsadm::Backend;
+use crate::json::SCHEMA;
 use crate::keepalived::daemon::state::State;
-
-/// Version of the JSON document; raised when a member goes or changes its meaning.
-const SCHEMA: u32 = 1;
 
 /// Table, data plane, daemon, process and machine.
 #[derive(Debug, Serialize)]

@@ -1,21 +1,21 @@
 //! `rlvs status --json`, as docs/json.md describes it.
 
-use rlvs_control::model::{ServiceId, Traffic};
-use rlvs_linux::dataplane::attach::Mode;
 use serde_json::{Map, Value, json};
 
 use super::snapshot::{Health, Server, Service, Snapshot};
 use crate::doctor::finding_json;
 use crate::drain::drained_json;
+use crate::face;
+use crate::json::{self, SCHEMA, traffic};
 
 /// Returns the document; nothing attached is a document too.
 pub(super) fn status(snapshot: Option<&Snapshot>) -> Value {
-    let Some(snapshot) = snapshot else { return json!({ "schema": 1, "attached": false }) };
+    let Some(snapshot) = snapshot else { return json!({ "schema": SCHEMA, "attached": false }) };
     let (active, inactive, persistent) = snapshot.connections();
     let mut interfaces: Vec<Value> = snapshot
         .interfaces
         .iter()
-        .map(|one| json!({ "name": one.name, "mode": mode(one.mode), "why": one.why }))
+        .map(|one| json!({ "name": one.name, "mode": face::mode_word(one.mode), "why": one.why }))
         .collect();
     let unattached = snapshot.unattached.iter();
     interfaces.extend(unattached.map(|name| json!({ "name": name, "mode": null, "why": "" })));
@@ -25,7 +25,7 @@ pub(super) fn status(snapshot: Option<&Snapshot>) -> Value {
         .map(|(reason, packets)| (reason.name().to_owned(), json!(packets)))
         .collect();
     json!({
-        "schema": 1,
+        "schema": SCHEMA,
         "attached": true,
         "pins": snapshot.pins,
         "interfaces": interfaces,
@@ -41,24 +41,6 @@ pub(super) fn status(snapshot: Option<&Snapshot>) -> Value {
     })
 }
 
-fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Native => "native",
-        Mode::Tc => "tc",
-        Mode::Generic => "generic",
-    }
-}
-
-fn traffic(traffic: &Traffic) -> Value {
-    json!({
-        "connections": traffic.connections,
-        "in_packets": traffic.in_packets,
-        "out_packets": traffic.out_packets,
-        "in_bytes": traffic.in_bytes,
-        "out_bytes": traffic.out_bytes,
-    })
-}
-
 fn service(service: &Service) -> Value {
     let entry = &service.entry;
     let mut value = json!({
@@ -70,14 +52,7 @@ fn service(service: &Service) -> Value {
             json!({ "address": id.address, "port": id.port, "why": why })
         }).collect::<Vec<_>>(),
     });
-    let identity = match entry.service.id {
-        ServiceId::Address { protocol, address, port } => json!({
-            "protocol": protocol.to_string().to_lowercase(), "address": address, "port": port,
-        }),
-        ServiceId::Mark { family, mark } => json!({
-            "mark": mark, "family": format!("ip{family:?}").to_lowercase(),
-        }),
-    };
+    let identity = json::service(entry.service.id);
     if let (Value::Object(value), Value::Object(identity)) = (&mut value, identity) {
         value.extend(identity);
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::packet::{Asked, Becomes};
 use crate::drain::{destination_name, service_name};
+use crate::json::SCHEMA;
 
 /// All that is known of a packet.
 #[derive(Clone, Debug)]
@@ -179,7 +180,7 @@ impl Scene {
         });
         let becomes = self.becomes.as_ref().filter(|_| self.answer.outcome == Outcome::Sent);
         json!({
-            "schema": 1,
+            "schema": SCHEMA,
             "packet": {
                 "protocol": protocol.to_string().to_lowercase(),
                 "kind": self.asked.kind(),

@@ -1,0 +1,280 @@
+//! A version whose maps have another layout takes over what the one before has made.
+//!
+//! The other version is the same program that pretends another layout, with another object.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use e2e::lab::{
+    Greeted, Method, OtherObjects, Said, Stage, TIME_MAX, connect, inside, tcp_server, wait_until,
+};
+use rlvs::lab::topology::{DIRECTOR_INSIDE, REAL_SERVERS, VIPS, Wiring};
+use rlvs_control::model::{DestinationId, Family, Protocol, ServiceId};
+use rlvs_control::table::{Removal, Table};
+use rlvs_datapath::abi::LAYOUT;
+use rlvs_linux::dataplane::pins;
+use rlvs_linux::dataplane::table::BpfTable;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
+const PRETENDED: &str = "RLVS_TEST_LAYOUT";
+
+/// Two versions of the program: ours, and one with another object and another layout.
+struct Versions {
+    stage: Stage,
+    _objects: OtherObjects,
+    /// Programs that are one of them whoever runs them.
+    programs: [PathBuf; 2],
+}
+
+impl Versions {
+    fn new(role: &str, wiring: Wiring) -> Self {
+        let stage = Stage::bare(wiring, PROGRAM);
+        let mode = if wiring == Wiring::Tuned { "native" } else { "tc" };
+        // Small, as a program that is not for release searches large tables for seconds.
+        stage.rlvs(&["attach", "--mode", mode, "--connections", "1000"]).ok();
+        let objects = OtherObjects::new(role, PROGRAM);
+        let environment = [
+            format!("unset {PRETENDED} RLVS_BPF_OBJECT_DIR"),
+            format!(
+                "export {PRETENDED}={} RLVS_BPF_OBJECT_DIR={}",
+                LAYOUT + 1,
+                objects.folder().display()
+            ),
+        ];
+        let mut at = 0;
+        let programs = environment.map(|environment| {
+            let path = stage.lab.directory().join(format!("version-{at}"));
+            fs::write(&path, format!("#!/bin/sh\n{environment}\nexec {PROGRAM} \"$@\"\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            at += 1;
+            path
+        });
+        Self { stage, _objects: objects, programs }
+    }
+
+    fn command(&self, version: usize, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.programs[version]);
+        command.args(words).stdin(Stdio::null());
+        inside(self.stage.lab.director(), &mut command);
+        command
+    }
+
+    fn run(&self, version: usize, words: &[&str]) -> Said {
+        self.command(version, words).output().unwrap().into()
+    }
+
+    fn ipvsadm(&self, version: usize, words: &str) -> String {
+        let words: Vec<&str> = ["ipvsadm"].into_iter().chain(words.split_whitespace()).collect();
+        self.run(version, &words).ok()
+    }
+
+    /// Lets a version take over from the other one.
+    fn upgrade(&self, to: usize) -> Said {
+        let from = self.programs[1 - to].display().to_string();
+        self.run(to, &["upgrade", "--from", &from])
+    }
+
+    fn drained(&self, version: usize) -> String {
+        let status = self.run(version, &["status", "--json"]).ok();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        assert_eq!(status["drained"].as_array().unwrap().len(), 1, "{status}");
+        status["drained"].to_string()
+    }
+
+    /// What commands say of everything that is to be carried, but times.
+    fn told(&self, version: usize) -> Vec<String> {
+        let connections = self.ipvsadm(version, "-L -n -c");
+        let without_times = |line: &str| {
+            let mut words: Vec<&str> = line.split_whitespace().collect();
+            if words.len() == 6 {
+                words.remove(1);
+            }
+            words.join(" ")
+        };
+        let connections: BTreeSet<String> = connections.lines().map(without_times).collect();
+        let run = |words: &[&str]| self.run(version, words).ok();
+        vec![
+            format!("{connections:#?}"),
+            self.ipvsadm(version, "-L -n"),
+            self.ipvsadm(version, "-S -n --full"),
+            self.ipvsadm(version, "-L -n --persistent-conn"),
+            self.ipvsadm(version, "-L --timeout"),
+            run(&["set"]),
+            run(&["mark", "list"]),
+            run(&["snat", "list"]),
+            run(&["acl", "list"]),
+            self.drained(version),
+        ]
+    }
+}
+
+fn ping(connection: &mut Greeted) {
+    connection.stream.write_all(b"ping").unwrap();
+    let mut said = [0; 4];
+    connection.stream.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"ping");
+}
+
+/// Services of every kind of entry, and connections over them.
+fn fill(versions: &Versions) -> Vec<Greeted> {
+    let stage = &versions.stage;
+    for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+        tcp_server(namespace, 7, Some(server.title));
+    }
+    let [v4, v6] = [Family::V4, Family::V6].map(|family| VIPS[1].of(family));
+    stage.ipvsadm("--set 900 60 50").ok();
+    let mut targets = Vec::new();
+    for (port, address, method, persistent) in [
+        (7, v4, Method::Direct, false),
+        (7, v6, Method::Direct, false),
+        (1007, v4, Method::Nat, false),
+        (1007, v6, Method::Nat, false),
+        (2007, v4, Method::Nat, true),
+    ] {
+        let target = SocketAddr::new(address, port);
+        stage.serve("-t", target, method, 7);
+        if persistent {
+            stage.ipvsadm(&format!("-E -t {target} -s rr -p 600 -M 255.255.255.0")).ok();
+        }
+        targets.push(target);
+    }
+    let mut held: Vec<Greeted> = Vec::new();
+    for target in targets {
+        held.extend(
+            stage.as_client(|| (0..3).map(|_| connect(target).unwrap()).collect::<Vec<_>>()),
+        );
+    }
+    // Full NAT, and a server that was removed and has its connections still.
+    stage.rlvs(&["snat", "add", &DIRECTOR_INSIDE.v4.to_string(), "--ports", "9000-9999"]).ok();
+    let target = SocketAddr::new(v4, 3007);
+    stage.ipvsadm(&format!("-A -t {target} -s rr")).ok();
+    let full = SocketAddr::new(REAL_SERVERS[0].inside.v4.into(), 7);
+    stage.ipvsadm(&format!("-a -t {target} -r {full} -m --snat")).ok();
+    held.push(stage.as_client(|| connect(target).unwrap()));
+    let removed = SocketAddr::new(v6, 7);
+    let service =
+        ServiceId::Address { protocol: Protocol::Tcp, address: removed.ip(), port: removed.port() };
+    let id = DestinationId { address: REAL_SERVERS[1].outside.v6.into(), port: 7 };
+    let remove = || {
+        let mut table = BpfTable::open().unwrap().unwrap();
+        table.set_removal(Removal::Keep);
+        table.delete_destination(service, id).unwrap();
+    };
+    stage.lab.director().run(remove).unwrap();
+    let drained = REAL_SERVERS[0].outside.v4.to_string();
+    stage.rlvs(&["drain", &drained, "--service", &format!("{v4}:7"), "--deadline", "0s"]);
+    stage.rlvs(&["set", "tcp_mss", "1300"]).ok();
+    stage.rlvs(&["mark", "add", "9", "--to", "10.77.0.0/16", "--protocol", "udp"]).ok();
+    stage.rlvs(&["acl", "deny", "203.0.113.0/24", "2001:db8:77::/48"]).ok();
+    held
+}
+
+#[test]
+fn another_layout_takes_over_and_no_connection_notices() {
+    let versions = Versions::new("takes-over", Wiring::Tuned);
+    let mut held = fill(&versions);
+    held.iter_mut().for_each(ping);
+    let mut before = versions.told(0);
+    let (stop, pings) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                held.iter_mut().for_each(ping);
+                pings.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for to in [1, 0] {
+            let refused = versions.run(to, &["upgrade"]);
+            assert!(refused.errors.contains("`rlvs upgrade --from`"), "{refused:?}");
+            let said = versions.upgrade(to).ok();
+            assert!(said.contains("runs this version's programs from now on"), "{said}");
+            let after = versions.told(to);
+            for (before, after) in before.iter().zip(&after) {
+                assert_eq!(before, after, "version {to}");
+            }
+            before = after;
+            let now = pings.load(Ordering::Relaxed);
+            wait_until("traffic after it", &true, || pings.load(Ordering::Relaxed) > now + 1);
+        }
+        stop.store(true, Ordering::Relaxed);
+        busy.join().unwrap();
+    });
+    drop(held);
+    versions.run(0, &["detach"]).ok();
+    let director = versions.stage.lab.director();
+    assert!(director.run(|| pins::open().unwrap().is_none()).unwrap());
+}
+
+#[test]
+fn what_comes_about_meanwhile_is_taken_over_too() {
+    let versions = Versions::new("meanwhile", Wiring::Plain);
+    let stage = &versions.stage;
+    let mut held = fill(&versions);
+    let (hold, told) = (stage.lab.directory().join("hold"), stage.lab.directory().join("told"));
+    // A version before that is slow: what it has told is old when it is read.
+    let slow = stage.lab.directory().join("slow");
+    let script = format!(
+        "#!/bin/sh\n{before} \"$@\" || exit\nif rm {hold} 2>/dev/null; then\n> {told}\n\
+         while [ -e {told} ]; do sleep 0.01; done\nfi\n",
+        before = versions.programs[0].display(),
+        hold = hold.display(),
+        told = told.display(),
+    );
+    fs::write(&slow, script).unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&hold, "").unwrap();
+    let words = ["upgrade", "--from", slow.to_str().unwrap()];
+    let mut upgrade = versions.command(1, &words).spawn().unwrap();
+    wait_until("the first answer", &true, || told.exists());
+    let target = SocketAddr::new(VIPS[1].of(Family::V4), 1007);
+    held.push(stage.as_client(|| connect(target).unwrap()));
+    let added = SocketAddr::new(VIPS[2].of(Family::V4), 7);
+    stage.serve("-t", added, Method::Nat, 7);
+    held.push(stage.as_client(|| connect(added).unwrap()));
+    let before = versions.told(0);
+    fs::remove_file(&told).unwrap();
+    assert!(upgrade.wait().unwrap().success());
+    assert_eq!(versions.told(1), before);
+    held.iter_mut().for_each(ping);
+    drop(held);
+    versions.run(1, &["detach"]).ok();
+}
+
+#[test]
+fn an_upgrade_that_is_killed_leaves_what_runs_whole() {
+    let versions = Versions::new("killed", Wiring::Plain);
+    let mut held = fill(&versions);
+    let told = versions.told(0);
+    let root = pins::root().unwrap().unwrap();
+    let cookie = versions.stage.lab.director().cookie().unwrap();
+    // Killed when its folder is begun, and when it is finished: then interfaces go over at once.
+    for (turn, part) in ["-new", "", "", ""].iter().enumerate() {
+        let (at, to) = (turn % 2, 1 - turn % 2);
+        let from = versions.programs[at].display().to_string();
+        let folder = format!("ns-{cookie}-v{}{part}", LAYOUT + to as u32);
+        let mut child = versions.command(to, &["upgrade", "--from", &from]).spawn().unwrap();
+        let deadline = Instant::now() + TIME_MAX;
+        while !root.path(&folder).exists() {
+            assert!(Instant::now() < deadline, "no folder {folder}");
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        held.iter_mut().for_each(ping);
+        let said = versions.upgrade(to);
+        assert_eq!(said.status, Some(0), "turn {turn}: {said:?}");
+        assert_eq!(versions.told(to), told, "turn {turn}");
+        held.iter_mut().for_each(ping);
+    }
+    drop(held);
+    versions.run(0, &["detach"]).ok();
+    assert!(!root.names().unwrap().iter().any(|name| name.starts_with(&format!("ns-{cookie}-"))));
+}
