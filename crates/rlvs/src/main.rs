@@ -74,6 +74,12 @@ enum Command {
     /// Answers as a real server of the lab
     #[command(hide = true)]
     LabServer(lab::server::Arguments),
+    /// Synchronises connections; `ipvsadm --start-daemon` starts it
+    #[command(hide = true)]
+    SyncDaemon {
+        /// What `ipvsadm` has made of its options
+        words: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -117,6 +123,7 @@ fn main() -> ExitCode {
         Command::Uninstall => face::uninstall(),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
+        Command::SyncDaemon { words } => face::sync_daemon(&words),
     };
     result.unwrap_or_else(|error| {
         eprintln!("rlvs: {error:#}");
