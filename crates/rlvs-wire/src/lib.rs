@@ -10,6 +10,7 @@
 
 pub mod checksum;
 pub mod crc32c;
+pub mod sync;
 pub mod vrrp;
 
 /// Ethernet header: destination (6), source (6), type (2).

@@ -4,18 +4,19 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use rlvs_control::memory::MemoryTable;
 use rlvs_control::model::{
-    Connection, Destination, DestinationId, Drained, Service, ServiceEntry, ServiceId, Timeouts,
+    Connection, Destination, DestinationId, Drained, Service, ServiceEntry, ServiceId, SyncDaemon,
+    SyncRole, Timeouts,
 };
 use rlvs_control::table::{Error, Removal, Table};
 use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::{self, Sizes};
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::dataplane::upgrade::{self, Done, Upgraded, Whose};
-use rlvs_linux::dataplane::{pins, succession};
+use rlvs_linux::dataplane::{pins, succession, sync};
 use rlvs_linux::ipvs::table::KernelTable;
 use rlvs_linux::vrrp;
 use serde_json::{Value, json};
@@ -147,6 +148,16 @@ pub fn detach(json: Json) -> Result<ExitCode> {
     } else {
         println!("rlvs: detached; the virtual-server table of this network namespace is gone");
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Is the daemon that `ipvsadm --start-daemon` starts.
+///
+/// # Errors
+/// Words that it was not started with by us, or what ended it.
+pub fn sync_daemon(words: &[String]) -> Result<ExitCode> {
+    let daemon = sync::from_words(words.iter().map(String::as_str));
+    sync::run(&daemon.context("`ipvsadm --start-daemon` starts this")?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -355,6 +366,15 @@ impl Table for LazyTable {
     }
     fn end_connections(&mut self, service: ServiceId, id: DestinationId) -> Result<u64, Error> {
         self.get().end_connections(service, id)
+    }
+    fn sync_daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
+        self.get().sync_daemons()
+    }
+    fn start_sync_daemon(&mut self, wanted: &SyncDaemon) -> Result<(), Error> {
+        self.make()?.start_sync_daemon(wanted)
+    }
+    fn stop_sync_daemon(&mut self, role: SyncRole) -> Result<(), Error> {
+        self.get().stop_sync_daemon(role)
     }
     fn connection_table_size(&mut self) -> Result<u32, Error> {
         self.get().connection_table_size()

@@ -78,6 +78,12 @@ enum Command {
     /// Answers as a real server of the lab
     #[command(hide = true)]
     LabServer(lab::server::Arguments),
+    /// Synchronises connections; `ipvsadm --start-daemon` starts it
+    #[command(hide = true)]
+    SyncDaemon {
+        /// What `ipvsadm` has made of its options
+        words: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -122,6 +128,7 @@ fn main() -> ExitCode {
         Command::Uninstall(json) => face::uninstall(json),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::LabServer(arguments) => lab::server::run(&arguments),
+        Command::SyncDaemon { words } => face::sync_daemon(&words),
     };
     result.unwrap_or_else(|error| {
         eprintln!("rlvs: {error:#}");

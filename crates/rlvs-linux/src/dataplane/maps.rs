@@ -1,7 +1,8 @@
 //! The pinned maps of one network namespace, as memory.
 
 use std::cell::Cell;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{MapData, MapInfo};
@@ -27,6 +28,19 @@ pub(super) struct Mapped<T> {
 
 impl<T: Element> Mapped<T> {
     pub(super) fn open(folder: &Folder, name: &'static str) -> Result<Self, Error> {
+        Self::open_by(folder, name, Memory::map)
+    }
+
+    /// Opens a map to look at: nothing of it can be written by this mapping.
+    pub(super) fn look(folder: &Folder, name: &'static str) -> Result<Self, Error> {
+        Self::open_by(folder, name, Memory::look)
+    }
+
+    fn open_by(
+        folder: &Folder,
+        name: &'static str,
+        map_in: impl FnOnce(BorrowedFd<'_>, usize) -> io::Result<Memory<T>>,
+    ) -> Result<Self, Error> {
         let failed = |reason: String| Error::Load { what: pins::shown(folder, name), reason };
         let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
         let info = MapInfo::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
@@ -35,7 +49,7 @@ impl<T: Element> Mapped<T> {
             return Err(failed(format!("its elements have {found} bytes instead of {known}")));
         }
         let elements = info.max_entries() as usize * (found / known);
-        let memory = Memory::map(map.fd().as_fd(), elements)
+        let memory = map_in(map.fd().as_fd(), elements)
             .map_err(Error::io(format!("mapping {}", pins::shown(folder, name))))?;
         Ok(Self { map, memory, name, updates: Cell::new(0) })
     }

@@ -28,9 +28,11 @@ mod records;
 pub mod shadow;
 pub mod stages;
 pub mod succession;
+pub mod sync;
 #[expect(unsafe_code, reason = "bpf(2) and mmap(2) have no safe wrapper for what is done here")]
 mod sys;
 pub mod table;
+mod tell;
 pub mod upgrade;
 
 pub use error::Error;

@@ -48,8 +48,9 @@ const fn carried(
     Parameter { name, max, default, about, state: State::Carried { get, set } }
 }
 
-/// What connection synchronisation needs, and there is not.
-const NO_DAEMON: &str = "no daemon tells other directors of connections here";
+/// Why connection synchronisation has no settings here.
+const NO_DAEMON: &str =
+    "the daemon that tells other directors of connections goes by time, and has no settings";
 const NO_RESIZING: &str = "tables have the size that they were made with";
 const NO_ESTIMATOR: &str = "a timer of the programs estimates rates; no thread does";
 

@@ -27,7 +27,7 @@ use nix::time::{ClockId, clock_gettime};
 use rlvs_control::check;
 use rlvs_control::model::{
     Connection, Destination as Wanted, DestinationId, Drained, Service as WantedService,
-    ServiceEntry, ServiceId, Timeouts,
+    ServiceEntry, ServiceId, SyncDaemon, SyncRole, Timeouts,
 };
 use rlvs_control::ring::State;
 use rlvs_control::table::{Error, Removal, Table};
@@ -46,6 +46,7 @@ use super::records::{
     self, address, associates, family, is_listed, octets, scheduler_number, service_id, set_deltas,
 };
 use super::stages::Group;
+use super::sync;
 pub use audit::{Fill, Miscount, Tally};
 pub use batch::Work;
 pub use counters::Total;
@@ -623,5 +624,17 @@ impl Table for BpfTable {
 
     fn connection_table_size(&mut self) -> Result<u32, Error> {
         Ok(SHOWN_SIZE)
+    }
+
+    fn sync_daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
+        sync::list()
+    }
+
+    fn start_sync_daemon(&mut self, wanted: &SyncDaemon) -> Result<(), Error> {
+        sync::start(wanted)
+    }
+
+    fn stop_sync_daemon(&mut self, role: SyncRole) -> Result<(), Error> {
+        sync::stop(role)
     }
 }

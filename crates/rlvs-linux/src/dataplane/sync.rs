@@ -1,0 +1,361 @@
+//! Connection synchronisation of our own table: the daemon that tells other directors of connections.
+//!
+//! Packets need no process, so this is one of its own, one for each role and network namespace: it
+//! holds the lock of a file below `/run/rlvs` as long as it runs, and the file says how it was started.
+//! Its state is soft: killed and started again it tells of everything once more. It ends when
+//! nothing is attached here any more.
+//!
+//! There is the master only; nothing of what others tell is learnt yet.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::setsid;
+use rlvs_control::model::{SyncDaemon, SyncRole};
+use rlvs_control::table::Error;
+use rlvs_wire::sync::{Entry, GROUP, PORT, Writer};
+
+use super::pins;
+use super::tell::Teller;
+use crate::process::Handle;
+
+/// First word of the command line that the daemon is started with; the words of
+/// [`words`] follow.
+pub const COMMAND: &str = "sync-daemon";
+
+const FOLDER: &str = "/run/rlvs";
+/// What the daemon says when it has begun.
+const READY: &str = "ready";
+/// Payload of a datagram on Ethernet.
+const MTU: u16 = 1500;
+const HEADERS_V4: u16 = 28;
+const HEADERS_V6: u16 = 48;
+/// Time between two looks at the tables.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A look that takes long is followed by a rest of so many times its length.
+const REST: u32 = 9;
+/// Messages that a receiver's socket has room for by default, with some to spare, and the time that it
+/// is given for them.
+const BURST: u32 = 32;
+const PAUSE: Duration = Duration::from_millis(2);
+/// Time that a daemon is given to end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Lists the daemons of the calling thread's network namespace, the master first.
+///
+/// # Errors
+/// What is noted of them cannot be read.
+pub(super) fn list() -> Result<Vec<SyncDaemon>, Error> {
+    let mut daemons = Vec::new();
+    for role in [SyncRole::Master, SyncRole::Backup] {
+        daemons.extend(running(role)?.map(|(_, daemon)| daemon));
+    }
+    Ok(daemons)
+}
+
+/// Starts a daemon. The caller holds the lock of the table.
+///
+/// # Errors
+/// One of that role runs, there is no such interface, or it cannot be started.
+pub(super) fn start(wanted: &SyncDaemon) -> Result<(), Error> {
+    let SyncDaemon { role, interface, .. } = wanted;
+    if *role == SyncRole::Backup {
+        return Err(Error::NotYet(format!("connection synchronisation ({role})")));
+    }
+    if running(*role)?.is_some() {
+        return Err(Error::SyncDaemonRuns(*role));
+    }
+    if if_nametoindex(interface.as_str()).is_err() {
+        return Err(Error::System(format!("there is no interface `{interface}`")));
+    }
+    let failed = system("starting the synchronisation daemon");
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("rlvs")
+        .arg(COMMAND)
+        .args(words(&complete(wanted)))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
+    let mut answer = String::new();
+    if let Some(output) = child.stdout.take() {
+        BufReader::new(output).read_line(&mut answer).map_err(failed)?;
+    }
+    match answer.trim_end() {
+        READY => Ok(()),
+        text => {
+            // It has ended, or is about to.
+            drop(child.wait());
+            let text = if text.is_empty() { "it ended at once" } else { text };
+            Err(Error::System(format!("the synchronisation daemon: {text}")))
+        }
+    }
+}
+
+/// Ends a daemon. The caller holds the lock of the table.
+///
+/// # Errors
+/// None of that role runs, or it cannot be ended.
+pub(super) fn stop(role: SyncRole) -> Result<(), Error> {
+    let Some((pid, _)) = running(role)? else { return Err(Error::NoSyncDaemon(role)) };
+    let failed = system("ending the synchronisation daemon");
+    match Handle::open(pid).and_then(|daemon| daemon.end(GRACE)) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+        done => done.map_err(failed)?,
+    }
+    fs::remove_file(path(role)?).or_else(absent).map_err(failed)
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> Error + Copy {
+    move |error| Error::System(format!("{what}: {error}"))
+}
+
+fn absent(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// Returns where a daemon of this namespace is noted.
+fn path(role: SyncRole) -> Result<PathBuf, Error> {
+    Ok(PathBuf::from(format!("{FOLDER}/sync-{}-{role}", pins::own_cookie()?)))
+}
+
+/// Returns a daemon that runs, with its number.
+fn running(role: SyncRole) -> Result<Option<(u32, SyncDaemon)>, Error> {
+    let failed = system("reading what is noted of the synchronisation daemon");
+    let file = match File::open(path(role)?) {
+        Ok(file) => file,
+        Err(error) => return absent(error).map(|()| None).map_err(failed),
+    };
+    // Whoever gets the lock knows that the daemon has ended without a word.
+    let Err((file, _)) = Flock::lock(file, FlockArg::LockSharedNonblock) else { return Ok(None) };
+    let text = io::read_to_string(file).map_err(failed)?;
+    Ok(text.split_once(' ').and_then(|(pid, rest)| {
+        Some((pid.parse().ok()?, from_words(rest.split_ascii_whitespace())?))
+    }))
+}
+
+/// Fills in what the table chooses, as the kernel does.
+fn complete(wanted: &SyncDaemon) -> SyncDaemon {
+    let group = wanted.group.unwrap_or(IpAddr::V4(GROUP.into()));
+    let headers = if group.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
+    SyncDaemon {
+        message_bytes_max: Some(wanted.message_bytes_max.unwrap_or(MTU - headers)),
+        group: Some(group),
+        port: Some(wanted.port.unwrap_or(PORT)),
+        ttl: Some(wanted.ttl.unwrap_or(1)),
+        ..wanted.clone()
+    }
+}
+
+/// Returns the words that describe a daemon, all of which is chosen.
+#[must_use]
+pub fn words(daemon: &SyncDaemon) -> [String; 7] {
+    let SyncDaemon { role, interface, sync_id, .. } = daemon;
+    [
+        role.to_string(),
+        interface.clone(),
+        sync_id.to_string(),
+        daemon.message_bytes_max.unwrap_or_default().to_string(),
+        daemon.group.unwrap_or(Ipv4Addr::UNSPECIFIED.into()).to_string(),
+        daemon.port.unwrap_or_default().to_string(),
+        daemon.ttl.unwrap_or_default().to_string(),
+    ]
+}
+
+/// Reads such [`words`]; `None` if that is not what they are.
+pub fn from_words<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<SyncDaemon> {
+    let role = match words.next()? {
+        "master" => SyncRole::Master,
+        "backup" => SyncRole::Backup,
+        _ => return None,
+    };
+    Some(SyncDaemon {
+        role,
+        interface: words.next()?.to_owned(),
+        sync_id: words.next()?.parse().ok()?,
+        message_bytes_max: Some(words.next()?.parse().ok()?),
+        group: Some(words.next()?.parse().ok()?),
+        port: Some(words.next()?.parse().ok()?),
+        ttl: Some(words.next()?.parse().ok()?),
+    })
+}
+
+/// Is the daemon: returns when nothing is attached here any more. Whoever started it is told on standard
+/// output that it has begun, or why not.
+///
+/// # Errors
+/// It cannot begin, or the tables cannot be read any more.
+pub fn run(daemon: &SyncDaemon) -> Result<(), Error> {
+    // A process that leads its group already stays where it is.
+    setsid().ok();
+    let begun = begin(daemon);
+    let mut output = io::stdout();
+    let said = match &begun {
+        Ok(_) => writeln!(output, "{READY}"),
+        Err(error) => writeln!(output, "{error}"),
+    };
+    said.map_err(system("answering whoever started the daemon"))?;
+    let (_lock, socket) = begun?;
+    let result = tell(daemon, &socket);
+    // Before the lock is given back, so that it is not another's.
+    fs::remove_file(path(daemon.role)?)
+        .or_else(absent)
+        .map_err(system("removing what is noted of the daemon"))?;
+    result
+}
+
+fn begin(daemon: &SyncDaemon) -> Result<(Flock<File>, UdpSocket), Error> {
+    let failed = system("noting that the daemon runs");
+    fs::create_dir_all(FOLDER).map_err(failed)?;
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(false).write(true).open(path(daemon.role)?);
+    let mut lock = Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| Error::SyncDaemonRuns(daemon.role))?;
+    let socket = sending(daemon)
+        .map_err(|error| Error::System(format!("a socket on {}: {error}", daemon.interface)))?;
+    lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
+    writeln!(lock, "{} {}", std::process::id(), words(daemon).join(" ")).map_err(failed)?;
+    Ok((lock, socket))
+}
+
+/// Opens the socket that a master sends by.
+fn sending(daemon: &SyncDaemon) -> io::Result<UdpSocket> {
+    let group = daemon.group.unwrap_or(IpAddr::V4(GROUP.into()));
+    let port = daemon.port.unwrap_or(PORT);
+    let ttl = daemon.ttl.unwrap_or(1);
+    let any: IpAddr = match group {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    // So that no route is needed, and the source is an address of this interface.
+    setsockopt(&socket, sockopt::BindToDevice, &daemon.interface.clone().into())?;
+    let to: SocketAddr = match group {
+        IpAddr::V4(group) => {
+            socket.set_multicast_ttl_v4(ttl.into())?;
+            socket.set_multicast_loop_v4(false)?;
+            (group, port).into()
+        }
+        IpAddr::V6(group) => {
+            setsockopt(&socket, sockopt::Ipv6MulticastHops, &ttl.into())?;
+            socket.set_multicast_loop_v6(false)?;
+            let index = if_nametoindex(daemon.interface.as_str())?;
+            SocketAddrV6::new(group, port, 0, index).into()
+        }
+    };
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+/// Tells of connections as long as there are tables.
+fn tell(daemon: &SyncDaemon, socket: &UdpSocket) -> Result<(), Error> {
+    let mut outbox = Outbox::new(daemon);
+    let mut teller = Teller::default();
+    loop {
+        let begin = Instant::now();
+        let there = teller.pass(|entry| outbox.add(socket, entry))?;
+        if !there {
+            return Ok(());
+        }
+        outbox.flush(socket);
+        if std::mem::take(&mut outbox.failed) {
+            // Who missed something hears of everything.
+            teller = Teller::default();
+        }
+        rest(INTERVAL.max(begin.elapsed() * REST));
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nothing tells of a change: time is what is waited for"
+)]
+fn rest(time: Duration) {
+    thread::sleep(time);
+}
+
+/// Entries that wait until a message is full.
+struct Outbox {
+    buffer: Vec<u8>,
+    waiting: Vec<Entry>,
+    bytes: usize,
+    sync_id: u8,
+    in_burst: u32,
+    failed: bool,
+}
+
+impl Outbox {
+    fn new(daemon: &SyncDaemon) -> Self {
+        let longest = daemon.message_bytes_max.unwrap_or(MTU - HEADERS_V6);
+        Self {
+            buffer: vec![0; longest.into()],
+            waiting: Vec::new(),
+            bytes: rlvs_wire::sync::HEADER_LENGTH,
+            sync_id: daemon.sync_id as u8,
+            in_burst: 0,
+            failed: false,
+        }
+    }
+
+    fn add(&mut self, socket: &UdpSocket, entry: &Entry) {
+        let is_full = self.waiting.len() >= rlvs_wire::sync::ENTRIES_MAX.into()
+            || self.bytes + entry.length() > self.buffer.len();
+        if is_full {
+            self.flush(socket);
+        }
+        self.waiting.push(*entry);
+        self.bytes += entry.length();
+    }
+
+    fn flush(&mut self, socket: &UdpSocket) {
+        let mut writer = Writer::new(&mut self.buffer, self.sync_id);
+        for entry in self.waiting.drain(..) {
+            // A message that has no room for a single one says nothing, as the kernel's.
+            writer.push(&entry);
+        }
+        self.bytes = rlvs_wire::sync::HEADER_LENGTH;
+        let Some(message) = writer.finish() else { return };
+        self.failed |= socket.send(message).is_err();
+        self.in_burst += 1;
+        if self.in_burst >= BURST {
+            self.in_burst = 0;
+            rest(PAUSE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_of_a_daemon_is_read_again() {
+        let wanted = SyncDaemon {
+            role: SyncRole::Master,
+            interface: "eth7".to_owned(),
+            sync_id: 42,
+            message_bytes_max: None,
+            group: None,
+            port: None,
+            ttl: None,
+        };
+        let full = complete(&wanted);
+        assert_eq!(full.message_bytes_max, Some(1472));
+        let words = words(&full);
+        assert_eq!(from_words(words.iter().map(String::as_str)), Some(full));
+        assert_eq!(from_words(words.iter().take(6).map(String::as_str)), None);
+        let group = Some("ff02::1:3".parse().expect("an address"));
+        assert_eq!(complete(&SyncDaemon { group, ..wanted }).message_bytes_max, Some(1452));
+    }
+}

@@ -1,0 +1,154 @@
+//! What a director tells others of its connections, as one of them hears it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use e2e::lab::{Greeted, Method, Stage, connect, tcp_server};
+use rlvs::lab::topology::{REAL_SERVERS, VIP, Wiring};
+use rlvs_wire::sync::{Addresses, Entry, GROUP, Message, PORT, flag};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
+const ECHO: u16 = 7000;
+const ESTABLISHED: u16 = 1;
+/// Messages that a listener hears at most before it has heard what it waits for.
+const MESSAGES_MAX: usize = 32;
+
+fn stage() -> Stage {
+    let stage = Stage::attached(Wiring::Plain, PROGRAM);
+    for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+        tcp_server(namespace, ECHO, Some(server.title));
+    }
+    stage
+}
+
+/// Ends the daemon with the test: a process in a namespace keeps it.
+struct Daemon<'a>(&'a Stage);
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        drop(self.0.ipvsadm("--stop-daemon master"));
+    }
+}
+
+/// Joins the group on the first real server.
+fn listener(stage: &Stage) -> UdpSocket {
+    let open = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+        socket.join_multicast_v4(&GROUP.into(), &REAL_SERVERS[0].inside.v4).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket
+    };
+    stage.lab.real_servers().first().unwrap().run(open).unwrap()
+}
+
+/// Hears messages until one has an entry that is wanted.
+fn hear(socket: &UdpSocket, sync_id: u8, is_wanted: impl Fn(&Entry) -> bool) -> Entry {
+    let mut buffer = [0; 65_535];
+    for _ in 0..MESSAGES_MAX {
+        let (length, _) = socket.recv_from(&mut buffer).unwrap();
+        let message = Message::parse(&buffer[..length]).unwrap();
+        assert_eq!(message.sync_id, sync_id);
+        let entries: Result<Vec<Entry>, _> = message.entries().collect();
+        if let Some(entry) = entries.unwrap().into_iter().find(&is_wanted) {
+            return entry;
+        }
+    }
+    panic!("{MESSAGES_MAX} messages without what was waited for");
+}
+
+fn is_of(held: &Greeted) -> impl Fn(&Entry) -> bool + use<> {
+    let port = held.stream.local_addr().unwrap().port();
+    move |entry| entry.client_port == port && entry.flags & flag::TEMPLATE == 0
+}
+
+fn told_of(method: Method, flags: u32) {
+    let stage = stage();
+    let service = stage.serve("-t", (VIP.v4, ECHO).into(), method, ECHO);
+    let socket = listener(&stage);
+    stage.ipvsadm("--start-daemon master --mcast-interface eth1 --syncid 9").ok();
+    let _daemon = Daemon(&stage);
+    let held = stage.as_client(|| connect(service).unwrap());
+    let entry = hear(&socket, 9, is_of(&held));
+    let server = REAL_SERVERS.iter().find(|server| server.title == held.name).unwrap();
+    let local = held.stream.local_addr().unwrap();
+    let (SocketAddr::V4(client), std::net::IpAddr::V4(real)) =
+        (local, method.address(server, rlvs_control::model::Family::V4))
+    else {
+        panic!("the lab's addresses are of IPv4");
+    };
+    let expected = Entry {
+        protocol: 6,
+        flags,
+        state: ESTABLISHED,
+        client_port: client.port(),
+        service_port: ECHO,
+        destination_port: ECHO,
+        mark: 0,
+        timeout_s: 900,
+        addresses: Addresses::V4 {
+            client: client.ip().octets(),
+            service: VIP.v4.octets(),
+            destination: real.octets(),
+        },
+    };
+    assert_eq!(entry, expected);
+    // That it ends is told of too, under the same ends.
+    let is_it = is_of(&held);
+    drop(held);
+    let end = hear(&socket, 9, |entry| is_it(entry) && entry.state != ESTABLISHED);
+    assert_eq!(end.flags, flags | flag::INACTIVE);
+    assert_eq!(end.addresses, expected.addresses);
+}
+
+#[test]
+fn a_connection_over_nat_is_told_of_until_it_ends() {
+    told_of(Method::Nat, 0);
+}
+
+#[test]
+fn a_connection_over_direct_routing_is_told_of_until_it_ends() {
+    told_of(Method::Direct, 3 | flag::NO_OUTPUT);
+}
+
+#[test]
+fn a_template_is_told_of_as_one() {
+    let stage = stage();
+    let service = stage.serve("-t", (VIP.v4, ECHO).into(), Method::Nat, ECHO);
+    stage.ipvsadm(&format!("-E -t {service} -s rr -p 77")).ok();
+    let socket = listener(&stage);
+    stage.ipvsadm("--start-daemon master --mcast-interface eth1").ok();
+    let _daemon = Daemon(&stage);
+    let held = stage.as_client(|| connect(service).unwrap());
+    let entry = hear(&socket, 0, |entry| entry.flags & flag::TEMPLATE != 0);
+    assert_eq!(entry.flags, flag::TEMPLATE | flag::INACTIVE);
+    assert_eq!((entry.client_port, entry.service_port, entry.timeout_s), (0, ECHO, 77));
+    // The connection that it controls is told of as well.
+    drop(held);
+}
+
+#[test]
+fn the_daemon_is_started_once_listed_and_stopped() {
+    let stage = Stage::attached(Wiring::Plain, PROGRAM);
+    assert_eq!(stage.ipvsadm("-L --daemon").ok(), "");
+    let start = "--start-daemon master --mcast-interface eth1 --syncid 42";
+    let refused = |arguments: &str, part: &str| {
+        let said = stage.ipvsadm(arguments);
+        assert_ne!(said.status, Some(0), "{arguments}");
+        assert!(said.errors.contains(part), "{arguments}: {}", said.errors);
+    };
+    refused("--start-daemon master --mcast-interface eth9", "eth9");
+    refused("--stop-daemon master", "no master daemon runs");
+    stage.ipvsadm(start).ok();
+    let _daemon = Daemon(&stage);
+    let line = "master sync daemon (mcast=eth1, syncid=42, maxlen=1472, group=224.0.0.81, port=8848, ttl=1)\n";
+    assert_eq!(stage.ipvsadm("-L --daemon").ok(), line);
+    refused(start, "a master daemon runs already");
+    refused("--stop-daemon backup", "no backup daemon runs");
+    assert_eq!(stage.ipvsadm("-L --daemon").ok(), line);
+    stage.ipvsadm("--stop-daemon master").ok();
+    assert_eq!(stage.ipvsadm("-L --daemon").ok(), "");
+    stage.ipvsadm("--start-daemon master --mcast-interface eth0 --sync-maxlen 1000 --mcast-port 99 --mcast-ttl 3").ok();
+    let line = "master sync daemon (mcast=eth0, syncid=0, maxlen=1000, group=224.0.0.81, port=99, ttl=3)\n";
+    assert_eq!(stage.ipvsadm("-L --daemon").ok(), line);
+}
