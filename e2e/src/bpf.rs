@@ -223,6 +223,7 @@ pub const XDP_CODES: [u32; 4] = [1, 2, 3, 4];
 /// `TC_ACT_UNSPEC`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
 pub const TC_CODES: [u32; 3] = [u32::MAX, 2, 7];
 const OUT: &str = "rlvs_out";
+const ARM_TRIES: u32 = 1000;
 /// Bytes of metadata that leave no room before an XDP frame.
 const METADATA: usize = 216;
 
@@ -553,10 +554,13 @@ impl Bpf {
     pub fn arm(&mut self) {
         let ebpf = self.ebpf.get_mut().expect("no thread panicked");
         stages::load_program(ebpf, "rlvs_arm").expect("loading rlvs_arm");
-        let options = TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::default() };
-        let ran = self.with("rlvs_arm", |program: &Xdp| program.test_run(options));
-        let ran = ran.expect("running rlvs_arm");
-        assert_eq!(ran.return_value, 2, "rlvs_arm");
+        // As whoever loads it for use: Linux 6.18 may have no memory for a timer at once.
+        let is_armed = (0..ARM_TRIES).any(|_| {
+            let options = TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::default() };
+            let ran = self.with("rlvs_arm", |program: &Xdp| program.test_run(options));
+            ran.expect("running rlvs_arm").return_value == 2
+        });
+        assert!(is_armed, "rlvs_arm");
     }
 
     fn with<P, R>(&self, name: &str, work: impl FnOnce(&P) -> R) -> R

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
@@ -261,20 +263,27 @@ pub(super) fn object_of(name: &str, built_in: &'static [u8]) -> Result<Cow<'stat
     }
 }
 
-/// Runs the program that starts the sweep's timer, which outlives it.
+/// How long the timer is asked for.
+const ARM_MAX: Duration = Duration::from_millis(200);
+
+/// Runs the program that starts the sweep's timer, which outlives it. A kernel from 6.18 on takes the timer's
+/// memory without waiting for locks (`kmalloc_nolock()`), and has none while another CPU holds them.
 fn arm(bpf: &mut Ebpf) -> Result<(), Error> {
     const XDP_PASS: u32 = 2;
     let program: &mut Xdp = program(bpf, RLVS_ARM)?;
     let frame = [0_u8; 64];
-    let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
-    let result =
-        program.test_run(options).map_err(|error| load_error("arming the sweep", &error))?;
-    if result.return_value == XDP_PASS {
-        Ok(())
-    } else {
-        let reason = "the kernel did not start the timer".to_owned();
-        Err(Error::Load { what: "arming the sweep".to_owned(), reason })
+    let deadline = Instant::now() + ARM_MAX;
+    while Instant::now() < deadline {
+        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
+        let result =
+            program.test_run(options).map_err(|error| load_error("arming the sweep", &error))?;
+        if result.return_value == XDP_PASS {
+            return Ok(());
+        }
+        thread::yield_now();
     }
+    let reason = "the kernel did not start the timer".to_owned();
+    Err(Error::Load { what: "arming the sweep".to_owned(), reason })
 }
 
 fn program<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<P, Error>
