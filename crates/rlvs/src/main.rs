@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     /// Commands that have no `--json`, and why.
-    const WITHOUT_JSON: [(&str, &str); 7] = [
+    const WITHOUT_JSON: [(&str, &str); 8] = [
         ("export", "prints nothing else"),
         ("top", "a screen"),
         ("man", "prints a page for people"),
@@ -201,6 +201,7 @@ mod tests {
         ("exporter", "answers in Prometheus' words; `metrics --json` has the same"),
         ("lab", "plays a text for people"),
         ("lab-server", "answers HTTP"),
+        ("sync-daemon", "is started by `ipvsadm --start-daemon`, and says one line to it"),
     ];
 
     /// Lists the commands that do something, each with the words before it.
