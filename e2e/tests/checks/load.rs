@@ -163,8 +163,8 @@ fn breaks(way: Way) {
         let after = request.begun.saturating_duration_since(broken);
         assert!(in_time, "{after:?} after the server broke: {request:?}");
     }
-    // Every other request goes to the other server; a client's next may go to the same.
-    assert!(failed.len() <= during / 2 + CLIENTS, "{} of {during}: {failed:#?}", failed.len());
+    // Every other connection goes to the other server; with wrk's in between these are not just half.
+    assert!(failed.len() <= during * 3 / 4 + CLIENTS, "{} of {during}", failed.len());
     assert!(!failed.is_empty(), "nothing was broken");
 }
 
