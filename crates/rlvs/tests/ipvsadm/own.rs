@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use rlvs::lab::topology::{Lab, Options, WebServer, Wiring};
+use rlvs_linux::dataplane::attach;
 
 use crate::machine::Machine;
 use crate::{golden, observed};
@@ -12,7 +13,12 @@ fn on_a_director(work: fn()) {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_rlvs"));
     let options =
         Options { wiring: Wiring::Plain, web_server: WebServer::Ours, program, keep: false };
-    Lab::new(&options).unwrap().director().run(work).unwrap();
+    let lab = Lab::new(&options).unwrap();
+    let work = || {
+        work();
+        attach::detach().unwrap();
+    };
+    lab.director().run(work).unwrap();
 }
 
 #[test]
