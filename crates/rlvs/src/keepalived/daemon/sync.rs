@@ -1,5 +1,6 @@
 //! Connection synchronisation by the kernel's IPVS (`lvs_sync_daemon`): who is master tells of its
-//! connections, all others learn them. The table of rlvs has none.
+//! connections, all others learn them. Our own table can only tell of its, which `ipvsadm --start-daemon`
+//! starts; it is not begun here.
 
 use std::collections::BTreeSet;
 
