@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use e2e::lab::{wait_for, wait_until};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{Backlog, listen};
-use rlvs::keepalived::daemon::state::{self, State};
+use rlvs::keepalived::daemon::state::{self, RouterState, State};
 use rlvs::lab::site::HOW_TO;
 use rlvs::lab::site::Host::{First, Second, Web1};
 use rlvs_linux::process::{Guard, die_with_parent};
@@ -97,7 +97,8 @@ fn what_is_the_same_goes_on_over_a_reload() {
     wait_for("checks of the good one", || {
         let state = ask(&site);
         let good = &state.services[0].servers[0];
-        when(good.checks[0].attempts >= 3 && state.instances[0].counters.became_master == 1)
+        // Counters are of the moment, the state is what the main thread has heard of.
+        when(good.checks[0].attempts >= 3 && state.instances[0].state == RouterState::Master)
     });
     let before = ask(&site);
     for number in 1..=3 {

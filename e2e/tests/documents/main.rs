@@ -102,15 +102,19 @@ impl Hosts<'_> {
     }
 }
 
-/// Plays a document in the lab of the three modes.
-fn play_in_the_lab(name: &str, files: &[(&str, &str)]) {
+fn lab() -> Lab {
     let options = Options {
         wiring: Wiring::Plain,
         web_server: WebServer::Ours,
         program: PathBuf::from(PROGRAM),
         keep: false,
     };
-    let lab = Lab::new(&options).unwrap();
+    Lab::new(&options).unwrap()
+}
+
+/// Plays a document in the lab of the three modes.
+fn play_in_the_lab(name: &str, files: &[(&str, &str)]) {
+    let lab = lab();
     let [first, second] = lab.real_servers() else { panic!("two real servers") };
     let hosts = BTreeMap::from([
         ("director", lab.director()),
@@ -149,13 +153,7 @@ fn first_page(name: &str) -> Vec<String> {
 #[test]
 fn commands_of_the_first_page_work_as_they_are_typed() {
     for page in ["README.md", "README.zh-CN.md"] {
-        let options = Options {
-            wiring: Wiring::Plain,
-            web_server: WebServer::Ours,
-            program: PathBuf::from(PROGRAM),
-            keep: false,
-        };
-        let lab = Lab::new(&options).unwrap();
+        let lab = lab();
         let file = lab.directory().join("keepalived.conf");
         fs::write(&file, HOW_TO).unwrap();
         let empty = lab.directory().join("rlvs.toml");

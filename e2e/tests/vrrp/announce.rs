@@ -20,6 +20,9 @@ use crate::wire::{Advert, Frame, OURS, TENTH, Variant, Wire, end, now};
 
 /// The longest time from an address to its first announcement.
 const FIRST_MAX: Duration = Duration::from_millis(1);
+/// Announcements of a hundred that may be later: the machine takes the processor away at times.
+/// Were none announced before all are there, those of the first half would be.
+const LATE_PERCENT: usize = 2;
 /// How often the node becomes master.
 const ROUNDS: usize = 5;
 /// Addresses of the node, so many that they take longer together than one may take alone.
@@ -126,7 +129,8 @@ fn announces_at_once(family: u8) {
             "IPv{family}: {} announced {middle:?} behind {what}, at most {most:?}",
             gaps.len()
         );
-        assert!(most < FIRST_MAX, "{:?}", &gaps[gaps.len() - 10..]);
+        let late = gaps.iter().filter(|&&gap| gap >= FIRST_MAX).count();
+        assert!(late * 100 <= gaps.len() * LATE_PERCENT, "{late}: {:?}", &gaps[gaps.len() - 20..]);
     }
 }
 

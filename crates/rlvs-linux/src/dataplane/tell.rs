@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use rlvs_datapath::abi::{
-    self, Connections4, Connections6, Destination, LAYOUT, Service, WideSlot, Wides, method,
+    self, Connections4, Connections6, Destination, Service, WideSlot, Wides, method,
 };
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::ip::Slot;
@@ -99,8 +99,8 @@ impl Look {
     fn open(folder: &Folder) -> Result<Self, Error> {
         let settings = Mapped::<abi::Settings>::look(folder, "settings")?;
         let settings = settings.read(0).unwrap_or_default();
-        if settings.layout != LAYOUT {
-            return Err(Error::Layout { found: settings.layout, known: LAYOUT });
+        if settings.layout != pins::layout() {
+            return Err(Error::Layout { found: settings.layout, known: pins::layout() });
         }
         let (_, unit_ns) = load::clock()?;
         let now = maps::sweep(&maps::open_sweep(folder)?)?.now.get() as u32;
