@@ -48,7 +48,7 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             return Verdict::Next(Stage::lost::<A>());
         }
         // XDP leaves it to TC, with nothing but the table changed.
-        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL && PORTS => match opened {
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => match opened {
             Some(stage) => return Verdict::Next(stage),
             None => None,
         },
@@ -56,7 +56,7 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         Err(verdict) => return verdict,
     };
     track();
-    let Some(way) = way else { return local::deliver(frame, packet, destination, row) };
+    let Some(way) = way else { return local::deliver(context, packet, destination, row) };
     if let Some(mtu) = does_not_fit(frame, packet, destination.overhead, &way) {
         return too_big(frame, mtu);
     }
@@ -124,13 +124,11 @@ pub(crate) fn answer<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     };
     let way = match context.way_to_client(frame, packet.target) {
         Ok(way) => Some(way),
-        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL => None,
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => None,
         Err(verdict) => return verdict,
     };
     track();
-    let Some(way) = way else {
-        return local::give_back(frame, packet, (destination, service), row);
-    };
+    let Some(way) = way else { return local::give_back(context, packet, service, row) };
     if does_not_fit(frame, packet, 0, &way).is_some() {
         return leave_too_big::<A, F>(frame);
     }
