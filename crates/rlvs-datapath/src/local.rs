@@ -103,8 +103,23 @@ pub fn here<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut
     }
     // That device's address, by which it knows its own.
     let Some(head) = frame.head::<12>() else { return Verdict::Drop(Reason::Malformed) };
-    put_at(head, 0, [0; 12]);
+    put_at(head, ethernet::DESTINATION, [0; 6]);
+    put_at(head, ethernet::SOURCE, ARRIVED);
     Verdict::Arrive
+}
+
+/// Where a frame comes from that a program had come in by the loopback device; of its own they have none.
+pub const ARRIVED: [u8; 6] = [2, 0, 0, 0, 0, 0];
+
+/// Returns whether a frame by the loopback device is none for a service of every port or of a mark: an answer
+/// to the virtual address, which clients here have for their own, or a packet that the service cannot serve.
+#[inline(always)]
+pub(crate) fn is_none_of<F: Frame>(frame: &mut F, service: &Service) -> bool {
+    if !F::RESOLVES || frame.interface() != LOOPBACK {
+        return false;
+    }
+    let is_answer = frame.head::<14>().is_some_and(|head| sender_of(head) != 0);
+    is_answer || service.flags & service_flag::LOCAL_CLIENTS == 0
 }
 
 /// Decides over a frame that leaves this host: what a NAT destination here says is said by the

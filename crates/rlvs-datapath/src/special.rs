@@ -16,6 +16,7 @@ use crate::connection::{Context, Key, Value};
 use crate::fragment::left_to_the_stack;
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
+use crate::local;
 use crate::opening::refuse_start;
 use crate::reason::Reason;
 use crate::schedule::{ASKING, DONE, NEXT, OPENED, SEARCHING, THERE, quiet};
@@ -56,6 +57,9 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
         is_wider || record.mark != 0 || u16::from_be_bytes(record.port) == packet.target_port;
     if service == 0 || !is_own {
         return Verdict::Pass(Reason::NoService);
+    }
+    if local::is_none_of(frame, record) {
+        return Verdict::Pass(Reason::Local);
     }
     context.tables.write(&scratch.service, service.into());
     if record.flags & service_flag::SIP != 0

@@ -17,7 +17,7 @@ use rlvs_datapath::abi::{
     Interface, destination_flag, endpoint_kind, method, service_flag, settings_flag,
 };
 use rlvs_datapath::frame::Verdict;
-use rlvs_datapath::local::LOOPBACK;
+use rlvs_datapath::local::{ARRIVED, LOOPBACK};
 use rlvs_datapath::reason::Reason;
 use rlvs_wire::ipsec::{AH, ESP, KEY_EXCHANGE};
 use rlvs_wire::tcp::{ACK, SYN};
@@ -308,7 +308,7 @@ fn answered(network: &Network, said: &Packet, kind: Kind, port: u16) -> (Packet,
         target: said.source,
         ..reply(network, family, kind)
     };
-    let got = Packet { from: [0; 6], to: [0; 6], source: said.target, ..back.clone() };
+    let got = Packet { from: ARRIVED, to: [0; 6], source: said.target, ..back.clone() };
     (back, got)
 }
 
@@ -425,6 +425,13 @@ fn a_client_here_is_answered_by_services_of_every_port_or_a_mark() {
             let said = open_here(&world, family, opening, SOME_PORT);
             let (back, got) = answered(network, &said, answer, SOME_PORT);
             get(&world, network.outside.index, &guises(&back, &got));
+            // Where the client has the virtual address, its answer is no request when it comes in.
+            let arrived = Packet { target: (said.target.ip(), 4242).into(), kind: opening, ..got };
+            for frame in whole(&arrived) {
+                let outcome = world.step_tc(&Input::new(&frame, LOOPBACK));
+                assert!(matches!(outcome.verdict, Verdict::Pass(_)), "{outcome:?}");
+                assert_eq!(outcome.bytes, frame);
+            }
         }
     });
 }
@@ -481,7 +488,7 @@ fn about_requests(
                 payload: about(real),
             };
             let told = Message {
-                from: [0; 6],
+                from: ARRIVED,
                 to: [0; 6],
                 source: said.target.ip(),
                 payload: about(said.target),
