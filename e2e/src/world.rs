@@ -247,6 +247,12 @@ impl<'a> World<'a> {
         self.xdp.bpf.push(&self.xdp.host);
     }
 
+    /// Lets TC get what XDP, which has run a frame, leaves to it: its tables are then those of both.
+    pub fn hand_to_tc(&mut self) {
+        self.xdp.bpf.pull(&mut self.tc.host);
+        self.tc.bpf.push(&self.tc.host);
+    }
+
     /// Asserts that the tables of the XDP body are those of the TC body.
     ///
     /// # Panics

@@ -88,7 +88,7 @@ fn plain_request<A: Ip, F: Frame, T: Tables>(
     let too_big = |frame: &mut F, mtu| {
         let verdict = complain_of_length(context, frame, packet, mtu);
         if is_alone {
-            context.choose_again::<F>(id, verdict, true);
+            context.keep_choice(frame, packet, id, verdict, true);
         }
         verdict
     };
@@ -268,10 +268,17 @@ impl<T: Tables> Context<'_, T> {
         if is_that { id } else { 0 }
     }
 
-    /// Has the stage that cuts a packet, if that follows, take the destination that was chosen for it alone.
-    /// Where only TC has that stage it chooses anew, and one that `is_new` has not been chosen.
+    /// Has the stage that cuts a packet, if that follows, take the destination that was chosen for it alone; one
+    /// that `is_new` has been chosen by this packet.
     #[inline(always)]
-    pub(crate) fn choose_again<F: Frame>(&self, id: u32, verdict: Verdict, is_new: bool) {
+    pub(crate) fn keep_choice<A: Ip, F: Frame>(
+        &self,
+        frame: &mut F,
+        packet: &Packet<A>,
+        id: u32,
+        verdict: Verdict,
+        is_new: bool,
+    ) {
         if !matches!(verdict, Verdict::Next(_)) {
             return;
         }
@@ -279,8 +286,8 @@ impl<T: Tables> Context<'_, T> {
             if let Some(scratch) = self.tables.scratch(self.tables.cpu()) {
                 self.tables.write(&scratch.once, id.into());
             }
-        } else if is_new && let Some(row) = self.tables.row(self.row_index(id)) {
-            bump(&row.connections, u64::MAX);
+        } else if is_new {
+            self.hand_on(frame, packet, id);
         }
     }
 

@@ -148,7 +148,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
     let too_big = |frame: &mut Moved<'_, F, false>, _| {
         let verdict = cut_or_leave::<A, _>(frame);
         if is_alone {
-            context.choose_again::<F>(id, verdict, !place.is_later());
+            context.keep_choice(frame, packet, id, verdict, !place.is_later());
         }
         verdict
     };
