@@ -14,6 +14,11 @@ use crate::stage::Stage;
 use crate::tables::{Tables, bump};
 use crate::tunnel;
 
+// How a destination is reached.
+const KNOWN: u64 = 0;
+const UNKNOWN: u64 = 1;
+const HERE: u64 = 2;
+
 /// Sends a request to its destination; `track` notes it once the way is known, `too_big` is told what
 /// the way takes if the packet is longer. Where the connection has just been opened, `opened` is the
 /// stage for destinations that are this host or may be directors.
@@ -55,8 +60,19 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
         Err(Verdict::Drop(Reason::Unreachable)) => return Verdict::Next(Stage::lost::<A>()),
         Err(verdict) => return verdict,
     };
+    // What follows is the same for all, and the verifier need not tell them apart yet.
+    let kind = match way {
+        _ if !F::RESOLVES => KNOWN,
+        None => HERE,
+        Some(way) if way.resolve => UNKNOWN,
+        Some(_) => KNOWN,
+    };
+    let kind = if F::RESOLVES { context.tables.forget(kind) } else { kind };
     track();
-    let Some(way) = way else { return local::deliver(context, packet, destination, row) };
+    if kind == HERE {
+        return local::deliver(context, packet, destination, row);
+    }
+    let way = Way { hop: &row.hop, resolve: kind == UNKNOWN };
     if let Some(mtu) = does_not_fit(frame, packet, destination.overhead, &way) {
         return too_big(frame, mtu);
     }
