@@ -356,6 +356,9 @@ impl Bpf {
         if tables.services.iter().any(sip) {
             self.need(Group::Sip);
         }
+        if tables.destinations.iter().any(|to| to.method == abi::method::MASQUERADE) {
+            self.need(Group::Here);
+        }
         let full = |service: &Service| service.flags & abi::service_flag::FULL != 0;
         if tables.services.iter().any(full) {
             self.need(Group::FullNat);
@@ -547,6 +550,7 @@ impl Bpf {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_out(&self, input: &Input<'_>) -> io::Result<Ran> {
+        self.need(Group::Said);
         self.with(OUT, |program| run_tc(program, input))
     }
 

@@ -1,7 +1,7 @@
 //! The lab's network with the product in it: commands on the director, clients, servers that echo.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -12,10 +12,13 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use rlvs::lab::topology::{Lab, Options, REAL_SERVERS, RealServer, WebServer, Wiring};
+use rlvs::lab::topology::{
+    Addresses, Lab, OUTSIDE_INTERFACE, Options, REAL_SERVERS, RealServer, WebServer, Wiring,
+};
 use rlvs_control::model::Family;
 use rlvs_linux::netns::Namespace;
 use rlvs_linux::process;
+use rlvs_linux::route::{Prefix, Rtnetlink};
 
 /// How long anything that must happen may take.
 pub const TIME_MAX: Duration = Duration::from_secs(20);
@@ -81,6 +84,12 @@ impl Said {
         self.output
     }
 }
+
+/// A virtual address that no real server has.
+pub const OWN_VIP: Addresses = Addresses {
+    v4: Ipv4Addr::new(192, 168, 1, 250),
+    v6: Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0x250),
+};
 
 /// A standing lab and the program under test.
 #[derive(Debug)]
@@ -176,6 +185,20 @@ impl Stage {
     #[track_caller]
     pub fn counts(&self, protocol: &str, service: SocketAddr) -> Vec<(String, u32, u32)> {
         counts(&self.ipvsadm(&format!("-L -n {protocol} {service}")).ok())
+    }
+
+    /// Gives the director [`OWN_VIP`].
+    ///
+    /// # Panics
+    /// The kernel refuses it.
+    pub fn hold_own_vip(&self) {
+        let mut rtnetlink = Rtnetlink::open_in(self.lab.director()).expect("a socket");
+        let index = rtnetlink.link(OUTSIDE_INTERFACE).expect("an interface").index;
+        for address in OWN_VIP.both() {
+            let bits = if address.is_ipv4() { 32 } else { 128 };
+            let added = rtnetlink.add_virtual_address(index, Prefix { address, bits });
+            added.unwrap_or_else(|error| panic!("{address}: {error}"));
+        }
     }
 
     /// Runs `work` in the client's namespace.

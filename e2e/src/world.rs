@@ -4,6 +4,7 @@
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::local;
+use rlvs_datapath::stage::go_on;
 use rlvs_datapath::tables::TIME_MASK;
 
 use crate::bpf::{Body, Bpf, Input, TC_CODES, XDP_CODES};
@@ -203,7 +204,10 @@ impl<'a> World<'a> {
         let (host, bpf) = (&self.tc.host, &self.tc.bpf);
         let before = snapshot::take(host);
         let mut twin = HostFrame::<true>::new(frame, input.interface, &self.network.routes);
-        let verdict = local::depart(&mut twin, host);
+        let mut verdict = local::depart(&mut twin, host);
+        while let Verdict::Next(stage) = verdict {
+            verdict = go_on(stage, &mut twin, host);
+        }
         let ran = bpf.run_out(&input).expect("a frame that programs run on");
         let [tc_unspec, tc_shot, _] = TC_CODES;
         let expected = if matches!(verdict, Verdict::Drop(_)) { tc_shot } else { tc_unspec };
@@ -241,6 +245,12 @@ impl<'a> World<'a> {
     pub fn leave_to_tc(&mut self) {
         self.tc.bpf.pull(&mut self.xdp.host);
         self.xdp.bpf.push(&self.xdp.host);
+    }
+
+    /// Lets TC get what XDP, which has run a frame, leaves to it: its tables are then those of both.
+    pub fn hand_to_tc(&mut self) {
+        self.xdp.bpf.pull(&mut self.tc.host);
+        self.tc.bpf.push(&self.tc.host);
     }
 
     /// Asserts that the tables of the XDP body are those of the TC body.

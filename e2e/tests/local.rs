@@ -2,15 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr};
 
 use e2e::lab::{
-    Method, Random, Stage, connect, counts, run, tcp_server, udp_client, udp_server, wait_until,
+    Method, OWN_VIP, Random, Stage, connect, counts, run, tcp_server, udp_client, udp_server,
+    wait_until,
 };
-use rlvs::lab::topology::{Addresses, DIRECTOR, OUTSIDE_INTERFACE, REAL_SERVERS, VIPS, Wiring};
+use rlvs::lab::topology::{Addresses, DIRECTOR, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 use rlvs_linux::netns::Namespace;
-use rlvs_linux::route::{Prefix, Rtnetlink};
 use rlvs_linux::sysctl;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
@@ -19,11 +19,6 @@ const PORT: u16 = 7;
 const OWN_PORT: u16 = 8007;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const WIRINGS: [Wiring; 2] = [Wiring::Plain, Wiring::Tuned];
-/// A virtual address that no real server has.
-const OWN_VIP: Addresses = Addresses {
-    v4: Ipv4Addr::new(192, 168, 1, 250),
-    v6: Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0x250),
-};
 
 fn combinations() -> impl Iterator<Item = (Method, Family, Addresses)> {
     let all = Method::ALL.into_iter().flat_map(|method| FAMILIES.map(|family| (method, family)));
@@ -182,22 +177,12 @@ fn two_directors_that_are_the_real_servers_too_do_not_send_in_circles() {
     }
 }
 
-/// Adds a virtual address on the director alone.
-fn hold_own_vip(stage: &Stage) {
-    let mut rtnetlink = Rtnetlink::open_in(stage.lab.director()).unwrap();
-    let index = rtnetlink.link(OUTSIDE_INTERFACE).unwrap().index;
-    for address in OWN_VIP.both() {
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        rtnetlink.add_virtual_address(index, Prefix { address, bits }).unwrap();
-    }
-}
-
 #[test]
 fn a_client_on_the_director_is_served_by_nat() {
     for wiring in WIRINGS {
         let stage = Stage::attached(wiring, PROGRAM);
         let director = stage.lab.director();
-        hold_own_vip(&stage);
+        stage.hold_own_vip();
         for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
             tcp_server(namespace, PORT, Some(server.title));
         }

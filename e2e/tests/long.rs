@@ -157,6 +157,47 @@ fn may_be_cut(socket: &UdpSocket) {
     assert_eq!(status, 0);
 }
 
+/// Connections and packets of each destination.
+fn picked(stage: &Stage, service: SocketAddr) -> Vec<(u32, u32)> {
+    let stats = stage.ipvsadm(&format!("-L -n --stats -u {service}")).ok();
+    let rows = stats.lines().filter(|line| line.trim().starts_with("-> 1"));
+    let words = rows.map(|line| line.split_ascii_whitespace().skip(2).take(2));
+    words
+        .map(|mut words| [words.next(), words.next()].map(|word| word.unwrap().parse().unwrap()))
+        .map(|[connections, packets]| (connections, packets))
+        .collect()
+}
+
+/// XDP, which leaves them to TC, has picked for them already.
+#[test]
+fn single_datagrams_that_are_cut_go_to_each_server_in_turn() {
+    for wiring in WIRINGS {
+        let stage = Stage::attached(wiring, PROGRAM);
+        let vip = SocketAddr::new(VIPS[2].of(Family::V4), PORT);
+        stage.ipvsadm(&format!("-A -u {vip} -s rr -o")).ok();
+        for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+            udp_server(namespace, vip, "");
+            let real = SocketAddr::new(server.outside.of(Family::V4), PORT);
+            stage.ipvsadm(&format!("-a -u {vip} -r {real} -i")).ok();
+        }
+        let send = |length: usize, times: usize| {
+            stage.as_client(|| {
+                let socket = udp_client(vip).unwrap();
+                may_be_cut(&socket);
+                for _ in 0..times {
+                    socket.send(&vec![7; length]).unwrap();
+                }
+            });
+        };
+        // The ways are known then.
+        send(1, 4);
+        wait_until("small ones", &4, || picked(&stage, vip).iter().map(|(_, in_)| in_).sum());
+        stage.ipvsadm("-Z").ok();
+        send(MTU - HEADERS, 10);
+        wait_until("long ones", &vec![(5, 5), (5, 5)], || picked(&stage, vip));
+    }
+}
+
 fn count_of_too_big(stage: &Stage) -> u64 {
     let status = stage.rlvs(&["status"]).ok();
     let mut lines = status.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());

@@ -294,8 +294,11 @@ pub struct Scratch {
     pub place: Word,
     /// The hash by which a fragment's datagram is known.
     pub datagram: Word,
+    /// What takes the place of an end of a packet that stays on this host; see
+    /// [`local`](crate::local).
+    pub stand_in: [Word; 3],
     /// So that no two CPUs share a cache line.
-    pub reserved: [Word; 6],
+    pub reserved: [Word; 3],
 }
 
 /// Rules that give marks.

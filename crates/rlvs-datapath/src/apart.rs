@@ -88,7 +88,7 @@ fn plain_request<A: Ip, F: Frame, T: Tables>(
     let too_big = |frame: &mut F, mtu| {
         let verdict = complain_of_length(context, frame, packet, mtu);
         if is_alone {
-            context.choose_again::<F>(id, verdict, true);
+            context.keep_choice(frame, packet, id, verdict, true);
         }
         verdict
     };
@@ -158,18 +158,18 @@ pub(crate) fn request<A: Ip, F: Frame, T: Tables>(
     if let Some(found) = &found {
         track(found);
     }
+    let is_nat = destination.method == method::MASQUERADE;
+    let Some(way) = way else {
+        count_request(row, packet.length);
+        if !is_nat {
+            return Verdict::Pass(Reason::Local);
+        }
+        let address = A::from_octets(&destination.address).words();
+        return context.replace::<A>(End::Target, address, port, local::PACKET);
+    };
     let (end, address) = (End::Target, &destination.address);
     let deltas = deltas(packet.target, packet.target_port, address, port);
     let by = Substitute { end, address, port: port.to_be_bytes(), deltas };
-    let is_nat = destination.method == method::MASQUERADE;
-    let Some(way) = way else {
-        if is_nat && A::readdress(frame, packet.protocol, &by).is_none() {
-            return Verdict::Drop(Reason::Malformed);
-        }
-        bump(&row.in_packets, 1);
-        bump(&row.in_bytes, packet.length.into());
-        return Verdict::Pass(Reason::Local);
-    };
     if let Some(mtu) = does_not_fit(frame, packet, destination.overhead, &way) {
         return too_big(frame, mtu);
     }
@@ -199,7 +199,8 @@ pub(crate) fn answer<A: Ip, F: Frame, T: Tables>(
         return Verdict::Pass(Reason::Expired);
     }
     let way = match context.way_to_client(frame, packet.target) {
-        Ok(way) => way,
+        Ok(way) => Some(way),
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => None,
         Err(verdict) => return verdict,
     };
     let (address, port) = match slot {
@@ -216,6 +217,11 @@ pub(crate) fn answer<A: Ip, F: Frame, T: Tables>(
             (service.address, u16::from_be_bytes(service.port))
         }
     };
+    let Some(way) = way else {
+        count_answer(row, packet.length);
+        let address = A::from_octets(&address).words();
+        return context.replace::<A>(End::Source, address, port, local::PACKET);
+    };
     if does_not_fit(frame, packet, 0, &way).is_some() {
         return leave_too_big::<A, F>(frame);
     }
@@ -226,6 +232,12 @@ pub(crate) fn answer<A: Ip, F: Frame, T: Tables>(
     }
     count_answer(row, packet.length);
     hop::send(frame, &way)
+}
+
+#[inline(always)]
+pub(crate) fn count_request(row: &Row, length: u32) {
+    bump(&row.in_packets, 1);
+    bump(&row.in_bytes, length.into());
 }
 
 #[inline(always)]
@@ -256,10 +268,17 @@ impl<T: Tables> Context<'_, T> {
         if is_that { id } else { 0 }
     }
 
-    /// Has the stage that cuts a packet, if that follows, take the destination that was chosen for it alone.
-    /// Where only TC has that stage it chooses anew, and one that `is_new` has not been chosen.
+    /// Has the stage that cuts a packet, if that follows, take the destination that was chosen for it alone; one
+    /// that `is_new` has been chosen by this packet.
     #[inline(always)]
-    pub(crate) fn choose_again<F: Frame>(&self, id: u32, verdict: Verdict, is_new: bool) {
+    pub(crate) fn keep_choice<A: Ip, F: Frame>(
+        &self,
+        frame: &mut F,
+        packet: &Packet<A>,
+        id: u32,
+        verdict: Verdict,
+        is_new: bool,
+    ) {
         if !matches!(verdict, Verdict::Next(_)) {
             return;
         }
@@ -267,8 +286,8 @@ impl<T: Tables> Context<'_, T> {
             if let Some(scratch) = self.tables.scratch(self.tables.cpu()) {
                 self.tables.write(&scratch.once, id.into());
             }
-        } else if is_new && let Some(row) = self.tables.row(self.row_index(id)) {
-            bump(&row.connections, u64::MAX);
+        } else if is_new {
+            self.hand_on(frame, packet, id);
         }
     }
 

@@ -14,15 +14,17 @@ use rlvs_wire::{
 };
 
 use crate::abi::{Destination, Row, Service, destination_flag, method, settings_flag};
+use crate::apart::{count_answer, count_request};
 use crate::connection::Context;
 use crate::forward::{does_not_fit, forward};
 use crate::frame::{Deltas, Frame, Verdict};
 use crate::hop::{self, Way};
 use crate::ip::{End, IP, Ip, L4_V4, L4_V6, Packet, Substitute, V4, V6, lower_v4};
+use crate::local;
 use crate::process::Half;
 use crate::reason::Reason;
 use crate::stage::Stage;
-use crate::tables::{Tables, bump};
+use crate::tables::Tables;
 
 /// An ICMP message to or from anybody.
 #[inline(always)]
@@ -80,24 +82,21 @@ pub(crate) fn to_destination<A: Quote, F: Frame, T: Tables>(
         Err(Verdict::Pass(Reason::Local))
             if F::RESOLVES && is_nat && destination.flags & destination_flag::LOCAL != 0 =>
         {
-            None
+            let port = u16::from_be_bytes(destination.port);
+            let address = A::from_octets(&destination.address).words();
+            count_request(row, packet.length);
+            return Ok(context.replace::<A>(End::Target, address, port, local::ERROR));
         }
-        way => Some(way?),
+        way => way?,
     };
-    if let Some(way) = &way {
-        fit(frame, packet, destination.overhead, way)?;
-    }
-    if let Some(way) = &way
-        && !is_nat
-    {
+    fit(frame, packet, destination.overhead, &way)?;
+    if !is_nat {
         let message = Packet { protocol: A::ICMP, ..*packet };
-        return Ok(forward::<A, F, T, true>(context, frame, &message, destination, row, way));
+        return Ok(forward::<A, F, T, true>(context, frame, &message, destination, row, &way));
     }
-    let by = Substitute::by_destination(destination);
-    translate(frame, packet, &by, way.is_some())?;
-    bump(&row.in_packets, 1);
-    bump(&row.in_bytes, u64::from(packet.length));
-    Ok(way.map_or(Verdict::Pass(Reason::Local), |way| hop::send(frame, &way)))
+    translate(frame, packet, &Substitute::by_destination(destination))?;
+    count_request(row, packet.length);
+    Ok(hop::send(frame, &way))
 }
 
 /// Hands an error from the servers' side, of a server or of a router before it, to the client.
@@ -111,11 +110,18 @@ fn to_client<A: Quote, F: Frame, T: Tables>(
 ) -> Result<Verdict, Verdict> {
     let service: Option<&Service> = context.tables.service(destination.service);
     let service = service.ok_or(Verdict::Drop(Reason::Inconsistent))?;
-    let way = context.way_to_client(frame, packet.target)?;
+    let way = match context.way_to_client(frame, packet.target) {
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => {
+            let port = u16::from_be_bytes(service.port);
+            let address = A::from_octets(&service.address).words();
+            count_answer(row, packet.length);
+            return Ok(context.replace::<A>(End::Source, address, port, local::ERROR));
+        }
+        way => way?,
+    };
     fit(frame, packet, 0, &way)?;
-    translate(frame, packet, &Substitute::by_service(destination, service), true)?;
-    bump(&row.out_packets, 1);
-    bump(&row.out_bytes, u64::from(packet.length));
+    translate(frame, packet, &Substitute::by_service(destination, service))?;
+    count_answer(row, packet.length);
     Ok(hop::send(frame, &way))
 }
 
@@ -138,9 +144,8 @@ fn translate<A: Quote, F: Frame>(
     frame: &mut F,
     packet: &Packet<A>,
     by: &Substitute<'_>,
-    lower: bool,
 ) -> Result<(), Verdict> {
-    A::translate_error(frame, packet, by, lower).ok_or(Verdict::Drop(Reason::Malformed))
+    A::translate_error(frame, packet, by, true).ok_or(Verdict::Drop(Reason::Malformed))
 }
 
 /// ICMP errors of an IP version.

@@ -14,6 +14,11 @@ use crate::stage::Stage;
 use crate::tables::{Tables, bump};
 use crate::tunnel;
 
+// How a destination is reached.
+const KNOWN: u64 = 0;
+const UNKNOWN: u64 = 1;
+const HERE: u64 = 2;
+
 /// Sends a request to its destination; `track` notes it once the way is known, `too_big` is told what
 /// the way takes if the packet is longer. Where the connection has just been opened, `opened` is the
 /// stage for destinations that are this host or may be directors.
@@ -48,15 +53,26 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             return Verdict::Next(Stage::lost::<A>());
         }
         // XDP leaves it to TC, with nothing but the table changed.
-        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL && PORTS => match opened {
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => match opened {
             Some(stage) => return Verdict::Next(stage),
             None => None,
         },
         Err(Verdict::Drop(Reason::Unreachable)) => return Verdict::Next(Stage::lost::<A>()),
         Err(verdict) => return verdict,
     };
+    // What follows is the same for all, and the verifier need not tell them apart yet.
+    let kind = match way {
+        _ if !F::RESOLVES => KNOWN,
+        None => HERE,
+        Some(way) if way.resolve => UNKNOWN,
+        Some(_) => KNOWN,
+    };
+    let kind = if F::RESOLVES { context.tables.forget(kind) } else { kind };
     track();
-    let Some(way) = way else { return local::deliver(frame, packet, destination, row) };
+    if kind == HERE {
+        return local::deliver(context, packet, destination, row);
+    }
+    let way = Way { hop: &row.hop, resolve: kind == UNKNOWN };
     if let Some(mtu) = does_not_fit(frame, packet, destination.overhead, &way) {
         return too_big(frame, mtu);
     }
@@ -124,13 +140,11 @@ pub(crate) fn answer<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
     };
     let way = match context.way_to_client(frame, packet.target) {
         Ok(way) => Some(way),
-        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && F::USUAL => None,
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => None,
         Err(verdict) => return verdict,
     };
     track();
-    let Some(way) = way else {
-        return local::give_back(frame, packet, (destination, service), row);
-    };
+    let Some(way) = way else { return local::give_back(context, packet, service, row) };
     if does_not_fit(frame, packet, 0, &way).is_some() {
         return leave_too_big::<A, F>(frame);
     }

@@ -8,14 +8,14 @@
 //! map has a fixed size and is apart from the connections; where a bucket is full the oldest gives
 //! way. Only fragments to or from a service get in.
 
-use rlvs_wire::{ipsec, sctp, tcp, udp};
+use rlvs_wire::{ipsec, ipv4, sctp, tcp, u16_at, udp};
 
-use crate::abi::{FRAGMENT_BUCKETS, SLOTS6, Slot4, method, settings_flag};
+use crate::abi::{FRAGMENT_BUCKETS, SLOTS6, Slot4, method, service_flag, settings_flag};
 use crate::connection::Context;
 use crate::forward::{answer, deliver};
 use crate::frame::{Frame, Verdict};
 use crate::hash;
-use crate::ip::{Flow, Ip, Packet};
+use crate::ip::{Flow, IP, Ip, Packet};
 use crate::layout::{Layout, Piece};
 use crate::local::Sender;
 use crate::moved::Moved;
@@ -33,6 +33,8 @@ const LIFE_S: u32 = 4;
 const TAKEN: u64 = 1;
 /// What makes of a datagram's key that of its destination.
 const CHOICE: u64 = 1 << 63;
+/// The same of one that XDP leaves to TC.
+const HANDED: u64 = 1 << 62;
 /// Bits of a slot's value that hold the coarse time; above them stand the protocol (8) and the ports.
 const TIME_BITS: u32 = 24;
 const TIME_MASK: u32 = (1 << TIME_BITS) - 1;
@@ -252,11 +254,21 @@ impl<T: Tables> Context<'_, T> {
     /// [`TAKEN`].
     #[inline(always)]
     pub(crate) fn datagram<A: Ip>(&self, layout: &Layout<A>) -> u64 {
-        let Layout { source, target, identification, .. } = *layout;
+        let Layout { source, target, identification, protocol, .. } = *layout;
+        self.datagram_of((source, target), identification, protocol)
+    }
+
+    #[inline(always)]
+    fn datagram_of<A: Ip>(
+        &self,
+        (source, target): (A, A),
+        identification: u32,
+        protocol: u8,
+    ) -> u64 {
         let (port, peer_port) = ((identification >> 16) as u16, identification as u16);
         let flow = Flow { client: source, peer: target, port, peer_port };
         // The protocol of an IPv6 datagram stands in its first fragment alone.
-        let protocol = if A::FAMILY == 4 { layout.protocol } else { 0 };
+        let protocol = if A::FAMILY == 4 { protocol } else { 0 };
         let more = u64::from(A::FAMILY) << 8 | u64::from(protocol);
         hash::mix(&self.settings.keys, A::hash_flow(&self.settings.keys, &flow), more) | 2
     }
@@ -362,6 +374,46 @@ impl<T: Tables> Context<'_, T> {
     #[inline(always)]
     pub(crate) fn recall_choice(&self, datagram: u64) -> u32 {
         self.recall(datagram ^ CHOICE).map_or(0, |known| (known >> 32) as u32)
+    }
+
+    /// Leaves TC the destination that XDP has chosen for a datagram alone, whole or a first fragment, which
+    /// TC has to cut: what one CPU's stages leave for each other others may have written over by then.
+    #[inline(always)]
+    pub(crate) fn hand_on<A: Ip, F: Frame>(
+        &self,
+        frame: &mut F,
+        packet: &Packet<A>,
+        destination: u32,
+    ) {
+        let key = self.handed(frame, packet);
+        self.put(key, u64::from(destination) << 32 | u64::from(self.now.0 & TIME_MASK));
+    }
+
+    /// Takes what [`hand_on`](Self::hand_on) has left, or 0, for a service with these flags.
+    #[inline(never)]
+    pub(crate) fn take_handed<A: Ip, F: Frame>(
+        &self,
+        frame: &mut F,
+        packet: &Packet<A>,
+        flags: u32,
+    ) -> u32 {
+        if flags & service_flag::ONE_PACKET == 0 || packet.protocol != udp::PROTOCOL {
+            return 0;
+        }
+        let key = self.handed(frame, packet);
+        let id = self.recall(key).map_or(0, |known| (known >> 32) as u32);
+        if id != 0 {
+            self.put(key, u64::from(self.now.0 & TIME_MASK));
+        }
+        self.tables.forget(id.into()) as u32
+    }
+
+    /// Returns the key of what is handed on of an IPv4 datagram; no other is cut.
+    #[inline(always)]
+    fn handed<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>) -> u64 {
+        let number = frame.head::<34>().map_or(0, |head| u16_at(head, IP + ipv4::IDENTIFICATION));
+        let ends = (packet.source, packet.target);
+        self.datagram_of(ends, number.into(), packet.protocol) ^ HANDED
     }
 
     /// Puts a value into the datagram's own slot, else into a free one, else into the oldest.

@@ -7,27 +7,35 @@
 //! client here sends by the loopback device, and sees answers come in there, as they come from one of this host's own addresses. Only NAT serves
 //! it: its own address is the virtual one, which the real servers of direct routing have as well.
 //!
-//! A fragment, or what has options or extension headers, is left to the stack as it came: there is no
-//! room on the stack of BPF to translate it here too.
+//! What is readdressed goes to a stage of its own, [`here`], which finds the parts of any packet first, so that
+//! options, extension headers, fragments and SCTP fare like the rest. The stage before has found whose packet
+//! it is, noted and counted it, and leaves what takes the place of one end in the map `scratch`.
 //!
 //! Of two directors that send to each other, one would send back what the other sent. So a packet whose
 //! frame comes from a real server of the service is passed to the stack, which has the virtual address.
 
 use core::cell::Cell;
 
-use rlvs_wire::{ethernet, put_at, u16_at};
+use rlvs_wire::{ethernet, put_at, sctp, u16_at};
 
 use crate::abi::{
-    Destination, Hop, Row, Service, destination_flag, endpoint_kind, method, service_flag,
+    Destination, Hop, Row, Scratch, Service, destination_flag, endpoint_kind, method, service_flag,
+    settings_flag,
 };
+use crate::apart::{count_answer, count_request, deltas};
 use crate::connection::{Context, Found, Key};
 use crate::endpoint;
 use crate::errors::Quote;
 use crate::frame::{Frame, Verdict};
 use crate::hop::Way;
-use crate::ip::{Ip, Packet, Substitute, V4, V6};
+use crate::ip::{End, Ip, Packet, Substitute, V4, V6};
+use crate::moved::Moved;
 use crate::reason::Reason;
-use crate::tables::{Tables, Time, bump};
+use crate::special::recall;
+use crate::stage::Stage;
+use crate::strange::{FINE, Place};
+use crate::tables::Tables;
+use crate::wide::{self, ports_of};
 
 /// Interface index of the loopback device.
 pub const LOOPBACK: u32 = 1;
@@ -35,170 +43,288 @@ pub const LOOPBACK: u32 = 1;
 /// two tail calls, of which a packet has 33.
 const PEERS_MAX: u32 = 12;
 
-/// Length and protocol of a packet in one word: a reference to it would keep all of it on the stack.
-#[derive(Clone, Copy)]
-struct Brief(u64);
-
-impl Brief {
-    #[inline(always)]
-    fn of<A>(packet: &Packet<A>) -> Self {
-        Self(u64::from(packet.length) << 8 | u64::from(packet.protocol))
-    }
-    #[inline(always)]
-    fn length(self) -> u64 {
-        self.0 >> 8
-    }
-    #[inline(always)]
-    fn protocol(self) -> u8 {
-        self.0 as u8
-    }
-}
-
-/// Gives a request to the real server on this host.
+/// Counts a request to a real server on this host, which the stack gets, readdressed if it is one of NAT.
 #[inline(always)]
-pub(crate) fn deliver<A: Ip, F: Frame>(
-    frame: &mut F,
+pub(crate) fn deliver<A: Ip, T: Tables>(
+    context: &Context<'_, T>,
     packet: &Packet<A>,
     destination: &Destination,
     row: &Row,
 ) -> Verdict {
-    Verdict::unpack(deliver_out_of_line::<A, F>(frame, Brief::of(packet), destination, row))
-}
-
-#[inline(never)]
-fn deliver_out_of_line<A: Ip, F: Frame>(
-    frame: &mut F,
-    packet: Brief,
-    destination: &Destination,
-    row: &Row,
-) -> u64 {
-    if destination.method == method::MASQUERADE {
-        let by = Substitute::by_destination(destination);
-        if A::readdress(frame, packet.protocol(), &by).is_none() {
-            return Verdict::Drop(Reason::Malformed).pack();
-        }
+    count_request(row, packet.length);
+    if destination.method != method::MASQUERADE {
+        return Verdict::Pass(Reason::Local);
     }
-    bump(&row.in_packets, 1);
-    bump(&row.in_bytes, packet.length());
-    Verdict::Pass(Reason::Local).pack()
+    let address = A::from_octets(&destination.address).words();
+    context.replace::<A>(End::Target, address, u16::from_be_bytes(destination.port), PACKET)
 }
 
-/// Gives a reply to the client on this host.
+/// Counts a reply to a client on this host, which is to get it from the service.
 #[inline(always)]
-pub(crate) fn give_back<A: Ip, F: Frame>(
-    frame: &mut F,
+pub(crate) fn give_back<A: Ip, T: Tables>(
+    context: &Context<'_, T>,
     packet: &Packet<A>,
-    (destination, service): (&Destination, &Service),
+    service: &Service,
     row: &Row,
 ) -> Verdict {
-    let packet = Brief::of(packet);
-    Verdict::unpack(give_back_out_of_line::<A, F>(frame, packet, destination, service, row))
+    count_answer(row, packet.length);
+    let address = A::from_octets(&service.address).words();
+    context.replace::<A>(End::Source, address, u16::from_be_bytes(service.port), PACKET)
 }
 
-#[inline(never)]
-fn give_back_out_of_line<A: Ip, F: Frame>(
-    frame: &mut F,
-    packet: Brief,
-    destination: &Destination,
-    service: &Service,
-    row: &Row,
-) -> u64 {
-    if name_service::<A, F>(frame, packet.protocol(), destination, service).is_none() {
-        return Verdict::Drop(Reason::Malformed).pack();
-    }
-    bump(&row.out_packets, 1);
-    bump(&row.out_bytes, packet.length());
-    // By itself it knows its way already.
-    if frame.interface() == LOOPBACK {
-        return Verdict::Pass(Reason::Local).pack();
-    }
-    // The loopback device's address, by which it knows its own.
-    let Some(head) = frame.head::<12>() else { return Verdict::Drop(Reason::Malformed).pack() };
-    put_at(head, 0, [0; 12]);
-    Verdict::Arrive.pack()
-}
+/// What [`Context::replace`] is told of a packet that is no ICMP error.
+pub(crate) const PACKET: u64 = 0;
+/// Of an ICMP error: what it quotes is readdressed too.
+pub(crate) const ERROR: u64 = 1 << 16;
+/// In the third word of what stands in, above the port (16 bits): it takes the place of the source.
+const REPLY: u64 = 1 << 17;
 
-/// Puts the service in the place of the real server.
+/// A packet that stays on this host, of whatever kind: puts what the stage before has left in the place of one
+/// end.
 #[inline(always)]
-fn name_service<A: Ip, F: Frame>(
-    frame: &mut F,
-    protocol: u8,
-    destination: &Destination,
-    service: &Service,
-) -> Option<()> {
-    A::readdress(frame, protocol, &Substitute::by_service(destination, service))
+pub fn here<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    let Some(scratch) = context.tables.scratch(context.tables.cpu()) else {
+        return Verdict::Drop(Reason::Inconsistent);
+    };
+    let brief = context.tables.read(&scratch.stand_in[2]);
+    let seen = match brief & ERROR {
+        0 => context.lay_out::<A, F>(frame, scratch),
+        _ => context.lay_out_quoted::<A, F>(frame, scratch),
+    };
+    if seen != FINE {
+        return Verdict::Pass(Reason::from_number(seen));
+    }
+    if put_in_place::<A, F, T>(context, frame, scratch) == 0 {
+        return Verdict::Drop(Reason::Malformed);
+    }
+    // By the loopback device a reply knows its way already.
+    if brief & REPLY == 0 || frame.interface() == LOOPBACK {
+        return Verdict::Pass(Reason::Local);
+    }
+    // That device's address, by which it knows its own.
+    let Some(head) = frame.head::<12>() else { return Verdict::Drop(Reason::Malformed) };
+    put_at(head, ethernet::DESTINATION, [0; 6]);
+    put_at(head, ethernet::SOURCE, ARRIVED);
+    Verdict::Arrive
+}
+
+/// Where a frame comes from that a program had come in by the loopback device; of its own they have none.
+pub const ARRIVED: [u8; 6] = [2, 0, 0, 0, 0, 0];
+
+/// Returns whether a frame by the loopback device is none for a service of every port or of a mark: an answer
+/// to the virtual address, which clients here have for their own, or a packet that the service cannot serve.
+#[inline(always)]
+pub(crate) fn is_none_of<F: Frame>(frame: &mut F, service: &Service) -> bool {
+    if !F::RESOLVES || frame.interface() != LOOPBACK {
+        return false;
+    }
+    let is_answer = frame.head::<14>().is_some_and(|head| sender_of(head) != 0);
+    is_answer || service.flags & service_flag::LOCAL_CLIENTS == 0
 }
 
 /// Decides over a frame that leaves this host: what a NAT destination here says is said by the
 /// service; anything else leaves as it is, and nothing is counted.
 #[inline(always)]
 pub fn depart<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
-    const PASS: Verdict = Verdict::Pass(Reason::NoService);
-    let Some(settings) = tables.settings() else { return PASS };
-    let context = Context { tables, settings, now: Time::now(tables, settings) };
-    let Some(head) = frame.head::<14>() else { return PASS };
+    let Some(context) = Context::of(tables) else { return STRANGER };
+    let Some(head) = frame.head::<14>() else { return STRANGER };
     match u16_at(head, ethernet::TYPE) {
         ethernet::IPV4 => depart_as::<V4, F, T>(&context, frame),
         ethernet::IPV6 => depart_as::<V6, F, T>(&context, frame),
-        _ => None,
+        _ => STRANGER,
     }
-    .unwrap_or(PASS)
 }
 
-/// Returns `None` for a packet that is not ours.
+/// What becomes of a frame that leaves and is not ours.
+const STRANGER: Verdict = Verdict::Pass(Reason::NoService);
+
 #[inline(always)]
-fn depart_as<A: Quote, F: Frame, T: Tables>(
+fn depart_as<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    let packet = match A::parse(frame) {
+        Ok(packet) => packet,
+        Err(Reason::Malformed) => return STRANGER,
+        Err(_) => return Verdict::Next(Stage::said::<A>()),
+    };
+    let Some(found) = context.find_reply(&packet) else {
+        return match context.settings.flags & settings_flag::WIDE {
+            0 => STRANGER,
+            _ => Verdict::Next(Stage::said::<A>()),
+        };
+    };
+    let Ok((destination, row)) = context.destination(found.value.destination()) else {
+        return STRANGER;
+    };
+    let Some(service) = context.tables.service(destination.service) else { return STRANGER };
+    context.track_reply::<_, true>(&packet, &found);
+    let by = Substitute::by_service(destination, service);
+    if A::readdress(frame, packet.protocol, &by).is_none() {
+        return STRANGER;
+    }
+    count_answer(row, packet.length);
+    Verdict::Pass(Reason::Local)
+}
+
+/// Has `work` decide over a frame that leaves this host, whosever it is. Nothing is counted.
+#[inline(always)]
+pub fn leaving<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    work: impl FnOnce(&Context<'_, T>, &mut F, u16) -> Verdict,
+) -> Verdict {
+    Context::of(tables).map_or(STRANGER, |context| work(&context, frame, 0))
+}
+
+/// As [`depart`], what is not TCP or UDP behind a plain header, or of no ordinary connection: an ICMP error of
+/// this host's stack, which quotes what it got, is told by the service as well.
+#[inline(always)]
+pub fn said<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
+    let Some(scratch) = context.tables.scratch(context.tables.cpu()) else { return STRANGER };
+    let seen = match A::protocol(frame) {
+        Some(protocol) if protocol == A::ICMP => context.lay_out_quoted::<A, F>(frame, scratch),
+        _ => context.lay_out::<A, F>(frame, scratch),
+    };
+    if seen != FINE
+        || context.let_speak::<A>(scratch) == 0
+        || put_in_place::<A, F, T>(context, frame, scratch) == 0
+    {
+        return STRANGER;
+    }
+    Verdict::Pass(Reason::Local)
+}
+
+/// Puts what `scratch` says in the place of one end of the packet there, or of an ICMP error and what it quotes.
+/// Returns 0 if that cannot be done.
+#[inline(never)]
+fn put_in_place<A: Quote, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
-) -> Option<Verdict> {
-    let (packet, is_error) = match A::parse(frame) {
-        Ok(packet) => (packet, false),
-        // What the stack says of a packet that it got.
-        Err(Reason::OtherProtocol) => (A::quoted(frame).ok()?, true),
-        Err(_) => return None,
+    scratch: &Scratch,
+) -> u32 {
+    let packet = recall::<A, T>(context, scratch);
+    let [high, low, brief] = &scratch.stand_in;
+    let brief = context.tables.forget(context.tables.read(brief));
+    let address = A::from_words(context.tables.read(high), context.tables.read(low)).octets();
+    let port = brief as u16;
+    let (end, old, old_port) = match brief & REPLY {
+        0 => (End::Target, packet.target, packet.target_port),
+        _ => (End::Source, packet.source, packet.source_port),
     };
-    let Packet { source, source_port, protocol, .. } = packet;
-    let kind = endpoint_kind::REPLY;
-    let endpoint = endpoint::Key::new(context.settings, kind, source, source_port, protocol);
-    let key = Key::new(context.settings, &packet.reply(), endpoint.id(context.tables)?);
-    let found: Found<'_, A::Slot> = context.find_live(&key)?;
-    let (destination, row) = context.destination(found.value.destination()).ok()?;
-    let service = context.tables.service(destination.service)?;
-    if is_error {
-        if explain::<A, F>(frame, Brief::of(&packet), destination, service) == 0 {
-            return None;
-        }
-    } else {
-        context.track_reply::<_, true>(&packet, &found);
-        name_service::<A, F>(frame, packet.protocol, destination, service)?;
+    let deltas = deltas(old, old_port, &address, port);
+    let by = Substitute { end, address: &address, port: port.to_be_bytes(), deltas };
+    if brief & ERROR != 0 {
+        return A::translate_error(frame, &packet, &by, false).is_some().into();
     }
-    bump(&row.out_packets, 1);
-    bump(&row.out_bytes, u64::from(packet.length));
-    Some(Verdict::Pass(Reason::Local))
+    let place = Place::of(context, scratch);
+    let frame = &mut Moved::<F, false>::new(frame, place.transport());
+    A::readdress(frame, packet.protocol, &by).is_some().into()
 }
 
-/// Has the service say an ICMP error about a packet to a NAT destination here: nobody else knows what it
-/// quotes. Returns 0 if that cannot be done.
-#[inline(never)]
-fn explain<A: Quote, F: Frame>(
-    frame: &mut F,
-    error: Brief,
-    destination: &Destination,
-    service: &Service,
-) -> u32 {
-    let nobody = A::from_words(0, 0);
-    let packet = Packet {
-        source: nobody,
-        target: nobody,
-        source_port: 0,
-        target_port: 0,
-        protocol: error.protocol(),
-        flags: 0,
-        ttl: 0,
-        length: error.length() as u32,
-    };
-    let by = Substitute::by_service(destination, service);
-    A::translate_error(frame, &packet, &by, false).is_some().into()
+impl<'a, T: Tables> Context<'a, T> {
+    /// Has the stage for what stays on this host put an address and a port in the place of an end; `kind` is
+    /// [`PACKET`] or [`ERROR`].
+    #[inline(always)]
+    pub(crate) fn replace<A: Ip>(
+        &self,
+        end: End,
+        (high, low): (u64, u64),
+        port: u16,
+        kind: u64,
+    ) -> Verdict {
+        let is_reply = if end == End::Source { REPLY } else { 0 };
+        self.leave_stand_in(high, low, u64::from(port) | kind | is_reply);
+        Verdict::Next(Stage::here::<A>())
+    }
+
+    /// Leaves what stands in for an end. Returns 1, as BPF functions return something.
+    #[inline(never)]
+    fn leave_stand_in(&self, high: u64, low: u64, brief: u64) -> u32 {
+        if let Some(scratch) = self.tables.scratch(self.tables.cpu()) {
+            for (place, word) in scratch.stand_in.iter().zip([high, low, brief]) {
+                self.tables.write(place, word);
+            }
+        }
+        1
+    }
+
+    /// As [`lay_out`](Self::lay_out), what an ICMP error quotes.
+    #[inline(never)]
+    fn lay_out_quoted<A: Quote, F: Frame>(&self, frame: &mut F, scratch: &Scratch) -> u32 {
+        match A::quoted(frame) {
+            Ok(packet) => {
+                self.leave_as_it_is(&packet, 0, 0);
+                self.tables.write(&scratch.place, Place::QUOTED.0);
+                FINE
+            }
+            Err(reason) => reason as u32,
+        }
+    }
+
+    /// Finds the reply half that a packet belongs to.
+    #[inline(always)]
+    fn find_reply<A: Ip>(&self, packet: &Packet<A>) -> Option<Found<'a, A::Slot>> {
+        let Packet { source, source_port, protocol, .. } = *packet;
+        let kind = endpoint_kind::REPLY;
+        let endpoint = endpoint::Key::new(self.settings, kind, source, source_port, protocol);
+        self.find_live(&Key::new(self.settings, &packet.reply(), endpoint.id(self.tables)?))
+    }
+
+    /// Leaves who is to say to its client what a NAT destination here says, and notes and counts it. Returns
+    /// 0 for a packet that is not ours.
+    #[inline(never)]
+    fn let_speak<A: Ip>(&self, scratch: &Scratch) -> u32 {
+        self.find_speaker::<A>(scratch).is_some().into()
+    }
+
+    #[inline(always)]
+    fn find_speaker<A: Ip>(&self, scratch: &Scratch) -> Option<()> {
+        let packet = &recall::<A, T>(self, scratch);
+        let place = Place::of(self, scratch);
+        let id;
+        let mut slot = None;
+        if let Some(found) = self.find_reply(packet) {
+            id = found.value.destination();
+            match packet.protocol {
+                _ if place.is_quoted() => {}
+                _ if place.is_bare() => self.touch(&found),
+                sctp::PROTOCOL => self.track_reply::<A, false>(packet, &found),
+                _ => self.track_reply::<A, true>(packet, &found),
+            }
+        } else if self.settings.flags & settings_flag::WIDE == 0 {
+            return None;
+        } else if let Some(found) = self.find_wide_live(&wide::Key::reply(packet)) {
+            // Full NAT has its clients' answers come in.
+            if found.value.is_substituted() {
+                return None;
+            }
+            id = found.value.destination();
+            slot = Some(found.slot);
+        } else {
+            id = Some(self.answers_once(packet)).filter(|&id| id != 0)?;
+        }
+        let (destination, row) = self.destination(id).ok()?;
+        let service = self.tables.service(destination.service)?;
+        let ((high, low), port) = match slot {
+            Some(slot) => {
+                let [high, low] = &slot.other;
+                let address = (self.tables.read(high), self.tables.read(low));
+                (address, ports_of(self.tables.read(&slot.key)).2)
+            }
+            None => (A::from_octets(&service.address).words(), u16::from_be_bytes(service.port)),
+        };
+        if place.keeps_port(packet) && port != packet.source_port {
+            return None;
+        }
+        if let Some(slot) = slot
+            && !place.is_quoted()
+        {
+            self.note_reply(slot, packet, place);
+        }
+        self.remember(packet, place.begun(self, scratch));
+        let error = if place.is_quoted() { ERROR } else { PACKET };
+        self.leave_stand_in(high, low, u64::from(port) | error | REPLY);
+        count_answer(row, packet.length);
+        Some(())
+    }
 }
 
 /// Returns whether a packet would go back to the director that it comes from.

@@ -4,8 +4,8 @@
 
 use rlvs_wire::udp;
 
-use crate::abi::{Destination, Row, WideSlot, method};
-use crate::apart::{count_answer, deltas};
+use crate::abi::{Destination, Row, WideSlot, destination_flag, method};
+use crate::apart::{count_answer, count_request, deltas};
 use crate::connection::{Context, Found, Value};
 use crate::errors::{Quote, fit};
 use crate::forward::{account, forward};
@@ -13,6 +13,7 @@ use crate::frame::{Frame, Verdict};
 use crate::full::{Ends, substitute};
 use crate::hop::{self, Way};
 use crate::ip::{End, Packet};
+use crate::local;
 use crate::reason::Reason;
 use crate::stage::Stage;
 use crate::tables::Tables;
@@ -75,7 +76,13 @@ fn to_client<A: Quote, F: Frame, T: Tables>(
         }
     };
     let (high, low) = ends.target;
-    let way = context.way_to_client(frame, A::from_words(high, low))?;
+    let way = match context.way_to_client(frame, A::from_words(high, low)) {
+        Err(Verdict::Pass(Reason::Local)) if F::RESOLVES && !value.is_substituted() => {
+            count_answer(row, packet.length);
+            return Ok(context.replace::<A>(End::Source, ends.source, ends.ports.0, local::ERROR));
+        }
+        way => way?,
+    };
     fit(frame, packet, 0, &way)?;
     exchange(frame, packet, &ends)?;
     count_answer(row, packet.length);
@@ -92,9 +99,23 @@ pub(crate) fn to_server<A: Quote, F: Frame, T: Tables>(
     value: Value,
     (destination, row): (&Destination, &Row),
 ) -> Result<Verdict, Verdict> {
-    let way: Way<'_> = context.way_to_destination(frame, row, destination)?;
+    let is_nat = destination.method == method::MASQUERADE;
+    let way: Way<'_> = match context.way_to_destination(frame, row, destination) {
+        Err(Verdict::Pass(Reason::Local))
+            if F::RESOLVES
+                && is_nat
+                && !value.is_substituted()
+                && destination.flags & destination_flag::LOCAL != 0 =>
+        {
+            let address = A::from_octets(&destination.address).words();
+            let port = ports_of(context.tables.read(&slot.key)).2;
+            count_request(row, packet.length);
+            return Ok(context.replace::<A>(End::Target, address, port, local::ERROR));
+        }
+        way => way?,
+    };
     fit(frame, packet, destination.overhead, &way)?;
-    if destination.method != method::MASQUERADE {
+    if !is_nat {
         let message = Packet { protocol: A::ICMP, ..*packet };
         return Ok(forward::<A, F, T, true>(context, frame, &message, destination, row, &way));
     }

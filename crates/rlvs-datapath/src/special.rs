@@ -16,6 +16,7 @@ use crate::connection::{Context, Key, Value};
 use crate::fragment::left_to_the_stack;
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, Packet};
+use crate::local;
 use crate::opening::refuse_start;
 use crate::reason::Reason;
 use crate::schedule::{ASKING, DONE, NEXT, OPENED, SEARCHING, THERE, quiet};
@@ -57,7 +58,17 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
     if service == 0 || !is_own {
         return Verdict::Pass(Reason::NoService);
     }
+    if local::is_none_of(frame, record) {
+        return Verdict::Pass(Reason::Local);
+    }
     context.tables.write(&scratch.service, service.into());
+    // What has to be cut comes by XDP first.
+    if F::RESOLVES && A::FAMILY == 4 {
+        let id = context.take_handed(frame, &packet, record.flags);
+        if id != 0 {
+            return context.go_once::<A>(scratch, id);
+        }
+    }
     if record.flags & service_flag::SIP != 0
         && record.persistence != 0
         && context.tables.read(&scratch.brief) & sip::SOUGHT == 0
@@ -338,6 +349,12 @@ impl<T: Tables> Context<'_, T> {
         if let Some(row) = self.tables.row(self.row_index(id)) {
             bump(&row.connections, 1);
         }
+        self.go_once::<A>(scratch, id)
+    }
+
+    /// Has a destination get the datagram that is there, which leaves no entry.
+    #[inline(always)]
+    fn go_once<A: Ip>(&self, scratch: &Scratch, id: u32) -> Verdict {
         self.tables.write(&scratch.once, id.into());
         let back = back(self, scratch) as u32;
         let is_odd = back == Stage::odd::<A>() as u32 || back == Stage::strange::<A>() as u32;

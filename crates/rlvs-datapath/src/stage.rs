@@ -3,17 +3,18 @@
 
 use crate::frame::{Frame, Verdict};
 use crate::ip::{Ip, V4, V6};
+use crate::local::leaving;
 use crate::process::settle;
 use crate::tables::Tables;
 use crate::{
-    adopt, apart, association, cut, errors, fragment, full, guard, mss, opening, quoted, refuse,
-    relay, rest, schedulers, sip, special, strange,
+    adopt, apart, association, cut, errors, fragment, full, guard, local, mss, opening, quoted,
+    refuse, relay, rest, schedulers, sip, special, strange,
 };
 
 /// Calls a macro with the table of stages: of those that are `once`, and of those that are for `each`
 /// IP version. A line has the stage, the end of the names of its programs, the function that carries
 /// it out and the group that it belongs to; then `only Tc` if XDP leaves its packets to TC, which begins
-/// anew.
+/// anew, `only Out` if frames come there from the program for those that leave this host.
 ///
 /// Numbers follow from the order: another order is another layout of the maps.
 #[macro_export]
@@ -92,6 +93,11 @@ macro_rules! stages {
                 adopt: Adopt4 adopt4, Adopt6 adopt6 = adopt::first, Adopt;
                 /// It has, and goes to the server.
                 adopted: Adopted4 adopted4, Adopted6 adopted6 = adopt::carry, Adopt;
+                /// A packet stays on this host, and one end of it is to be replaced.
+                here: Here4 here4, Here6 here6 = local::here, Here, only Tc;
+                /// A packet leaves this host that a real server here may have sent: not TCP or UDP with
+                /// the usual headers, or of no ordinary connection.
+                said: Said4 said4, Said6 said6 = local::said, Said, only Out;
             }
         }
     };
@@ -99,7 +105,9 @@ macro_rules! stages {
 
 macro_rules! define {
     (@is_on_xdp) => { true };
-    (@is_on_xdp Tc) => { false };
+    (@is_on_xdp $only:ident) => { false };
+    (@begin Out) => { leaving };
+    (@begin $($only:ident)?) => { settle::<false, _, _> };
     (
         once {$(
             $(#[$about_one:meta])*
@@ -196,10 +204,10 @@ macro_rules! define {
             match stage {
                 $(Stage::$one => $one_module::$one_work(tables),)*
                 $(
-                    Stage::$four => settle::<false, F, T>(frame, tables, |context, frame, _| {
+                    Stage::$four => define!(@begin $($only)?)(frame, tables, |context, frame, _| {
                         $module::$work::<V4, F, T>(context, frame)
                     }),
-                    Stage::$six => settle::<false, F, T>(frame, tables, |context, frame, _| {
+                    Stage::$six => define!(@begin $($only)?)(frame, tables, |context, frame, _| {
                         $module::$work::<V6, F, T>(context, frame)
                     }),
                 )*
@@ -240,11 +248,15 @@ pub enum Group {
     Sip,
     /// Where ICMP errors may open connections.
     Adopt,
+    /// Where NAT may have clients or real servers on this host.
+    Here,
+    /// Where NAT has real servers on this host.
+    Said,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Ordinary,
         Self::Unusual,
         Self::Associations,
@@ -258,6 +270,8 @@ impl Group {
         Self::FullNat,
         Self::Sip,
         Self::Adopt,
+        Self::Here,
+        Self::Said,
     ];
 
     /// Returns whether packets are balanced without it, but for those that it is for: what has unusual

@@ -28,7 +28,7 @@ use crate::tables::Tables;
 use crate::wide::{Key, ports_of};
 
 /// What [`Context::lay_out`] returns if nothing is wrong.
-const FINE: u32 = u32::MAX;
+pub(crate) const FINE: u32 = u32::MAX;
 
 /// Any such packet; it may be a request.
 #[inline(always)]
@@ -148,7 +148,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
     let too_big = |frame: &mut Moved<'_, F, false>, _| {
         let verdict = cut_or_leave::<A, _>(frame);
         if is_alone {
-            context.choose_again::<F>(id, verdict, !place.is_later());
+            context.keep_choice(frame, packet, id, verdict, !place.is_later());
         }
         verdict
     };
@@ -186,11 +186,13 @@ fn port<T: Tables>(context: &Context<'_, T>, slot: &WideSlot) -> u16 {
 /// Where the transport header stands (16 bits; 0 if there is none), and whether the packet is part of a
 /// datagram.
 #[derive(Clone, Copy)]
-pub(crate) struct Place(u64);
+pub(crate) struct Place(pub(crate) u64);
 
 impl Place {
     const FIRST: u64 = 1 << 16;
     const LATER: u64 = 1 << 17;
+    /// That of a packet which an ICMP error quotes: it has no part in its connection's state.
+    pub(crate) const QUOTED: Self = Self(1 << 18);
 
     #[inline(always)]
     fn new<A: Ip>(layout: &Layout<A>, origin: Origin) -> Self {
@@ -200,16 +202,20 @@ impl Place {
         Self(transport | first | later)
     }
     #[inline(always)]
-    fn of<T: Tables>(context: &Context<'_, T>, scratch: &Scratch) -> Self {
+    pub(crate) fn of<T: Tables>(context: &Context<'_, T>, scratch: &Scratch) -> Self {
         Self(context.tables.forget(context.tables.read(&scratch.place)))
     }
     #[inline(always)]
-    fn transport(self) -> usize {
+    pub(crate) fn transport(self) -> usize {
         (self.0 & 0xffff) as usize
     }
     #[inline(always)]
-    fn is_bare(self) -> bool {
+    pub(crate) fn is_bare(self) -> bool {
         self.transport() == 0
+    }
+    #[inline(always)]
+    pub(crate) fn is_quoted(self) -> bool {
+        self.0 & Self::QUOTED.0 != 0
     }
     #[inline(always)]
     fn is_later(self) -> bool {
@@ -217,12 +223,12 @@ impl Place {
     }
     /// Returns the hash of a datagram of which this is the first fragment, else 0.
     #[inline(always)]
-    fn begun<T: Tables>(self, context: &Context<'_, T>, scratch: &Scratch) -> u64 {
+    pub(crate) fn begun<T: Tables>(self, context: &Context<'_, T>, scratch: &Scratch) -> u64 {
         if self.0 & Self::FIRST != 0 { context.tables.read(&scratch.datagram) } else { 0 }
     }
     /// Returns whether no port of a packet may change, as its checksum covers what other fragments hold.
     #[inline(always)]
-    fn keeps_port<A>(self, packet: &Packet<A>) -> bool {
+    pub(crate) fn keeps_port<A>(self, packet: &Packet<A>) -> bool {
         self.0 & (Self::FIRST | Self::LATER) != 0 && packet.protocol == sctp::PROTOCOL
     }
 }
@@ -231,7 +237,7 @@ impl<T: Tables> Context<'_, T> {
     /// Finds the parts of a packet and leaves them for the next stages. Returns [`FINE`], or the number of the
     /// reason for which it is passed to the stack.
     #[inline(never)]
-    fn lay_out<A: Ip, F: Frame>(&self, frame: &mut F, scratch: &Scratch) -> u32 {
+    pub(crate) fn lay_out<A: Ip, F: Frame>(&self, frame: &mut F, scratch: &Scratch) -> u32 {
         match self.try_to_lay_out::<A, F>(frame, scratch) {
             Ok(()) => FINE,
             Err(reason) => reason as u32,
@@ -290,7 +296,7 @@ impl<T: Tables> Context<'_, T> {
 
     /// Notes a reply.
     #[inline(always)]
-    fn note_reply<A: Ip>(&self, slot: &WideSlot, packet: &Packet<A>, place: Place) {
+    pub(crate) fn note_reply<A: Ip>(&self, slot: &WideSlot, packet: &Packet<A>, place: Place) {
         let Packet { protocol, flags, .. } = *packet;
         match protocol {
             _ if place.is_bare() => {

@@ -143,14 +143,24 @@ macro_rules! programs {
             on_xdp::<$first>(&ctx, $decide)
         }
 
-        programs! { Tc $xdp, $tc: $first, $decide }
+        programs! { Only $xdp, $tc: $first, $decide }
     };
-    (Tc $xdp:ident, $tc:ident: $first:literal, $decide:expr) => {
+    ($only:ident $xdp:ident, $tc:ident: $first:literal, $decide:expr) => {
         #[classifier]
         #[inline(always)]
         pub fn $tc(ctx: TcContext) -> i32 {
             on_tc::<$first>(&ctx, $decide)
         }
+    };
+}
+
+/// Names what a stage's work is handed to.
+macro_rules! begin {
+    (Out) => {
+        local::leaving
+    };
+    ($($only:ident)?) => {
+        settle::<false, _, _>
     };
 }
 
@@ -174,13 +184,13 @@ macro_rules! stage_programs {
         $(
             programs! {
                 $($only)? ${concat(rlvs_xdp_, $name4)}, ${concat(rlvs_tc_, $name4)}:
-                false, |frame, maps| settle::<false, _, _>(frame, maps, |context, frame, _| {
+                false, |frame, maps| begin!($($only)?)(frame, maps, |context, frame, _| {
                     $module::$work::<V4, _, _>(context, frame)
                 })
             }
             programs! {
                 $($only)? ${concat(rlvs_xdp_, $name6)}, ${concat(rlvs_tc_, $name6)}:
-                false, |frame, maps| settle::<false, _, _>(frame, maps, |context, frame, _| {
+                false, |frame, maps| begin!($($only)?)(frame, maps, |context, frame, _| {
                     $module::$work::<V6, _, _>(context, frame)
                 })
             }

@@ -66,7 +66,9 @@ once! {
     unknown_peer as "rlvs_unknown_peer" (first) =>
         with(|context| context.unknown_peer(first as u32).into());
     follow_crc as "rlvs_follow_crc" (old, difference, bytes) =>
-        crc32c::follow(old as u32, difference as u32, power(bytes as u32)).into();
+        old ^ multiply(difference, power(bytes as u32).into());
+    multiply as "rlvs_multiply" (left, right) =>
+        crc32c::product(left as u32, right as u32).into();
 }
 
 /// A power of x on its way.
@@ -79,7 +81,8 @@ struct Power {
 extern "C" fn step(index: u64, to: *mut Power) -> i64 {
     // SAFETY: bpf_loop hands on the power that `power` made.
     let to = unsafe { &mut *to };
-    to.power = crc32c::step(to.power, to.bytes as u16, index as u32);
+    let square = multiply(to.power.into(), to.power.into());
+    to.power = crc32c::step(square as u32, to.bytes as u16, index as u32);
     0
 }
 

@@ -10,8 +10,8 @@
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// The polynomial 1.
 pub const ONE: u32 = 1 << 31;
-/// Steps to any power.
-pub const STEPS: u32 = 16;
+/// Steps to any power: bits of 8 · 65,535.
+pub const STEPS: u32 = 19;
 
 /// Returns the CRC of a packet of `length` bytes, of which the first four differ from those of a
 /// packet with the CRC `old` by `difference`, the exclusive or of both read as little-endian;
@@ -26,30 +26,24 @@ pub const fn follow(old: u32, difference: u32, power: u32) -> u32 {
 pub const fn power(bytes: u16) -> u32 {
     let (mut power, mut index) = (ONE, 0);
     while index < STEPS {
-        power = step(power, bytes, index);
+        power = step(product(power, power), bytes, index);
         index += 1;
     }
     power
 }
 
-/// Does one of the [`STEPS`] to a power, which begin with [`ONE`]: a square, and a multiplication by
-/// x^8 if the next bit of the number is set, the most significant first.
+/// Does one of the [`STEPS`] to a power, which begin with [`ONE`], given the square of what the last has
+/// returned: multiplies that by x if the next bit of 8 · `bytes` is set, the most significant first.
 #[inline(always)]
-pub const fn step(power: u32, bytes: u16, index: u32) -> u32 {
-    let square = product(power, power);
-    let mut shifted = square;
-    let mut times = 0;
-    while times < 8 {
-        shifted = times_x(shifted);
-        times += 1;
-    }
-    let is_set = (bytes as u32 >> (STEPS - 1 - (index & 15)) & 1).wrapping_neg();
-    square ^ (square ^ shifted) & is_set
+pub const fn step(square: u32, bytes: u16, index: u32) -> u32 {
+    let bits = (bytes as u32) << 3;
+    let is_set = (bits >> ((STEPS - 1).wrapping_sub(index) & 31) & 1).wrapping_neg();
+    square ^ (square ^ times_x(square)) & is_set
 }
 
 /// Multiplies two polynomials, without a branch for a verifier to follow.
 #[inline(always)]
-const fn product(left: u32, right: u32) -> u32 {
+pub const fn product(left: u32, right: u32) -> u32 {
     let (mut product, mut shifted) = (0, right);
     let mut degree = 0;
     while degree < 32 {

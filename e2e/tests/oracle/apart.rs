@@ -206,24 +206,56 @@ pub(crate) fn here(play: &mut Play<'_, '_>) {
     for method in ["-m", "-g"] {
         let own = if method == "-m" { play.ports.real } else { play.ports.service };
         let own = SocketAddr::new(server(play.family, 1), own);
-        for (protocol, kind) in [("-t", Kind::Tcp(SYN)), ("-u", Kind::Udp)] {
+        let association = Kind::Sctp(chunk::INIT, None);
+        for (protocol, kind) in
+            [("-t", Kind::Tcp(SYN)), ("-u", Kind::Udp), ("--sctp-service", association)]
+        {
             let at = play.virtual_end();
             play.adm(&format!("-A {protocol} {at} -s rr"));
             play.adm(&format!("-a {protocol} {at} -r {own} {method}"));
-            play.ports.client += 1;
-            let step = |what: &str| format!("{method} {protocol} {what}");
-            play.client_sends(&step("whole"), kind);
-            play.client_sends(&step("again"), kind);
-            let request = play.request(kind);
-            play.send(&step("options"), Side::Clients, &more_headers(&request.bytes()));
-            let long = Packet { payload: vec![0x42; 1000], ..request.clone() };
-            let pieces = fragments(&long.bytes(), 0x7171, 400);
-            play.send_all(&step("pieces"), Side::Clients, &pieces);
-            let last = Packet { ttl: 1, ..request };
-            play.send(&step("last hop"), Side::Clients, &last.bytes());
+            ask_here(play, &format!("{method} {protocol}"), kind);
+            let last = Packet { ttl: 1, ..play.request(kind) };
+            play.send(&format!("{method} {protocol} last hop"), Side::Clients, &last.bytes());
             play.adm(&format!("-D {protocol} {at}"));
         }
     }
+}
+
+/// The same with NAT of services of every port, and of a mark.
+pub(crate) fn here_at_any_port(play: &mut Play<'_, '_>) {
+    play.own_client();
+    let own = SocketAddr::new(server(play.family, 1), 0);
+    let any = SocketAddr::new(play.virtual_end().ip(), 0);
+    for protocol in ["-t", "-u"] {
+        play.adm(&format!("-A {protocol} {any} -s rr -p 300"));
+        play.adm(&format!("-a {protocol} {any} -r {own} -m"));
+    }
+    let kinds = [("tcp", Kind::Tcp(SYN)), ("udp", Kind::Udp)];
+    for (name, kind) in kinds {
+        ask_here(play, &format!("any port {name}"), kind);
+    }
+    for protocol in ["-t", "-u"] {
+        play.adm(&format!("-D {protocol} {any}"));
+    }
+    let is_v6 = if play.family == 6 { "-6" } else { "" };
+    play.mark(MARK);
+    play.adm(&format!("-A -f {MARK} {is_v6} -s rr"));
+    play.adm(&format!("-a -f {MARK} {is_v6} -r {own} -m"));
+    for (name, kind) in kinds {
+        ask_here(play, &format!("mark {name}"), kind);
+    }
+}
+
+/// Sends packets of a new client's port to a service whose real server is the director.
+fn ask_here(play: &mut Play<'_, '_>, name: &str, kind: Kind) {
+    play.ports.client += 1;
+    play.client_sends(&format!("{name} whole"), kind);
+    play.client_sends(&format!("{name} again"), kind);
+    let request = play.request(kind);
+    play.send(&format!("{name} options"), Side::Clients, &more_headers(&request.bytes()));
+    let long = Packet { payload: vec![0x42; 1000], ..request };
+    let pieces = fragments(&long.bytes(), 0x7171, 400);
+    play.send_all(&format!("{name} pieces"), Side::Clients, &pieces);
 }
 
 fn more_headers(frame: &[u8]) -> Vec<u8> {

@@ -137,6 +137,10 @@ pub(crate) fn all() -> Vec<(String, u8, Scenario)> {
         let scenario: OfNone = adopted;
         all.push((format!("adopted {family}"), family, Box::new(scenario)));
     }
+    for family in [4, 6] {
+        let scenario: OfNone = apart::here_at_any_port;
+        all.push((format!("here at any port {family}"), family, Box::new(scenario)));
+    }
     all
 }
 

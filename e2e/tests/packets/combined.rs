@@ -1,6 +1,5 @@
 //! What is unusual in two ways: ICMP errors about servers here and about services without a port or an
-//! address of their own; options, extension headers and fragments of servers here, which are the stack's as
-//! they came.
+//! address of their own.
 
 use std::net::SocketAddr;
 
@@ -9,7 +8,6 @@ use e2e::network::{self, GATEWAY_MAC, Network, client, server, server_mac, vip};
 use e2e::packet::{Kind, Message, Packet};
 use e2e::scene::{PORT, REAL_PORT, SCTP, TCP, UDP, description, destination, request, service};
 use e2e::table::{Description, Server};
-use e2e::unusual::{extended, fragments, optioned};
 use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::method;
 use rlvs_datapath::frame::Verdict;
@@ -18,10 +16,8 @@ use rlvs_wire::tcp::{ACK, SYN};
 
 use crate::persistence::{any_port, by_mark, persist};
 
-const INIT: u8 = 1;
-
 /// Services 1, TCP, and 2, UDP, and 3, SCTP, whose destination is the director at its address 101.
-fn on_director(network: &Network, family: u8, method: u8) -> Description {
+pub(crate) fn on_director(network: &Network, family: u8, method: u8) -> Description {
     let address = vip(family, 101);
     let of = |protocol| {
         service(family, protocol, vec![Server { address, ..destination(family, 11, method) }])
@@ -30,34 +26,21 @@ fn on_director(network: &Network, family: u8, method: u8) -> Description {
 }
 
 /// An error of each kind that a transport is told of, and the header's second half.
-fn errors(family: u8) -> [([u8; 2], [u8; 4]); 2] {
+pub(crate) fn errors(family: u8) -> [([u8; 2], [u8; 4]); 2] {
     let (none, mtu) = ([0; 4], [0, 0, 5, 0x14]);
     if family == 4 { [([3, 3], none), ([3, 4], mtu)] } else { [([1, 4], none), ([2, 0], mtu)] }
 }
 
 /// Quotes so many bytes from a packet's transport header on.
-fn quote(packet: &Packet, bytes: usize) -> Vec<u8> {
+pub(crate) fn quote(packet: &Packet, bytes: usize) -> Vec<u8> {
     let header = if packet.source.is_ipv4() { 20 } else { 40 };
     packet.bytes()[14..][..header + bytes].to_vec()
 }
 
 /// Returns a packet as it is quoted.
-fn said(source: SocketAddr, target: SocketAddr, kind: Kind) -> Packet {
+pub(crate) fn said(source: SocketAddr, target: SocketAddr, kind: Kind) -> Packet {
     let [from, to] = [[0; 6], [0; 6]];
     Packet { from, to, source, target, kind, ttl: 60, payload: b"what was said".to_vec() }
-}
-
-/// Returns a frame in disguises that lead to where it leads itself.
-fn disguises(frame: &Packet) -> Vec<Vec<u8>> {
-    let bytes = frame.bytes();
-    let long = Packet { payload: vec![0x42; 200], ..frame.clone() }.bytes();
-    let mut all = fragments(&long, 0x77, 64);
-    all.push(if frame.source.is_ipv4() {
-        optioned(&bytes, &[1, 1, 1, 0])
-    } else {
-        extended(&bytes, &[(60, &[1, 4, 0, 0, 0, 0])])
-    });
-    all
 }
 
 /// Asserts that a frame passes as it came and leaves nothing but a count.
@@ -132,32 +115,6 @@ fn errors_about_a_nat_server_here_are_translated_both_ways() {
                     let outcome = world.step_out(&astray.bytes());
                     assert_eq!((outcome.bytes, outcome.changes), (astray.bytes(), Vec::new()));
                 }
-            }
-        }
-    });
-}
-
-#[test]
-fn what_is_unusual_for_a_server_here_is_the_stacks() {
-    network::run("unusual-here", |network| {
-        let mut world = World::new(network, &on_director(network, 4, method::MASQUERADE));
-        for (family, kind) in
-            [4, 6].into_iter().flat_map(|f| [Kind::Tcp(SYN), Kind::Udp].map(|kind| (f, kind)))
-        {
-            world.reset(&on_director(network, family, method::MASQUERADE));
-            let opening = request(network, family, kind);
-            for frame in disguises(&opening) {
-                let step = world.step(&frame);
-                for outcome in [&step.xdp, &step.tc] {
-                    assert!(matches!(outcome.verdict, Verdict::Pass(_)), "{outcome:?}");
-                    assert_eq!(outcome.bytes, frame);
-                }
-            }
-            let association = request(network, family, Kind::Sctp(INIT, None));
-            let step = world.step(&association.bytes());
-            for outcome in [&step.xdp, &step.tc] {
-                assert!(matches!(outcome.verdict, Verdict::Pass(_)), "{outcome:?}");
-                assert_eq!(outcome.bytes, association.bytes());
             }
         }
     });

@@ -10,7 +10,7 @@ use e2e::unusual::{extended, fragments, optioned, resized};
 use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::{Interface, destination_flag, method, service_flag};
 use rlvs_datapath::frame::Verdict;
-use rlvs_datapath::local::LOOPBACK;
+use rlvs_datapath::local::{ARRIVED, LOOPBACK};
 use rlvs_datapath::reason::Reason;
 use rlvs_wire::tcp::{ACK, FIN, SYN};
 
@@ -180,7 +180,7 @@ fn a_client_here_sends_and_gets_by_the_loopback_device() {
             assert_eq!(step.xdp.bytes, bytes);
             assert_eq!(step.tc.verdict, Verdict::Arrive);
             let got = Packet {
-                from: [0; 6],
+                from: ARRIVED,
                 to: [0; 6],
                 source: (vip(family, 100), PORT).into(),
                 ..said.clone()

@@ -16,6 +16,7 @@ mod expiry;
 mod full;
 mod golden;
 mod guard;
+mod here;
 mod length;
 mod local;
 mod malformed;

@@ -403,7 +403,7 @@ fn what_may_be_cut_is_left_to_the_stack_in_its_tunnel() {
     });
 }
 
-/// One that is scheduled alone too: it is counted once, though XDP and TC both look for a destination.
+/// One that is scheduled alone too, with the destination that XDP has picked: no other is picked for it.
 #[test]
 fn a_single_datagram_that_may_be_cut_is_left_to_the_stack() {
     network::run("tun-cut-once", |network| {
@@ -422,17 +422,25 @@ fn a_single_datagram_that_may_be_cut_is_left_to_the_stack() {
                     service.flags |= service_flag::SPECIAL | service_flag::ONE_PACKET;
                 }
             });
-            for frame in frames.iter().take(2) {
-                let step = world.step(frame);
-                assert_eq!(step.xdp.verdict, Verdict::Next(Stage::Cut4));
-                assert_eq!(step.tc.verdict, Verdict::Arrive, "{step:?}");
+            let counted = |changes: &[String]| {
+                changes.iter().filter(|line| line.contains(" connections = ")).count()
+            };
+            for (index, frame) in frames.iter().take(2).enumerate() {
+                let input = Input::new(frame, network.inside.index);
+                let left = world.step_xdp(&input);
+                assert_eq!(left.verdict, Verdict::Next(Stage::Cut4));
+                assert_eq!(left.bytes, *frame);
+                assert_eq!(counted(&left.changes), usize::from(index == 0), "{left:?}");
+                world.hand_to_tc();
+                let cut = world.step_tc(&input);
+                assert_eq!(cut.verdict, Verdict::Arrive, "{cut:?}");
+                assert_eq!(counted(&cut.changes), 0, "{cut:?}");
+                assert!(cut.changes.iter().any(|line| line.contains(" packets in = ")));
+                world.leave_to_tc();
             }
-            let counted = |name: &str| world.snapshot().get(name).cloned();
-            let ids = 1..world.tables().destinations.len();
-            let counts: Vec<_> =
-                ids.filter_map(|id| counted(&format!("d{id} connections"))).collect();
-            // The tables shown are those of XDP.
-            assert!(counts.is_empty(), "{counts:?}");
+            // What was handed on once is taken: the same by TC alone is chosen for.
+            let again = world.step_tc(&Input::new(&frames[0], network.inside.index));
+            assert_eq!((again.verdict, counted(&again.changes)), (Verdict::Arrive, 1));
         }
     });
 }

@@ -18,6 +18,7 @@ use rlvs_datapath::stage::Stage;
 use rlvs_datapath::state::State;
 
 use super::error::{EDITING, Error, LOADING};
+use super::local;
 use super::maps::{Maps, reason};
 use super::pins::{self, Folder, Unfinished};
 use super::stages::{self, Body, Group};
@@ -113,7 +114,13 @@ pub(super) fn load(unfinished: &Unfinished, sizes: Sizes, bodies: &[Body]) -> Re
 pub(super) fn load_beside(folder: &Folder, next: &str) -> Result<(), Error> {
     let bodies: Vec<Body> =
         Body::ALL.into_iter().filter(|body| folder.path(body.pin()).exists()).collect();
-    let stages = stages::named(folder)?;
+    let mut stages = stages::named(folder)?;
+    // The object before may have done without them.
+    for group in local::groups(&Maps::open_unchecked(folder)?.settings()) {
+        if !group.stages().any(|stage| stages.contains(&stage)) {
+            stages.extend(group.stages());
+        }
+    }
     let bytes = object()?;
     let mut loader = EbpfLoader::new();
     let names = folder.names()?;
@@ -189,6 +196,14 @@ pub(super) fn ensure_group(group: Group) -> Result<(), Error> {
 /// As [`load`].
 pub(super) fn ensure_family(family: u8) -> Result<(), Error> {
     ensure(&stages::of_family(family).collect::<Vec<_>>())
+}
+
+/// As [`ensure_group`] those of a group's stages that an IP version (4 or 6) needs.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn ensure_group_of(group: Group, family: u8) -> Result<(), Error> {
+    ensure(&group.stages().filter(|stage| stage.family() == Some(family)).collect::<Vec<_>>())
 }
 
 /// Makes every program besides the others of the calling thread's network namespace, so that no

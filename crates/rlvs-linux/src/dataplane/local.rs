@@ -8,7 +8,8 @@ use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::{TcAttachOptions, TcAttachType};
 use rlvs_control::model::{Destination, ForwardingMethod};
-use rlvs_datapath::abi::{destination_flag, settings_flag};
+use rlvs_datapath::abi::{Settings, destination_flag, settings_flag};
+use rlvs_datapath::stage::Group;
 
 use super::attach::{self, KIND_TC, TcHook};
 use super::error::Error;
@@ -45,6 +46,14 @@ pub(super) fn prepare(maps: &Maps, to: &Destination, place: u8) -> Result<(), Er
     let Some(folder) = pins::open()? else { return Ok(()) };
     maps.settings.update(0, &settings)?;
     hang(&folder, maps, &Rtnetlink::open()?.links()?)
+}
+
+/// Returns the groups of stages without which what the settings ask for is left to the stack.
+pub(super) fn groups(settings: &Settings) -> impl Iterator<Item = Group> {
+    let flags = settings.flags;
+    let here = (flags & settings_flag::LOCAL_CLIENTS != 0).then_some(Group::Here);
+    let said = (flags & settings_flag::LOCAL_SERVERS != 0).then_some(Group::Said);
+    here.into_iter().chain(said)
 }
 
 /// Puts the hooks there that the settings ask for.

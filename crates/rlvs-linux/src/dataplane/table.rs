@@ -37,7 +37,6 @@ use super::access::Guards;
 use super::connections;
 use super::endpoints::Endpoint;
 use super::load;
-use super::local;
 use super::maps::Maps;
 use super::neighbours::Ways;
 use super::pins::{self, Folder};
@@ -64,6 +63,8 @@ pub struct BpfTable {
     services: BTreeMap<ServiceId, u32>,
     /// A bit for each IP version whose stages are known to be there.
     families: Cell<u8>,
+    /// The same of those for clients on this host, and in the upper half for real servers here.
+    local: Cell<u16>,
     /// Every destination by its service, in the list or retired.
     destinations: BTreeMap<(u32, DestinationId), u32>,
     /// Reply endpoints in use, with the number of destinations that use each.
@@ -138,6 +139,7 @@ impl BpfTable {
             guards: None,
             services: BTreeMap::new(),
             families: Cell::default(),
+            local: Cell::default(),
             destinations: BTreeMap::new(),
             replies: BTreeMap::new(),
             ring_cursor: 0,
@@ -272,7 +274,7 @@ impl BpfTable {
             let place = self.ways.place(to.id.address);
             record.flags = destination_flag::AVAILABLE | place;
             pool::prepare(&self.maps, service, to, place)?;
-            local::prepare(&self.maps, to, place)?;
+            self.ensure_local(to, place)?;
         }
         self.begin_change(service)?;
         if !same_way {
@@ -425,7 +427,7 @@ impl Table for BpfTable {
         self.forget(false)?;
         let place = self.ways.place(to.id.address);
         pool::prepare(&self.maps, service_number, to, place)?;
-        local::prepare(&self.maps, to, place)?;
+        self.ensure_local(to, place)?;
         let key = (service_number, to.id);
         let remembered = self.destinations.get(&key).copied();
         let next = self.begin_addition(service_number)?;

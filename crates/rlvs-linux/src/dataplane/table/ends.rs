@@ -9,9 +9,9 @@ use rlvs_datapath::abi::{
 use super::BpfTable;
 use crate::dataplane::access::Guards;
 use crate::dataplane::endpoints::{self, Endpoint};
-use crate::dataplane::load;
 use crate::dataplane::records::{self, address, method_number};
 use crate::dataplane::stages::Group;
+use crate::dataplane::{load, local};
 
 /// Reply endpoint ids begin here: services have those below.
 const REPLY_IDS: u32 = IDS;
@@ -61,6 +61,28 @@ impl BpfTable {
             load::ensure_family(family)?;
         }
         self.families.set(self.families.get() | 1 << family);
+        Ok(())
+    }
+
+    /// Puts there what a destination's connections need that begin or end on this host, if it is the first.
+    pub(super) fn ensure_local(
+        &self,
+        to: &Wanted,
+        place: u8,
+    ) -> Result<(), crate::dataplane::Error> {
+        local::prepare(&self.maps, to, place)?;
+        if to.method != ForwardingMethod::Masquerade {
+            return Ok(());
+        }
+        let family = if to.id.address.is_ipv4() { 4 } else { 6 };
+        let groups = [(Group::Here, true), (Group::Said, place & destination_flag::LOCAL != 0)];
+        for (shift, (group, is_needed)) in (0..).zip(groups) {
+            let bit = 1 << (family + shift * 8);
+            if is_needed && self.local.get() & bit == 0 {
+                load::ensure_group_of(group, family)?;
+                self.local.set(self.local.get() | bit);
+            }
+        }
         Ok(())
     }
 
