@@ -37,7 +37,8 @@ pub(crate) fn run() -> Result<()> {
     let own = std::env::current_exe().context("finding this program")?;
     let of_other = |command: &mut Command| {
         command.current_dir(&sources).env("CARGO_MANIFEST_DIR", sources.join("xtask"));
-        command.env("CARGO_TARGET_DIR", &target);
+        // Cargo would take what is built of two workspaces for one another.
+        command.env("CARGO_TARGET_DIR", folder.join("target"));
     };
     let mut objects = Command::new(&own);
     of_other(objects.arg("ebpf"));
@@ -46,14 +47,14 @@ pub(crate) fn run() -> Result<()> {
     of_other(build.args(["build", "--package", "rlvs"]));
     run::stage("the other command", || run::run(&mut build))?;
     let program = folder.join("rlvs");
-    fs::copy(target.join("debug/rlvs"), &program).context("keeping the other command")?;
+    fs::copy(folder.join("target/debug/rlvs"), &program).context("keeping the other command")?;
     let mut package = Command::new(&own);
     of_other(
         package.args(["package", "--dev", "--package-version", "0.0.3", "--output"]).arg(&folder),
     );
     run::stage("the other package", || run::run(&mut package))?;
 
-    // The tests' own version is in its place again.
+    // The package's test packs the command and runs this program.
     run::stage("build", || {
         run::run(run::cargo()?.args(["build", "--package", "rlvs", "--package", "xtask"]))
     })?;
