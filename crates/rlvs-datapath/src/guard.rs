@@ -12,11 +12,11 @@
 //! the control plane reads.
 //!
 //! A *table* finds in which of the ranges, into which prefixes cut the addresses, one lies. It cuts what
-//! lies between the first bound and the last one into equal parts, of which each has an element: what holds
-//! for all of it, or the root of a tree, 10 bounds in a node, 11 ways to go on. So a table is about as dense
-//! as what it is made of, wherever that lies, and of 100,000 prefixes few are left in each part: a look-up
-//! waits for the line of an element and for that of a node. Words have 64 bits: IPv4 addresses, or the upper
-//! half of IPv6 ones, from where another table goes on if longer prefixes begin with that half.
+//! lies between the first bound and the last one into equal parts, and has for each the root of a tree, 10
+//! bounds in a node, 11 ways to go on. So a table is about as dense as what it is made of, wherever that
+//! lies: of 100,000 prefixes few are left in each part, nearly all roots are all of their trees, and a
+//! look-up waits for one line of memory. Words have 64 bits: IPv4 addresses, or the upper half of IPv6 ones,
+//! from where another table goes on if longer prefixes begin with that half.
 
 use crate::abi::{Limit, Line, SLOTS6, SOURCE_BUCKETS, Service, Source, Word, service_flag};
 use crate::connection::{Context, Key, Value};
@@ -29,10 +29,6 @@ use crate::stage::Stage;
 use crate::state::State;
 use crate::tables::{Book, TIME_BITS, TIME_MASK, Tables, Time};
 
-/// Ways in a line of a table.
-pub const WAYS: usize = 2 * crate::abi::LINE_WORDS;
-/// Ways for which there would be room in the first line of a table, were its head not there.
-pub const HEAD: usize = 4;
 /// Bounds in a node.
 pub const BOUNDS: usize = 10;
 /// Nodes from a root to the end, at most: 11^7 ranges.
@@ -137,7 +133,7 @@ pub fn node(bounds: &[u64], ways: &[u32]) -> Line {
     line
 }
 
-/// Where a table's parts lie.
+/// Where a table's parts lie, as its first line has it; the roots of their trees follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parts {
     /// First word of the first part.
@@ -149,10 +145,10 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Returns the number of the element that a word leads to: 0 below the first part, the last one above
-    /// all parts.
+    /// Returns the number of the root that a word leads to: 0 below the first part, the last one above all
+    /// parts.
     #[inline(always)]
-    pub fn element(&self, word: u64) -> u32 {
+    pub fn root(&self, word: u64) -> u32 {
         if word < self.first {
             return 0;
         }
@@ -165,24 +161,21 @@ impl Parts {
     pub fn within(&self, word: u64) -> u64 {
         word.wrapping_sub(self.first) & !(u64::MAX << (self.shift & 63))
     }
-}
 
-/// Returns the lines of a table, of a way for what is below all parts, one for each part, and one for what
-/// is above.
-pub fn table(parts: &Parts, ways: &[u32]) -> impl Iterator<Item = Line> {
-    let head = [parts.first, u64::from(parts.shift) | u64::from(parts.count) << 32];
-    let way = move |at: usize| ways.get(at).copied().map_or(way::END.into(), u64::from);
-    (0..(HEAD + ways.len()).div_ceil(WAYS)).map(move |number| {
-        let mut line = Line::default();
-        for (at, word) in line.words.iter_mut().enumerate() {
-            let at = number * WAYS + 2 * at;
-            *word = match at.checked_sub(HEAD) {
-                None => head.get(at / 2).copied().unwrap_or(0),
-                Some(at) => way(at) | way(at + 1) << 32,
-            };
-        }
-        line
-    })
+    /// Reads the first line of a table.
+    #[inline(always)]
+    pub const fn of(line: &Line) -> Self {
+        let [first, rest, ..] = line.words;
+        Self { first, shift: rest as u32, count: (rest >> 32) as u32 }
+    }
+
+    /// Returns the first line of a table.
+    pub const fn line(&self) -> Line {
+        let mut words = [0; crate::abi::LINE_WORDS];
+        words[0] = self.first;
+        words[1] = self.shift as u64 | (self.count as u64) << 32;
+        Line { words }
+    }
 }
 
 /// Returns the way on from a node for a word below 2^63, without a branch on it.
@@ -201,20 +194,16 @@ fn follow(line: &Line, word: u64) -> u32 {
 #[inline(always)]
 fn search<B: Book + ?Sized>(book: &B, table: u32, word: u64, forget: impl Fn(u64) -> u64) -> u32 {
     let Some(head) = book.line(table) else { return way::END };
-    let [first, rest, ..] = head.words;
-    let parts = Parts { first, shift: rest as u32, count: (rest >> 32) as u32 };
-    let at = forget(u64::from(parts.element(word))) as u32;
-    let at = at.wrapping_add(HEAD as u32);
-    let Some(line) = book.line(table.wrapping_add(at / WAYS as u32)) else { return way::END };
-    let pair = line.words.get(at as usize % WAYS / 2).copied().unwrap_or(0);
-    let mut next = forget(pair >> (at % 2 * 32)) as u32;
+    let parts = Parts::of(head);
+    let root = forget(parts.root(word).into()) as u32;
+    let mut next = table.wrapping_add(1).wrapping_add(root);
     let word = parts.within(word);
     for _ in 0..DEPTH {
+        let Some(line) = book.line(next & way::NUMBER) else { return way::END };
+        next = forget(follow(line, word).into()) as u32;
         if next & (way::END | way::LOWER) != 0 {
             break;
         }
-        let Some(line) = book.line(next & way::NUMBER) else { return way::END };
-        next = forget(follow(line, word).into()) as u32;
     }
     next
 }

@@ -169,8 +169,7 @@ fn upper(ranges: &[(u128, u32)], lines: &mut Vec<Line>) -> Vec<Range> {
 }
 
 /// Ranges in a part of a table, if they lie evenly, at most twice as many: most parts have no more than a
-/// node has room for. Larger parts were slower, and so were smaller ones, as their elements take more of the
-/// caches.
+/// node has room for. Larger parts were slower, though less memory is looked at.
 const RANGES_A_PART: usize = 3;
 
 /// Returns the parts of a table of ranges.
@@ -187,7 +186,7 @@ fn parts(ranges: &[Range]) -> Parts {
 fn table(ranges: &[Range], lines: &mut Vec<Line>) -> u32 {
     let parts = parts(ranges);
     let end_of = |at: usize| ranges.get(at).map_or(way::END, |range| range.1);
-    let mut ways = vec![end_of(0)];
+    let mut roots = vec![node(&[(0, end_of(0))])];
     // The range that has been reached.
     let mut at = 0;
     for number in 0..u64::from(parts.count) {
@@ -201,18 +200,12 @@ fn table(ranges: &[Range], lines: &mut Vec<Line>) -> u32 {
             part.push((bound - first, end));
             at += 1;
         }
-        ways.push(match part[..] {
-            [(_, end)] => end,
-            _ => {
-                let root = root(&part, lines);
-                lines.push(root);
-                lines.len() as u32 - 1
-            }
-        });
+        roots.push(root(&part, lines));
     }
-    ways.push(end_of(at));
+    roots.push(node(&[(0, end_of(at))]));
     let number = lines.len() as u32;
-    lines.extend(guard::table(&parts, &ways));
+    lines.push(parts.line());
+    lines.extend(roots);
     number
 }
 
