@@ -1,7 +1,6 @@
 //! The search trees of the data plane against lists that are looked through.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -56,12 +55,10 @@ fn rules() -> impl Strategy<Value = Rules> {
     })
 }
 
-/// A book, and how many of its lines were read.
-struct Pages<'a>(&'a [Line], Cell<u32>);
+struct Pages<'a>(&'a [Line]);
 
 impl Book for Pages<'_> {
     fn line(&self, index: u32) -> Option<&Line> {
-        self.1.set(self.1.get() + 1);
         self.0.get(index as usize)
     }
 }
@@ -69,7 +66,7 @@ impl Book for Pages<'_> {
 /// Looks an address up in a book as the guard does.
 fn found(lines: &[Line], address: IpAddr) -> u32 {
     let rules = guard::Rules::of(&lines[0]);
-    guard::seek(&Pages(lines, Cell::new(0)), &rules, address_words(address), |word| word)
+    guard::seek(&Pages(lines), &rules, address_words(address), |word| word)
 }
 
 fn address_words(address: IpAddr) -> (u8, u64, u64) {
@@ -101,77 +98,6 @@ fn edges(rules: &Rules) -> Vec<IpAddr> {
         }
     }
     all
-}
-
-/// Numbers that look random, by a seed.
-fn draw(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mixed = (*state ^ *state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ mixed >> 31
-}
-
-/// Returns the lines that the look-up of an address reads, on average, among 100,000 networks that are made
-/// as given, asked for from addresses in and near them. Those that all look-ups read count too.
-fn lines_read(network: impl Fn(&mut u64) -> Prefix) -> f64 {
-    let mut state = 1;
-    let mut all = Rules::default();
-    while all.prefixes.len() < 100_000 {
-        all.prefixes.insert(network(&mut state), Verdict::Deny);
-    }
-    let access = Access { all, ..Access::default() };
-    let lines = book(&access, &BTreeMap::new(), 256_000_000, "");
-    let (rules, pages) = (guard::Rules::of(&lines[0]), Pages(&lines, Cell::new(0)));
-    const ASKED: u32 = 20_000;
-    for _ in 0..ASKED {
-        let near = network(&mut state);
-        let asked = match near.address() {
-            IpAddr::V4(address) => {
-                let beyond =
-                    u32::MAX.checked_shr(u32::from(near.length()).saturating_sub(1)).unwrap_or(0);
-                Ipv4Addr::from_bits(address.to_bits() ^ draw(&mut state) as u32 & beyond).into()
-            }
-            IpAddr::V6(address) => {
-                let bits = u128::from(draw(&mut state)) << 64 | u128::from(draw(&mut state));
-                let beyond =
-                    u128::MAX.checked_shr(u32::from(near.length()).saturating_sub(1)).unwrap_or(0);
-                Ipv6Addr::from_bits(address.to_bits() ^ bits & beyond).into()
-            }
-        };
-        guard::seek(&pages, &rules, address_words(asked), |word| word);
-    }
-    f64::from(pages.1.get()) / f64::from(ASKED)
-}
-
-/// A look-up takes few steps wherever networks lie: without that it would still find what is there.
-#[test]
-fn few_lines_are_read_for_an_address_among_a_hundred_thousand_networks() {
-    let v4 = |state: &mut u64| {
-        let bits = draw(state);
-        Prefix::new(Ipv4Addr::from_bits(bits as u32).into(), 12 + (bits >> 32) as u8 % 21)
-    };
-    // As a registry gives them: /32 within /12 and longer ones within those.
-    let v6 = |state: &mut u64| {
-        let bits = draw(state);
-        let registry = [0x2a00_u64, 0x2400, 0x2600, 0x2001, 0x2800][bits as usize % 5];
-        let (customer, length) =
-            (bits >> 8 & 0xfffff, [29, 32, 36, 40, 48, 64][(bits >> 28) as usize % 6]);
-        let upper = registry << 48 | customer << 32 | bits >> 32;
-        let address = u128::from(upper) << 64;
-        Prefix::new(Ipv6Addr::from_bits(address).into(), length)
-    };
-    let hosts = |state: &mut u64| {
-        let base = 0x2001_0db8_u128 << 96;
-        Prefix::new(Ipv6Addr::from_bits(base | u128::from(draw(state) as u32)).into(), 128)
-    };
-    let homes = |state: &mut u64| {
-        let base = 0x2001_0db8_u128 << 96 | u128::from(draw(state) as u32) << 64;
-        Prefix::new(Ipv6Addr::from_bits(base | u128::from(draw(state))).into(), 128)
-    };
-    let found = [lines_read(v4), lines_read(v6), lines_read(hosts), lines_read(homes)];
-    for (read, most) in found.into_iter().zip([2.6, 4.2, 4.6, 2.6]) {
-        assert!(read < most, "{found:?}");
-    }
 }
 
 proptest! {

@@ -11,12 +11,12 @@
 //! [`Service::access`](crate::abi::Service::access); then come the nodes of search trees, then what only
 //! the control plane reads.
 //!
-//! A *table* finds in which of the ranges, into which prefixes cut the addresses, one lies. It cuts what
-//! lies between the first bound and the last one into equal parts, and has for each the root of a tree, 10
-//! bounds in a node, 11 ways to go on. So a table is about as dense as what it is made of, wherever that
-//! lies: of 100,000 prefixes few are left in each part, nearly all roots are all of their trees, and a
-//! look-up waits for one line of memory. Words have 64 bits: IPv4 addresses, or the upper half of IPv6 ones,
-//! from where another table goes on if longer prefixes begin with that half.
+//! A tree finds in which of the ranges, into which prefixes cut the addresses, one lies: 10 bounds in a
+//! node, 11 ways to go on. It is searched by 64 bits: IPv4 addresses, and the upper half of IPv6 ones,
+//! from where another tree goes on if longer prefixes begin with that half. A tree has two roots, one
+//! behind the other, for words below 2^63 and above, so that a bound and a word are compared by one
+//! subtraction. IPv4 addresses first take a step by their upper bits, through a table of ways: of 100,000
+//! prefixes, few are left in each part of it.
 
 use crate::abi::{Limit, Line, SLOTS6, SOURCE_BUCKETS, Service, Source, Word, service_flag};
 use crate::connection::{Context, Key, Value};
@@ -29,6 +29,12 @@ use crate::stage::Stage;
 use crate::state::State;
 use crate::tables::{Book, TIME_BITS, TIME_MASK, Tables, Time};
 
+/// Ways in a line of a table.
+pub const WAYS: usize = 2 * crate::abi::LINE_WORDS;
+/// Bits of the index of the smallest table, of one line.
+pub const BITS_LEAST: u32 = WAYS.ilog2();
+/// Bits of the index of the largest table, of 256 KiB.
+pub const BITS_MOST: u32 = 16;
 /// Bounds in a node.
 pub const BOUNDS: usize = 10;
 /// Nodes from a root to the end, at most: 11^7 ranges.
@@ -40,9 +46,9 @@ pub const NO_BOUND: u64 = u64::MAX >> 1;
 pub mod way {
     /// Nothing to go on to: the range belongs to a prefix, or to none.
     pub const END: u32 = 1 << 31;
-    /// The table whose first line has this number goes on with the lower half of the address.
+    /// The tree whose first root has this number goes on with the lower half of the address.
     pub const LOWER: u32 = 1 << 30;
-    /// Number of a line.
+    /// Number of a node or root.
     pub const NUMBER: u32 = LOWER - 1;
     /// At an end: the prefix is denied, else it is allowed.
     pub const DENIED: u32 = 1 << 8;
@@ -54,9 +60,11 @@ pub mod way {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// First line of the table for IPv4; 0 for none.
-    pub table4: u32,
-    /// The same for the upper halves of IPv6 addresses.
-    pub table6: u32,
+    pub root4: u32,
+    /// Upper bits of an IPv4 address that are an index of the table, at least [`BITS_LEAST`].
+    pub bits4: u32,
+    /// The same for IPv6.
+    pub root6: u32,
     /// [`rules_flag`] bits.
     pub flags: u32,
     /// In line 0: number of lines with rules.
@@ -89,11 +97,12 @@ impl Rules {
     /// Reads the rules of a line.
     #[inline(always)]
     pub const fn of(line: &Line) -> Self {
-        let [tables, flags, rate, burst, number, mask4, high, low, ..] = line.words;
+        let [roots, flags, rate, burst, number, mask4, high, low, ..] = line.words;
         Self {
-            table4: tables as u32,
-            table6: (tables >> 32) as u32,
-            flags: flags as u32,
+            root4: roots as u32,
+            root6: (roots >> 32) as u32,
+            flags: flags as u32 & 0xffff,
+            bits4: (flags as u32) >> 16,
             lines: (flags >> 32) as u32,
             rate,
             burst,
@@ -106,8 +115,8 @@ impl Rules {
     /// Returns the line that holds the rules.
     pub const fn line(&self) -> Line {
         let mut words = [0; crate::abi::LINE_WORDS];
-        words[0] = self.table4 as u64 | (self.table6 as u64) << 32;
-        words[1] = self.flags as u64 | (self.lines as u64) << 32;
+        words[0] = self.root4 as u64 | (self.root6 as u64) << 32;
+        words[1] = self.flags as u64 | (self.bits4 as u64) << 16 | (self.lines as u64) << 32;
         words[2] = self.rate;
         words[3] = self.burst;
         words[4] = self.number;
@@ -133,49 +142,14 @@ pub fn node(bounds: &[u64], ways: &[u32]) -> Line {
     line
 }
 
-/// Where a table's parts lie, as its first line has it; the roots of their trees follow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parts {
-    /// First word of the first part.
-    pub first: u64,
-    /// Words in a part, as a power of 2: 0 to 63.
-    pub shift: u32,
-    /// Number of parts.
-    pub count: u32,
-}
-
-impl Parts {
-    /// Returns the number of the root that a word leads to: 0 below the first part, the last one above all
-    /// parts.
-    #[inline(always)]
-    pub fn root(&self, word: u64) -> u32 {
-        if word < self.first {
-            return 0;
-        }
-        let part = word.wrapping_sub(self.first) >> (self.shift & 63);
-        1 + part.min(self.count.into()) as u32
+/// Returns a line of a table.
+pub fn table_line(ways: &[u32]) -> Line {
+    let mut line = Line::default();
+    for (word, pair) in line.words.iter_mut().zip(ways.chunks(2)) {
+        let way = |at: usize| u64::from(pair.get(at).copied().unwrap_or(way::END));
+        *word = way(0) | way(1) << 32;
     }
-
-    /// Returns a word as the trees of a part have it: from the part's first one on, so below 2^63.
-    #[inline(always)]
-    pub fn within(&self, word: u64) -> u64 {
-        word.wrapping_sub(self.first) & !(u64::MAX << (self.shift & 63))
-    }
-
-    /// Reads the first line of a table.
-    #[inline(always)]
-    pub const fn of(line: &Line) -> Self {
-        let [first, rest, ..] = line.words;
-        Self { first, shift: rest as u32, count: (rest >> 32) as u32 }
-    }
-
-    /// Returns the first line of a table.
-    pub const fn line(&self) -> Line {
-        let mut words = [0; crate::abi::LINE_WORDS];
-        words[0] = self.first;
-        words[1] = self.shift as u64 | (self.count as u64) << 32;
-        Line { words }
-    }
+    line
 }
 
 /// Returns the way on from a node for a word below 2^63, without a branch on it.
@@ -190,14 +164,22 @@ fn follow(line: &Line, word: u64) -> u32 {
     (pair >> (at % 2 * 32)) as u32
 }
 
-/// Searches a table, which begins with this line. `forget` is [`Tables::forget`].
+/// Returns the way on from the table for an IPv4 address.
 #[inline(always)]
-fn search<B: Book + ?Sized>(book: &B, table: u32, word: u64, forget: impl Fn(u64) -> u64) -> u32 {
-    let Some(head) = book.line(table) else { return way::END };
-    let parts = Parts::of(head);
-    let root = forget(parts.root(word).into()) as u32;
-    let mut next = table.wrapping_add(1).wrapping_add(root);
-    let word = parts.within(word);
+fn enter<B: Book + ?Sized>(book: &B, rules: &Rules, address: u32) -> u32 {
+    let index = address >> (32_u32.wrapping_sub(rules.bits4) & 31);
+    let Some(line) = book.line(rules.root4.wrapping_add(index / WAYS as u32)) else {
+        return way::END;
+    };
+    let pair = line.words.get(index as usize % WAYS / 2).copied().unwrap_or(0);
+    (pair >> (index % 2 * 32)) as u32
+}
+
+/// Searches a tree. `forget` is [`Tables::forget`].
+#[inline(always)]
+fn descend<B: Book + ?Sized>(book: &B, root: u32, word: u64, forget: impl Fn(u64) -> u64) -> u32 {
+    let mut next = root + (word >> 63) as u32;
+    let word = word & NO_BOUND;
     for _ in 0..DEPTH {
         let Some(line) = book.line(next & way::NUMBER) else { return way::END };
         next = forget(follow(line, word).into()) as u32;
@@ -217,18 +199,22 @@ pub fn seek<B: Book + ?Sized>(
     (family, high, low): (u8, u64, u64),
     forget: impl Fn(u64) -> u64,
 ) -> u32 {
-    let (table, word) = match family {
-        4 => (rules.table4, low),
-        _ => (rules.table6, high),
-    };
-    if table == 0 {
+    let root = if family == 4 { rules.root4 } else { rules.root6 };
+    if root == 0 {
         return way::END;
     }
-    let end = search(book, table, word, &forget);
+    let (root, first) = match family {
+        4 => (forget(enter(book, rules, low as u32).into()) as u32, low),
+        _ => (root, high),
+    };
+    if root & way::END != 0 {
+        return root;
+    }
+    let end = descend(book, root, first, &forget);
     if end & (way::END | way::LOWER) != way::LOWER {
         return end;
     }
-    search(book, end & way::NUMBER, low, &forget)
+    descend(book, end & way::NUMBER, low, &forget)
 }
 
 /// Who asks.

@@ -1,10 +1,10 @@
-//! The rules as the data plane reads them: lines of a book, with tables and search trees.
+//! The rules as the data plane reads them: lines of a book, with search trees.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rlvs_datapath::abi::{LINE_WORDS, Line};
-use rlvs_datapath::guard::{self, BOUNDS, Parts, rules_flag, way};
+use rlvs_datapath::guard::{self, BITS_LEAST, BITS_MOST, BOUNDS, NO_BOUND, WAYS, rules_flag, way};
 
 use super::{Access, Rules, Verdict};
 use crate::model::ServiceId;
@@ -78,16 +78,15 @@ fn rules(rules: &Rules, unit_ns: u64, lines: &mut Vec<Line>) -> guard::Rules {
         let mask6 = mask(128, limit.length6);
         record.mask6 = [(mask6 >> 64) as u64, mask6 as u64];
     }
-    let is_said = |ranges: &[(u128, u32)]| *ranges != [(0, way::END)];
-    let ranges4 = ranges(rules, true);
-    if is_said(&ranges4) {
-        let words: Vec<Range> = ranges4.iter().map(|(first, end)| (*first as u64, *end)).collect();
-        record.table4 = table(&words, lines);
+    let ranges = ranges(rules, true);
+    if ranges.len() > 1 || ranges.iter().any(|(_, end)| *end != way::END) {
+        let words: Vec<Range> = ranges.iter().map(|(first, end)| (*first as u64, *end)).collect();
+        (record.root4, record.bits4) = table(&words, lines);
     }
-    let ranges6 = ranges(rules, false);
-    if is_said(&ranges6) {
-        let upper = upper(&ranges6, lines);
-        record.table6 = table(&upper, lines);
+    let ranges = self::ranges(rules, false);
+    if ranges.len() > 1 || ranges.iter().any(|(_, end)| *end != way::END) {
+        let upper = upper(&ranges, lines);
+        record.root6 = tree(&upper, lines);
     }
     record
 }
@@ -135,8 +134,8 @@ fn ranges(rules: &Rules, is_v4: bool) -> Vec<(u128, u32)> {
     ranges
 }
 
-/// Makes ranges of the upper halves of addresses; where longer prefixes divide one, a table of its
-/// own goes on.
+/// Makes ranges of the upper halves of addresses; where longer prefixes divide one, a tree of its own
+/// goes on.
 fn upper(ranges: &[(u128, u32)], lines: &mut Vec<Line>) -> Vec<Range> {
     let mut upper: Vec<Range> = Vec::new();
     let begin = |upper: &mut Vec<Range>, first: u64, end: u32| {
@@ -159,7 +158,8 @@ fn upper(ranges: &[(u128, u32)], lines: &mut Vec<Line>) -> Vec<Range> {
             lower.push((0, end));
         }
         lower.extend(group.iter().map(|(first, end)| (*first as u64, *end)));
-        begin(&mut upper, half, way::LOWER | table(&lower, lines));
+        let root = tree(&lower, lines);
+        begin(&mut upper, half, way::LOWER | root);
         end = lower.last().map_or(end, |last| last.1);
         if let Some(next) = half.checked_add(1) {
             begin(&mut upper, next, end);
@@ -168,43 +168,46 @@ fn upper(ranges: &[(u128, u32)], lines: &mut Vec<Line>) -> Vec<Range> {
     upper
 }
 
-/// Ranges in a part of a table, if they lie evenly, at most twice as many: most parts have no more than a
-/// node has room for. Larger parts were slower, though less memory is looked at.
-const RANGES_A_PART: usize = 3;
-
-/// Returns the parts of a table of ranges.
-fn parts(ranges: &[Range]) -> Parts {
-    let bound = |range: Option<&Range>| range.map_or(0, |range| range.0);
-    let first = bound(ranges.get(1));
-    let span = bound(ranges.last()).saturating_sub(first);
-    let bits = (ranges.len() / RANGES_A_PART).max(2).ilog2();
-    let shift = (u64::BITS - span.leading_zeros()).saturating_sub(bits);
-    Parts { first, shift, count: (span >> shift) as u32 + 1 }
-}
-
-/// Makes a table of ranges, the first of which begins at 0. Returns the number of its first line.
-fn table(ranges: &[Range], lines: &mut Vec<Line>) -> u32 {
-    let parts = parts(ranges);
-    let end_of = |at: usize| ranges.get(at).map_or(way::END, |range| range.1);
-    let mut roots = vec![node(&[(0, end_of(0))])];
-    // The range that has been reached.
-    let mut at = 0;
-    for number in 0..u64::from(parts.count) {
-        let first = parts.first + (number << parts.shift);
-        let last = first.saturating_add((1 << parts.shift) - 1);
-        let mut part = vec![(0, end_of(at))];
-        while let Some(&(bound, end)) = ranges.get(at + 1).filter(|next| next.0 <= last) {
+/// Makes a table of ranges of IPv4 addresses, the first of which begins at 0, with about as many elements
+/// as ranges. Returns the number of its first line, and the bits of its index.
+fn table(ranges: &[Range], lines: &mut Vec<Line>) -> (u32, u32) {
+    let bits = ranges.len().ilog2().clamp(BITS_LEAST, BITS_MOST);
+    let (mut ways, mut at) = (Vec::new(), 0);
+    for index in 0..1_u64 << bits {
+        let (first, behind) = (index << (32 - bits), (index + 1) << (32 - bits));
+        let mut part = vec![(first, ranges[at].1)];
+        while let Some(&(bound, end)) = ranges.get(at + 1).filter(|next| next.0 < behind) {
             if bound == first {
                 part.pop();
             }
-            part.push((bound - first, end));
+            part.push((bound, end));
             at += 1;
         }
-        roots.push(root(&part, lines));
+        ways.push(match part[..] {
+            [(_, end)] => end,
+            _ => {
+                let root = root(&part, lines);
+                lines.push(root);
+                lines.len() as u32 - 1
+            }
+        });
     }
-    roots.push(node(&[(0, end_of(at))]));
     let number = lines.len() as u32;
-    lines.push(parts.line());
+    lines.extend(ways.chunks(WAYS).map(guard::table_line));
+    (number, bits)
+}
+
+/// Makes a tree of ranges, the first of which begins at 0. Returns the number of its first root.
+fn tree(ranges: &[Range], lines: &mut Vec<Line>) -> u32 {
+    let split = ranges.partition_point(|(first, _)| *first <= NO_BOUND);
+    let (below, above) = ranges.split_at(split);
+    let between = below.last().map_or(way::END, |last| last.1);
+    let mut rest: Vec<Range> = above.iter().map(|(first, end)| (first & NO_BOUND, *end)).collect();
+    if rest.first().is_none_or(|first| first.0 != 0) {
+        rest.insert(0, (0, between));
+    }
+    let roots = [root(below, lines), root(&rest, lines)];
+    let number = lines.len() as u32;
     lines.extend(roots);
     number
 }
