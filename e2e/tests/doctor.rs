@@ -276,6 +276,9 @@ fn faults_of_native_xdp_and_of_a_small_table_are_found() {
     ip(stage.lab.director(), "link add x0 type veth peer name x1");
     ip(stage.lab.director(), "link set x0 up");
     stage.rlvs(&["attach", "--mode", "tc", "x0"]).ok();
+    let (found, said) = doctor(&stage);
+    let useless = ("interface".to_owned(), "x0".to_owned());
+    assert!(found.contains(&useless) && said.contains("down or has no address"), "{said}");
     ip(stage.lab.director(), "link del x0");
     let (found, said) = doctor(&stage);
     let about: Vec<&str> = found.iter().map(|(_, about)| about.as_str()).collect();

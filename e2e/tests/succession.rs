@@ -1,6 +1,6 @@
 //! A version whose maps have another layout takes over what the one before has made.
 //!
-//! The other version is the same program that pretends another layout, with another object.
+//! The other version pretends another layout, or has one: see [`e2e::versions`].
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeSet;
@@ -8,30 +8,23 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use e2e::lab::{
-    Greeted, Method, OtherObjects, Said, Stage, TIME_MAX, connect, inside, tcp_server, wait_until,
-};
+use e2e::lab::{Greeted, Method, Said, Stage, TIME_MAX, connect, inside, tcp_server, wait_until};
 use rlvs::lab::topology::{DIRECTOR_INSIDE, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::{DestinationId, Family, Protocol, ServiceId};
 use rlvs_control::table::{Removal, Table};
-use rlvs_datapath::abi::LAYOUT;
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
-const PRETENDED: &str = "RLVS_TEST_LAYOUT";
-
-/// Two versions of the program: ours, and one with another object and another layout.
+/// A network, and two versions of the program.
 struct Versions {
     stage: Stage,
-    _objects: OtherObjects,
-    /// Programs that are one of them whoever runs them.
-    programs: [PathBuf; 2],
+    two: e2e::versions::Versions,
 }
 
 impl Versions {
@@ -40,28 +33,16 @@ impl Versions {
         let mode = if wiring == Wiring::Tuned { "native" } else { "tc" };
         // Small, as a program that is not for release searches large tables for seconds.
         stage.rlvs(&["attach", "--mode", mode, "--connections", "1000"]).ok();
-        let objects = OtherObjects::new(role, PROGRAM);
-        let environment = [
-            format!("unset {PRETENDED} RLVS_BPF_OBJECT_DIR"),
-            format!(
-                "export {PRETENDED}={} RLVS_BPF_OBJECT_DIR={}",
-                LAYOUT + 1,
-                objects.folder().display()
-            ),
-        ];
-        let mut at = 0;
-        let programs = environment.map(|environment| {
-            let path = stage.lab.directory().join(format!("version-{at}"));
-            fs::write(&path, format!("#!/bin/sh\n{environment}\nexec {PROGRAM} \"$@\"\n")).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-            at += 1;
-            path
-        });
-        Self { stage, _objects: objects, programs }
+        let two = e2e::versions::Versions::new(role, PROGRAM, stage.lab.directory());
+        Self { stage, two }
+    }
+
+    fn program(&self, version: usize) -> &Path {
+        &self.two.of[version].program
     }
 
     fn command(&self, version: usize, words: &[&str]) -> Command {
-        let mut command = Command::new(&self.programs[version]);
+        let mut command = Command::new(self.program(version));
         command.args(words).stdin(Stdio::null());
         inside(self.stage.lab.director(), &mut command);
         command
@@ -78,7 +59,7 @@ impl Versions {
 
     /// Lets a version take over from the other one.
     fn upgrade(&self, to: usize) -> Said {
-        let from = self.programs[1 - to].display().to_string();
+        let from = self.program(1 - to).display().to_string();
         self.run(to, &["upgrade", "--from", &from])
     }
 
@@ -224,7 +205,7 @@ fn what_comes_about_meanwhile_is_taken_over_too() {
     let script = format!(
         "#!/bin/sh\n{before} \"$@\" || exit\nif rm {hold} 2>/dev/null; then\n> {told}\n\
          while [ -e {told} ]; do sleep 0.01; done\nfi\n",
-        before = versions.programs[0].display(),
+        before = versions.program(0).display(),
         hold = hold.display(),
         told = told.display(),
     );
@@ -258,8 +239,8 @@ fn an_upgrade_that_is_killed_leaves_what_runs_whole() {
     // Killed when its folder is begun, and when it is finished: then interfaces go over at once.
     for (turn, part) in ["-new", "", "", ""].iter().enumerate() {
         let (at, to) = (turn % 2, 1 - turn % 2);
-        let from = versions.programs[at].display().to_string();
-        let folder = format!("ns-{cookie}-v{}{part}", LAYOUT + to as u32);
+        let from = versions.program(at).display().to_string();
+        let folder = format!("ns-{cookie}-v{}{part}", versions.two.of[to].layout);
         let mut child = versions.command(to, &["upgrade", "--from", &from]).spawn().unwrap();
         let deadline = Instant::now() + TIME_MAX;
         while !root.path(&folder).exists() {

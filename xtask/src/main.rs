@@ -11,6 +11,7 @@ mod measured;
 mod package;
 mod run;
 mod smoke;
+mod succession;
 mod tally;
 mod test;
 
@@ -47,6 +48,8 @@ enum Task {
     Package(package::Arguments),
     /// Run the lab on Debian 12's kernel, in an emulator
     Smoke(smoke::Arguments),
+    /// Upgrade from and to a version whose maps are laid out otherwise
+    Succession,
 }
 
 fn main() -> ExitCode {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Package(arguments) => package::run(&arguments),
         Task::Smoke(arguments) => smoke::run(&arguments),
+        Task::Succession => succession::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

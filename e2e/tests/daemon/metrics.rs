@@ -227,6 +227,19 @@ fn prometheus_sees_everything_and_every_alert_can_fire() {
     let post = [&post[..], &["http://192.168.1.100:9165/metrics"]].concat();
     assert_eq!(curl(&site, First, &post), "405");
 
+    // What a configuration does not name any more leaves the page of the daemon.
+    let gone = ["VI_53", "local_port=\"82\""];
+    assert!(gone.iter().all(|what| page.contains(what)), "{page}");
+    let without = configuration(&site, true).replace("VI_53", "VI_54");
+    let (without, _) = without.split_at(without.find(&format!("virtual_server {VIP} 82")).unwrap());
+    fs::write(&first.file, without).unwrap();
+    first.signal(Signal::SIGHUP);
+    wait_for("what is gone to be gone", || {
+        let page = curl(&site, First, &["http://192.168.1.100:9165/metrics"]);
+        let is_gone = page.contains("VI_54") && !gone.iter().any(|what| page.contains(what));
+        if is_gone { Ok(()) } else { Err(page) }
+    });
+
     second.end(Signal::SIGTERM);
     let (_, gone) = alerts.iter().find(|(name, _)| name == "RlvsDaemonGone").unwrap();
     all(gone);
@@ -270,6 +283,18 @@ fn an_exporter_serves_where_no_daemon_does() {
         curl(&site, First, &[&address])
     });
     assert!(again.unwrap().contains("keepalived_up 0"));
+
+    // What is gone is gone from the page, and what is left is still there.
+    site.output(First, &["ipvsadm", "-D", "-f", "9"]).unwrap();
+    let add = ["ipvsadm", "-a", "-t", "192.168.1.200:80", "-r", "192.168.1.102", "-m"];
+    site.output(First, &add).unwrap();
+    let page = curl(&site, First, &[&address]);
+    assert!(page.contains("remote_address=\"192.168.1.102\"") && !page.contains("FWM"), "{page}");
+    let delete = ["ipvsadm", "-d", "-t", "192.168.1.200:80", "-r", "192.168.1.102"];
+    site.output(First, &delete).unwrap();
+    let page = curl(&site, First, &[&address]);
+    assert!(!page.contains("192.168.1.102") && page.contains("192.168.1.101"), "{page}");
+    check_page(&page);
 
     let json: Value =
         serde_json::from_str(&site.output(First, &["metrics", "--json"]).unwrap()).unwrap();

@@ -86,14 +86,33 @@ impl Daemon {
         Self::start_as(site, host, file, pid_file, more)
     }
 
+    /// Starts the `keepalived` of another version of the program.
+    pub(crate) fn start_other(
+        site: &Site,
+        host: Host,
+        configuration: &str,
+        program: &Path,
+    ) -> Self {
+        let at = |kind: &str| site.directory().join(format!("{host:?}.{kind}"));
+        let (file, pid_file) = (at("conf"), at("pid"));
+        fs::write(&file, configuration).unwrap();
+        let words = Self::words(&file, &pid_file);
+        let (guard, log) = site.start_program(host, program, &words).unwrap();
+        Self { guard, log, file, pid_file }
+    }
+
+    fn words<'a>(file: &'a Path, pid_file: &'a Path) -> Vec<&'a str> {
+        let (file, pid_file) = (file.to_str().unwrap(), pid_file.to_str().unwrap());
+        vec!["keepalived", "-n", "-l", "-D", "-f", file, "-p", pid_file]
+    }
+
     /// Starts `keepalived` with these files.
     pub(crate) fn start_with(site: &Site, host: Host, file: PathBuf, pid_file: PathBuf) -> Self {
         Self::start_as(site, host, file, pid_file, &[])
     }
 
     fn start_as(site: &Site, host: Host, file: PathBuf, pid_file: PathBuf, more: &[&str]) -> Self {
-        let (name, pid) = (file.to_str().unwrap(), pid_file.to_str().unwrap());
-        let mut words = vec!["keepalived", "-n", "-l", "-D", "-f", name, "-p", pid];
+        let mut words = Self::words(&file, &pid_file);
         words.extend(more);
         let (guard, log) = site.start(host, &words).unwrap();
         Self { guard, log, file, pid_file }

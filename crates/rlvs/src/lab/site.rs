@@ -149,10 +149,23 @@ impl Site {
     /// # Errors
     /// It cannot be started.
     pub fn start(&self, host: Host, words: &[&str]) -> anyhow::Result<(Guard, PathBuf)> {
+        self.start_program(host, &self.program, words)
+    }
+
+    /// The same with another program.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_program(
+        &self,
+        host: Host,
+        program: &Path,
+        words: &[&str],
+    ) -> anyhow::Result<(Guard, PathBuf)> {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let path = self.directory().join(format!("{number}.log"));
         let log = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(program);
         command.args(words).stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log);
         self.host(host).place(&mut command)?;

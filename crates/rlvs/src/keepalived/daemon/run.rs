@@ -7,8 +7,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rlvs_conf::desired::Desired;
+use rlvs_control::table::Error;
 use rlvs_control::vrrp::config::Config;
 use rlvs_control::vrrp::{Event, State, Who};
+use rlvs_linux::dataplane::succession;
 use rlvs_linux::process::trim_memory;
 use rlvs_linux::vrrp::{Told, Vrrp};
 
@@ -382,7 +384,20 @@ impl Daemon {
         if backend == Backend::Rlvs {
             self.attach();
         }
-        let open: Open = Box::new(move || face::open_table(backend));
+        let mut opened = false;
+        let open: Open = Box::new(move || {
+            let table = face::open_table(backend);
+            if table.is_err() && opened && matches!(succession::other_layout(), Ok(Some(_))) {
+                return Err(Error::System(
+                    "another version of rlvs has taken it over, with maps that this process does not \
+                     know; packets are balanced by it; restart this daemon, so that the installed \
+                     version keeps the table"
+                        .to_owned(),
+                ));
+            }
+            opened |= table.is_ok();
+            table
+        });
         let services = Services::start(&self.desired, open, self.sender.clone());
         self.services = Some(services.map_err(|error| (STATUS_FATAL, error.to_string()))?);
         Ok(())
