@@ -152,7 +152,8 @@ impl Look {
     /// Describes a connection of the tables of IPv4 and IPv6.
     fn ordinary(&self, slot: &impl Slot, client: (u64, u64)) -> Option<(Value, u32, Entry)> {
         let (key, value) = (slot.key().get(), Value(slot.value().get()));
-        if key == 0 || !value.is_live() || value.is_reply() {
+        // What was learnt the others know.
+        if key == 0 || !value.is_live() || value.is_reply() || value.is_learnt() {
             return None;
         }
         let destination = self.destinations.read(value.destination())?;
@@ -177,7 +178,7 @@ impl Look {
     fn wide(&self, slot: &WideSlot) -> Option<(Value, u32, Entry)> {
         let (key, value) = (slot.key.get(), Value(slot.value.get()));
         let kind = wide::kind_of(key);
-        if key == 0 || !value.is_live() || value.is_substituted() {
+        if key == 0 || !value.is_live() || value.is_substituted() || value.is_learnt() {
             return None;
         }
         let client = (slot.client[0].get(), slot.client[1].get());

@@ -1,6 +1,9 @@
 //! What a director tells others of its connections, as one of them hears it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod backup;
+mod takeover;
+
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
