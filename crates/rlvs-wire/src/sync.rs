@@ -463,7 +463,7 @@ mod tests {
 
     fn v6() -> Entry {
         let addresses = Addresses::V6 { client: [1; 16], service: [2; 16], destination: [3; 16] };
-        Entry { protocol: 17, flags: flag::INACTIVE | 3, addresses, mark: 7, ..sent() }
+        Entry { protocol: 17, state: 0, flags: flag::INACTIVE | 3, addresses, mark: 7, ..sent() }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod reload;
 mod rights;
 mod site;
 mod state;
+mod synchronisation;
 mod tracks;
 mod words;
 mod zabbix;
