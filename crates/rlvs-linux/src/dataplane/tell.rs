@@ -4,7 +4,8 @@
 //! The tables are only looked at, by a mapping that cannot be written. The kernel tells by counting a
 //! connection's packets, which our slots do not.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use rlvs_datapath::abi::{
@@ -89,6 +90,8 @@ struct Look {
     wide: Mapped<Wides>,
     now: Time,
     unit_ns: u64,
+    /// Destinations and clients, as their templates have them, that have had an established connection.
+    assured: RefCell<HashSet<(u32, (u64, u64))>>,
 }
 
 /// Bits of a place below the number of its bucket: the slot, and above it the table.
@@ -113,6 +116,7 @@ impl Look {
             wide: Mapped::look(folder, "wide")?,
             now: Time(now & TIME_MASK),
             unit_ns,
+            assured: RefCell::default(),
         })
     }
 
@@ -139,13 +143,28 @@ impl Look {
                 }
             }
         }
-        for index in 0..self.wide.len() {
-            let Some(bucket) = self.wide.read(index) else { break };
-            for (at, slot) in bucket.slots.iter().enumerate() {
-                if let Some((value, timeout, entry)) = self.wide(slot) {
-                    found(place(2, index, at), slot.key.get(), value, timeout, entry);
+        // Templates come last: what they control says whether they are assured.
+        for templates in [false, true] {
+            for index in 0..self.wide.len() {
+                let Some(bucket) = self.wide.read(index) else { break };
+                for (at, slot) in bucket.slots.iter().enumerate() {
+                    let is_template = wide::kind_of(slot.key.get()) >= wide::kind::TEMPLATE;
+                    if is_template == templates
+                        && let Some((value, timeout, entry)) = self.wide(slot)
+                    {
+                        found(place(2, index, at), slot.key.get(), value, timeout, entry);
+                    }
                 }
             }
+        }
+    }
+
+    /// Notes a connection that has been established and that a template controls.
+    fn assure(&self, value: Value, service: &Service, client: (u64, u64)) {
+        if value.is_controlled() && value.state().was_established() {
+            let mask = wide::words_of(service.family, &service.mask);
+            let client = (client.0 & mask.0, client.1 & mask.1);
+            self.assured.borrow_mut().insert((value.destination(), client));
         }
     }
 
@@ -159,6 +178,7 @@ impl Look {
         let destination = self.destinations.read(value.destination())?;
         let service = self.services.read(destination.service)?;
         let timeout = self.timeout(value)?;
+        self.assure(value, &service, client);
         let entry = Entry {
             protocol: service.protocol,
             flags: flags(&destination, value),
@@ -188,6 +208,7 @@ impl Look {
             let protocol = wide::protocol_of(key);
             let (client_port, service_port, destination_port) = wide::ports_of(key);
             let timeout = self.timeout(value)?;
+            self.assure(value, &service, client);
             let family = wide::family_of(key);
             let virtual_address = octets_of(family, (slot.peer[0].get(), slot.peer[1].get()));
             let entry = Entry {
@@ -207,6 +228,8 @@ impl Look {
             return None;
         }
         let timeout = (slot.other[0].get() >> 32) as u32;
+        let is_assured = self.assured.borrow().contains(&(value.destination(), client));
+        let value = if is_assured { value.with_state(ASSURED) } else { value };
         let service_port = u16::from_be_bytes(service.port);
         let (protocol, virtual_address) = match service.mark {
             0 => (service.protocol, service.address),
