@@ -104,8 +104,11 @@ fn listener(namespace: &Namespace, at: Ipv4Addr) -> UdpSocket {
     namespace.run(open).unwrap()
 }
 
+/// Says whether an entry is one that is waited for.
+type Wanted = Box<dyn Fn(&Entry) -> bool>;
+
 /// Hears messages until all that is wanted has been told; returns them.
-fn hear(socket: &UdpSocket, mut wanted: Vec<Box<dyn Fn(&Entry) -> bool>>) -> Vec<Vec<u8>> {
+fn hear(socket: &UdpSocket, mut wanted: Vec<Wanted>) -> Vec<Vec<u8>> {
     let mut messages: Vec<Vec<u8>> = Vec::new();
     let mut buffer = [0; 65_535];
     while !wanted.is_empty() {
@@ -120,11 +123,11 @@ fn hear(socket: &UdpSocket, mut wanted: Vec<Box<dyn Fn(&Entry) -> bool>>) -> Vec
     messages
 }
 
-fn of_port(port: u16, state: u16) -> Box<dyn Fn(&Entry) -> bool> {
+fn of_port(port: u16, state: u16) -> Wanted {
     Box::new(move |entry| (entry.client_port, entry.state) == (port, state))
 }
 
-fn template() -> Box<dyn Fn(&Entry) -> bool> {
+fn template() -> Wanted {
     Box::new(|entry| entry.flags & flag::TEMPLATE != 0)
 }
 
@@ -171,7 +174,7 @@ fn traffic() -> Traffic {
 }
 
 impl Traffic {
-    fn wanted(&self) -> Vec<Box<dyn Fn(&Entry) -> bool>> {
+    fn wanted(&self) -> Vec<Wanted> {
         let mut wanted: Vec<_> = self
             .held
             .iter()

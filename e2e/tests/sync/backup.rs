@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use e2e::lab::{Method, Random, Stage, wait_for, wait_until};
 use nix::sys::socket::{setsockopt, sockopt};
 use rlvs::lab::topology::{CLIENT, REAL_SERVERS, VIP, Wiring};
-use rlvs_wire::sync::{Addresses, Entry, GROUP, Message, PORT, Writer, flag};
+use rlvs_wire::sync::{Addresses, Entry, GROUP, PORT, Writer, flag};
 
 use crate::{ECHO, PROGRAM, stage};
 
@@ -332,16 +332,8 @@ fn what_was_learnt_is_not_told_until_a_packet_comes() {
     let _daemon = crate::Daemon(&stage);
     // One of its own is told of in the same pass as the other would be.
     let held = stage.as_client(|| e2e::lab::connect(service).unwrap());
-    let own = crate::is_of(&held);
-    let (mut others, mut buffer, mut is_told) = (0, [0; 1500], false);
-    while !is_told {
-        let (length, _) = listener.recv_from(&mut buffer).unwrap();
-        for entry in Message::parse(&buffer[..length]).unwrap().entries() {
-            let entry = entry.unwrap();
-            is_told |= own(&entry);
-            others += u32::from(entry.client_port == 4242);
-        }
-    }
+    let all = crate::hear_all(&listener, crate::is_of(&held));
+    let others = all.iter().filter(|entry| entry.client_port == 4242).count();
     // The other one's own word is heard here too.
     assert_eq!(others, 1);
 }

@@ -25,9 +25,11 @@ use nix::sys::socket::{
 use nix::unistd::setsid;
 use rlvs_control::model::{SyncDaemon, SyncRole};
 use rlvs_control::table::Error;
+use rlvs_datapath::abi;
 use rlvs_wire::sync::{Entry, GROUP, PORT, Writer};
 
 use super::learn::Learner;
+use super::maps::Mapped;
 use super::pins;
 use super::tell::Teller;
 use crate::process::Handle;
@@ -236,11 +238,14 @@ fn begin(daemon: &SyncDaemon) -> Result<(Flock<File>, Begun), Error> {
     let mut lock = Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock)
         .map_err(|_| Error::SyncDaemonRuns(daemon.role))?;
     let no_socket = |error| Error::System(format!("a socket on {}: {error}", daemon.interface));
+    let folder = pins::open()?.ok_or(super::error::Error::NotAttached)?;
+    let settings = Mapped::<abi::Settings>::look(&folder, "settings")?.read(0);
+    let buffer = settings.unwrap_or_default().sync_buffer as usize;
     let begun = match daemon.role {
-        SyncRole::Master => Begun::Master(sending(daemon).map_err(no_socket)?),
+        SyncRole::Master => Begun::Master(sending(daemon, buffer).map_err(no_socket)?),
         SyncRole::Backup => {
             // The socket first: what comes while the programs are loaded waits there.
-            let socket = receiving(daemon).map_err(no_socket)?;
+            let socket = receiving(daemon, buffer).map_err(no_socket)?;
             let learner = Learner::open()?.ok_or(super::error::Error::NotAttached)?;
             Begun::Backup(socket, Box::new(learner))
         }
@@ -251,7 +256,7 @@ fn begin(daemon: &SyncDaemon) -> Result<(Flock<File>, Begun), Error> {
 }
 
 /// Opens the socket that a master sends by.
-fn sending(daemon: &SyncDaemon) -> io::Result<UdpSocket> {
+fn sending(daemon: &SyncDaemon, buffer: usize) -> io::Result<UdpSocket> {
     let group = daemon.group.unwrap_or(IpAddr::V4(GROUP.into()));
     let port = daemon.port.unwrap_or(PORT);
     let ttl = daemon.ttl.unwrap_or(1);
@@ -260,6 +265,9 @@ fn sending(daemon: &SyncDaemon) -> io::Result<UdpSocket> {
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, 0))?;
+    if buffer != 0 {
+        setsockopt(&socket, sockopt::SndBufForce, &buffer)?;
+    }
     // So that no route is needed, and the source is an address of this interface.
     setsockopt(&socket, sockopt::BindToDevice, &daemon.interface.clone().into())?;
     let to: SocketAddr = match group {
@@ -281,7 +289,7 @@ fn sending(daemon: &SyncDaemon) -> io::Result<UdpSocket> {
 
 /// Opens the socket that a backup hears by: what is sent to the group and the port, and comes in by the
 /// interface.
-fn receiving(daemon: &SyncDaemon) -> io::Result<UdpSocket> {
+fn receiving(daemon: &SyncDaemon, buffer: usize) -> io::Result<UdpSocket> {
     let group = daemon.group.unwrap_or(IpAddr::V4(GROUP.into()));
     let port = daemon.port.unwrap_or(PORT);
     let index = if_nametoindex(daemon.interface.as_str())?;
@@ -295,7 +303,11 @@ fn receiving(daemon: &SyncDaemon) -> io::Result<UdpSocket> {
     // As the kernel's, which leaves the port to others too.
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     setsockopt(&socket, sockopt::BindToDevice, &daemon.interface.clone().into())?;
-    setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BYTES)?;
+    match buffer {
+        0 => setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BYTES)?,
+        // As the kernel's, beyond what other sockets may have.
+        bytes => setsockopt(&socket, sockopt::RcvBufForce, &bytes)?,
+    }
     bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
     let socket = UdpSocket::from(socket);
     match group {

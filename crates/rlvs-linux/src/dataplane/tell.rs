@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use rlvs_datapath::abi::{
-    self, Connections4, Connections6, Destination, Service, WideSlot, Wides, method,
+    self, Connections4, Connections6, Destination, Service, WideSlot, Wides, method, settings_flag,
 };
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::ip::Slot;
@@ -26,8 +26,10 @@ use super::maps::{self, Mapped};
 use super::pins::{self, Folder};
 use super::records::octets;
 
-/// A connection in use is told of again when this part of its time-out has gone by.
+/// A connection in use is told of again when this part of its time-out has gone by, unless
+/// `sync_refresh_period` says otherwise: then after that, half the time-out, or these seconds at most.
 const REFRESHES: u32 = 3;
+const REFRESH_S: u32 = 10;
 
 /// States of TCP that others are told of, by bit: as the kernel, not before the handshake is over.
 const TOLD_TCP: u64 = 1 << State::ESTABLISHED.0
@@ -68,7 +70,7 @@ impl Teller {
             let is_due = known.is_none_or(|told| {
                 let since = now.since(told.at.0);
                 // It has had packets since.
-                now.since(value.time()) < since && since >= timeout / REFRESHES
+                now.since(value.time()) < since && since >= look.refresh(timeout)
             });
             if is_due {
                 tell(&entry);
@@ -179,6 +181,9 @@ impl Look {
         let service = self.services.read(destination.service)?;
         let timeout = self.timeout(value)?;
         self.assure(value, &service, client);
+        if self.is_left_to_template(value) {
+            return None;
+        }
         let entry = Entry {
             protocol: service.protocol,
             flags: flags(&destination, value),
@@ -209,6 +214,9 @@ impl Look {
             let (client_port, service_port, destination_port) = wide::ports_of(key);
             let timeout = self.timeout(value)?;
             self.assure(value, &service, client);
+            if self.is_left_to_template(value) {
+                return None;
+            }
             let family = wide::family_of(key);
             let virtual_address = octets_of(family, (slot.peer[0].get(), slot.peer[1].get()));
             let entry = Entry {
@@ -254,6 +262,21 @@ impl Look {
     fn timeout(&self, value: Value) -> Option<u32> {
         let timeout = self.settings.timeouts.get(value.state().0 as usize).copied()?;
         (self.now.since(value.time()) <= timeout).then_some(timeout)
+    }
+
+    /// Returns how long after it was told of a connection in use is told of again.
+    // As ip_vs_sync_conn_needed(), but for the default.
+    fn refresh(&self, timeout: u32) -> u32 {
+        let units = |seconds: u32| seconds.saturating_mul(self.settings.second);
+        match self.settings.sync_refresh {
+            0 => timeout / REFRESHES,
+            period => units(period).min((timeout / 2).max(units(REFRESH_S))),
+        }
+    }
+
+    /// Returns whether its template alone is told of.
+    fn is_left_to_template(&self, value: Value) -> bool {
+        self.settings.flags & settings_flag::TELL_TEMPLATES != 0 && value.is_controlled()
     }
 
     fn seconds(&self, units: u32) -> u32 {
