@@ -268,6 +268,36 @@ fn ipv6_and_udp_are_learnt() {
 }
 
 #[test]
+fn services_of_any_port_and_of_marks_are_learnt() {
+    let stage = stage();
+    stage.ipvsadm(&format!("-A -t {}:0 -s rr -p 60", VIP.v4)).ok();
+    stage.ipvsadm("-A -f 5 -s rr").ok();
+    for server in &REAL_SERVERS {
+        stage.ipvsadm(&format!("-a -t {}:0 -r {}:0 -m", VIP.v4, server.inside.v4)).ok();
+        stage.ipvsadm(&format!("-a -f 5 -r {}:0 -m", server.inside.v4)).ok();
+    }
+    let backup = Backup::start(&stage, "--syncid 9");
+    let other = Other::new(&stage);
+    let marked =
+        Entry { mark: 5, client_port: 99, service_port: 80, destination_port: 80, ..told(1) };
+    other.tell_as(SYNC_ID, &[told(0), marked]);
+    let (client, vip, second) = (CLIENT.v4, VIP.v4, REAL_SERVERS[1].inside.v4);
+    let of_mark = format!("{client}:99 {vip}:80 {second}:80 ESTABLISHED");
+    wait_connections(&stage, &[line(0, "ESTABLISHED"), of_mark.clone()]);
+    assert_eq!(e2e::lab::counts(&stage.listing()).iter().map(|row| row.1).sum::<u32>(), 2);
+    other.tell(Entry { state: FIN_WAIT, flags: flag::INACTIVE, ..told(0) });
+    wait_connections(&stage, &[line(0, "FIN_WAIT"), of_mark.clone()]);
+    other.tell(Entry { state: FIN_WAIT, flags: flag::INACTIVE, ..told(1) });
+    backup.wait_heard("kept", 1);
+    other.tell(told(1));
+    wait_connections(&stage, &[line(1, "ESTABLISHED"), of_mark]);
+    let sums = e2e::lab::counts(&stage.listing())
+        .iter()
+        .fold((0, 0), |sum, row| (sum.0 + row.1, sum.1 + row.2));
+    assert_eq!(sums, (2, 0));
+}
+
+#[test]
 fn a_template_leads_a_client_on() {
     let stage = stage();
     let service = stage.serve("-t", (VIP.v4, ECHO).into(), Method::Nat, ECHO);
