@@ -113,6 +113,8 @@ impl Description {
             scarce: 0,
             lblc_expiration: EXPIRATION_S,
             lblcr_expiration: EXPIRATION_S,
+            sync_refresh: 0,
+            sync_buffer: 0,
             second: SECOND,
             timeouts,
             services: self.services.len() as u32 + 1,

@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 13;
+pub const LAYOUT: u32 = 14;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -117,6 +117,11 @@ pub struct Settings {
     pub lblc_expiration: u32,
     /// Seconds that lblcr does, and after which it makes a set smaller that has not changed.
     pub lblcr_expiration: u32,
+    /// Seconds after which other directors are told again of a connection in use; 0 for a part of its
+    /// time-out. The daemons of synchronisation alone look at it, and at what follows.
+    pub sync_refresh: u32,
+    /// Bytes of messages that their sockets hold; 0 for what they choose.
+    pub sync_buffer: u32,
 }
 
 /// When something is done about tables that run full.
@@ -167,6 +172,8 @@ pub mod settings_flag {
     pub const SCHEDULE_ERRORS: u32 = 1 << 22;
     /// Servers are told that a connection is not known, as with `nat_icmp_send`.
     pub const TELL_SERVERS: u32 = 1 << 23;
+    /// Other directors are told of templates, and not of what these control, as with `sync_persist_mode`.
+    pub const TELL_TEMPLATES: u32 = 1 << 24;
 }
 
 /// What an endpoint is looked up for.
@@ -930,7 +937,7 @@ pub struct SweepCursor {
 pub const TIMER_BYTES: usize = 16;
 
 const _: () = {
-    assert!(size_of::<Settings>() == 240);
+    assert!(size_of::<Settings>() == 248);
     assert!(size_of::<WideSlot>() == 64);
     assert!(size_of::<Wides>() == 256);
     assert!(size_of::<Scratch>() == 192);

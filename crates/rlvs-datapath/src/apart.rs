@@ -370,6 +370,33 @@ impl<T: Tables> Context<'_, T> {
         destination: &Destination,
         value: Value,
     ) -> u32 {
+        let result = self.enter_wide_here(packet, service, destination, value);
+        if result == crate::schedule::OPENED {
+            self.count_got(value.destination());
+        }
+        result
+    }
+
+    /// As [`enter`](Self::enter) in the wide table.
+    #[inline(never)]
+    pub(crate) fn enter_wide<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        service: u32,
+        destination: &Destination,
+        value: Value,
+    ) -> u32 {
+        self.enter_wide_here(packet, service, destination, value)
+    }
+
+    #[inline(always)]
+    fn enter_wide_here<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        service: u32,
+        destination: &Destination,
+        value: Value,
+    ) -> u32 {
         let Some(service) = self.tables.service(service) else {
             return Reason::Inconsistent as u32;
         };
@@ -395,21 +422,33 @@ impl<T: Tables> Context<'_, T> {
             // The reply half goes with its time.
             return Reason::TableFull as u32;
         }
-        self.count_opened(destination, value);
+        self.count_entered(destination, value);
         crate::schedule::OPENED
+    }
+
+    /// Counts a connection that has been opened and whose entries have been made.
+    #[inline(always)]
+    pub(crate) fn count_opened(&self, destination: &Destination, value: Value) {
+        self.count_entered(destination, value);
+        self.count_got(value.destination());
+    }
+
+    /// Counts a connection that a destination got.
+    #[inline(always)]
+    fn count_got(&self, destination: u32) {
+        if let Some(row) = self.tables.row(self.row_index(destination)) {
+            bump(&row.connections, 1);
+        }
     }
 
     /// Counts a connection whose entries have been made.
     #[inline(always)]
-    pub(crate) fn count_opened(&self, destination: &Destination, value: Value) {
+    fn count_entered(&self, destination: &Destination, value: Value) {
         if let Some(counts) = self.tables.counts(value.destination()) {
             let before = self.tables.add(&counts.connections, value.state().one());
             if destination.upper != 0 {
                 self.note_connection(value.destination(), before);
             }
-        }
-        if let Some(row) = self.tables.row(self.row_index(value.destination())) {
-            bump(&row.connections, 1);
         }
     }
 

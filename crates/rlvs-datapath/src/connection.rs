@@ -28,15 +28,16 @@ const PAIRED: u64 = 1 << 31;
 const ELSEWHERE: u64 = 1 << 60;
 const CONTROLLED: u64 = 1 << 61;
 const DESTINATION_SHIFT: u32 = 32;
-const DESTINATION_MASK: u64 = (1 << 22) - 1;
+const DESTINATION_MASK: u64 = (1 << 21) - 1;
+const LEARNT: u64 = 1 << 53;
 const OWNER_SHIFT: u32 = 54;
 const OWNER_MASK: u64 = (1 << 6) - 1;
 /// In the wide table, whose entries have no owner: the client's end is replaced.
 const SUBSTITUTED: u64 = 1 << OWNER_SHIFT;
 
 /// What a slot says of its connection, in 64 bits: coarse time of the last packet (25), state (5),
-/// reply half, paired, destination id (22 from bit 32), upper bits of the owner (6), in its second
-/// place, controlled by a template, live.
+/// reply half, paired, destination id (21 from bit 32), learnt from another director, upper bits of the
+/// owner (6), in its second place, controlled by a template, live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value(pub u64);
 
@@ -73,6 +74,27 @@ impl Value {
     #[inline(always)]
     pub fn is_controlled(self) -> bool {
         self.0 & CONTROLLED != 0
+    }
+    /// Returns the value of what another director told of.
+    #[inline(always)]
+    pub fn learnt(self) -> Self {
+        Self(self.0 | LEARNT)
+    }
+    /// Returns whether another director told of it, and no packet has come since.
+    #[inline(always)]
+    pub fn is_learnt(self) -> bool {
+        self.0 & LEARNT != 0
+    }
+    /// Returns whether a value leads where another does, and in the same way.
+    #[inline(always)]
+    pub(crate) fn is_same_way(self, other: Self) -> bool {
+        const WAY: u64 = DESTINATION_MASK << DESTINATION_SHIFT | PAIRED;
+        (self.0 ^ other.0) & WAY == 0
+    }
+    /// Returns the value with the time and the state of what is told.
+    #[inline(always)]
+    pub(crate) fn as_told(self, told: Self) -> Self {
+        self.with(Time(told.time()), told.state()).learnt()
     }
     /// Returns the value of a connection of full NAT, in the wide table.
     #[inline(always)]
@@ -119,10 +141,10 @@ impl Value {
     pub fn destination(self) -> u32 {
         (self.0 >> DESTINATION_SHIFT & DESTINATION_MASK) as u32
     }
-    /// Returns the value with another time and state.
+    /// Returns the value with another time and state, which are this director's own.
     #[inline(always)]
     pub fn with(self, now: Time, state: State) -> Self {
-        const KEPT: u64 = !(TIME_MASK as u64 | STATE_MASK << STATE_SHIFT);
+        const KEPT: u64 = !(TIME_MASK as u64 | STATE_MASK << STATE_SHIFT | LEARNT);
         Self(self.0 & KEPT | u64::from(now.0) | u64::from(state.0) << STATE_SHIFT)
     }
     /// Returns the value with another state.
@@ -731,7 +753,7 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     #[inline(always)]
-    fn recount(&self, before: Value, after: State) {
+    pub(crate) fn recount(&self, before: Value, after: State) {
         const LEAVES: u64 = (1 << 32) - 1;
         // One that becomes active does the opposite.
         let left = before.state().activity().wrapping_sub(after.activity());

@@ -29,6 +29,7 @@ pub mod hash;
 pub mod hop;
 pub mod ip;
 pub mod layout;
+pub mod learn;
 pub mod local;
 pub mod mark;
 pub mod moved;

@@ -167,6 +167,24 @@ impl<'a, T: Tables> Context<'a, T> {
         destination: &Destination,
         value: Value,
     ) -> u32 {
+        let result = self.enter(packet, key, destination, value);
+        if result & OPENED != 0
+            && let Some(row) = self.tables.row(self.row_index(value.destination()))
+        {
+            bump(&row.connections, 1);
+        }
+        result
+    }
+
+    /// As [`join`](Self::join), but its destination does not count it among those that it got.
+    #[inline(always)]
+    pub(crate) fn enter<A: Ip>(
+        &self,
+        packet: &Packet<A>,
+        key: &Key<A>,
+        destination: &Destination,
+        value: Value,
+    ) -> u32 {
         let id = value.destination();
         if value.is_paired() {
             let peer = A::from_octets(&destination.address);
@@ -187,9 +205,6 @@ impl<'a, T: Tables> Context<'a, T> {
             if destination.upper != 0 {
                 self.note_connection(id, before);
             }
-        }
-        if let Some(row) = self.tables.row(self.row_index(id)) {
-            bump(&row.connections, 1);
         }
         OPENED | id
     }

@@ -13,6 +13,7 @@
 use crate::abi::{Service, WideSlot, destination_flag, service_flag, settings_flag};
 use crate::connection::{self, Context, Found, Value};
 use crate::ip::{Ip, Packet};
+use crate::learn::Learnt;
 use crate::reason::Reason;
 use crate::schedule::{OPENED, SEARCHING};
 use crate::schedulers::{self, takes_connections};
@@ -68,7 +69,11 @@ impl<'a, T: Tables> Context<'a, T> {
         let found = self.tables.forget(self.extend_template(&key).into()) as u32;
         let result = match (found, chosen) {
             (0, 0) => ABSENT,
-            (0, _) => self.make_template(&key, record, chosen & ID),
+            (0, _) => {
+                let held = u64::from(record.persistence) << 32 | holds(&key);
+                let value = Value::new(self.now, State::NONE, chosen & ID, 0, false);
+                self.make_template(&key, value, held)
+            }
             _ => found,
         };
         self.unlock(lock);
@@ -96,15 +101,74 @@ impl<'a, T: Tables> Context<'a, T> {
         }
         let id = value.destination();
         if !self.may_follow(id) {
-            // From here on it is another one.
-            const DEATH: u64 = (crate::wide::kind::TEMPLATE ^ crate::wide::kind::DEAD) << 60;
-            self.tables.swap(&slot.key, key.word, key.word ^ DEATH);
+            self.kill(slot, key);
             return 0;
         }
         let [held, _] = &slot.other;
         self.tables.add(held, holds(key));
         self.renew(slot);
         OPENED | id
+    }
+
+    /// Makes a template one that leads nowhere: from here on it is another one.
+    #[inline(always)]
+    fn kill(&self, slot: &WideSlot, key: &Key) {
+        const DEATH: u64 = (crate::wide::kind::TEMPLATE ^ crate::wide::kind::DEAD) << 60;
+        self.tables.swap(&slot.key, key.word, key.word ^ DEATH);
+    }
+
+    /// Has a client of a service be led where another director leads it, for `timeout` units; one that is led
+    /// already stays where it is. Returns a [`Learnt`] number.
+    #[inline(always)]
+    pub(crate) fn learn_template(
+        &self,
+        record: &Service,
+        service: u32,
+        client: (u64, u64),
+        id: u32,
+        timeout: u32,
+        assured: bool,
+    ) -> u32 {
+        let key = key(record, service, client);
+        let Some(lock) = self.lock_wide(&key, LOCK) else { return Learnt::Busy as u32 };
+        let state = if assured { ASSURED } else { State::NONE };
+        let told = Value::new(self.now, state, id, 0, false).learnt();
+        let stands = self.tables.forget(self.follow_told_template(&key, told, timeout).into());
+        let result = if stands != 0 {
+            stands as u32
+        } else if self.make_template(&key, told, u64::from(timeout) << 32) & OPENED != 0 {
+            Learnt::Entered as u32
+        } else {
+            Learnt::Full as u32
+        };
+        self.unlock(lock);
+        result
+    }
+
+    /// Gives the template of a key the time-out that is told. Returns 0 if there is none that leads anywhere.
+    #[inline(always)]
+    fn follow_told_template(&self, key: &Key, told: Value, timeout: u32) -> u32 {
+        let mut value = Value(0);
+        let Some(slot) = self.find_wide::<{ sought::TEMPLATE }>(key, &mut value) else { return 0 };
+        if self.retire_template::<true>(slot, value) {
+            return 0;
+        }
+        if !self.may_follow(value.destination()) {
+            self.kill(slot, key);
+            return 0;
+        }
+        if value.destination() != told.destination() {
+            return Learnt::Kept as u32;
+        }
+        let [held, _] = &slot.other;
+        let before = (self.tables.read(held) >> 32) as u32;
+        self.tables.add(held, u64::from(timeout.wrapping_sub(before)) << 32);
+        let now = Value(self.tables.read(&slot.value));
+        if self.tables.swap(&slot.value, now.0, now.as_told(told).0) {
+            Learnt::Updated as u32
+        } else {
+            Learnt::Busy as u32
+        }
     }
 
     /// Makes a template's time begin anew.
@@ -130,11 +194,10 @@ impl<'a, T: Tables> Context<'a, T> {
             && !(expires && destination.weight == 0)
     }
 
-    /// Makes the template of a key.
+    /// Makes the template of a key as its value says; `held` is its time-out and what it controls.
     #[inline(always)]
-    fn make_template(&self, key: &Key, record: &Service, id: u32) -> u32 {
-        let value = Value::new(self.now, State::NONE, id, 0, false);
-        let held = u64::from(record.persistence) << 32 | holds(key);
+    fn make_template(&self, key: &Key, value: Value, held: u64) -> u32 {
+        let id = value.destination();
         let key = Key { peer: (key.peer.0, id.into()), ..*key };
         if self.insert_wide(&key, value, held, 0).is_none() {
             return Reason::TableFull as u32;

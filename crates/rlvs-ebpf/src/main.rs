@@ -23,8 +23,8 @@ use rlvs_datapath::ip::{V4, V6};
 use rlvs_datapath::process::{process, settle};
 use rlvs_datapath::stage::Stage;
 use rlvs_datapath::{
-    adopt, apart, association, cut, errors, fragment, full, guard, local, mss, opening, quoted,
-    refuse, relay, rest, schedulers, sip, special, strange,
+    adopt, apart, association, cut, errors, fragment, full, guard, learn, local, mss, opening,
+    quoted, refuse, relay, rest, schedulers, sip, special, strange,
 };
 
 use crate::frame::{TcFrame, XdpFrame};
@@ -207,6 +207,34 @@ rlvs_datapath::stages!(stage_programs);
 #[inline(always)]
 pub fn rlvs_out(ctx: TcContext) -> i32 {
     on_tc::<false>(&ctx, local::depart)
+}
+
+/// Carries out `work` for the record that the frame consists of; see [`learn`].
+#[inline(always)]
+fn on_record(ctx: &XdpContext, work: impl FnOnce(&Maps, &[u64; learn::WORDS]) -> u32) -> u32 {
+    let mut frame = XdpFrame { ctx: ctx.ctx };
+    let Some(bytes) = frame.head::<{ learn::WORDS * 8 }>() else { return 0 };
+    // SAFETY: as many bytes; a frame of a test run begins at a multiple of 8.
+    work(&Maps, unsafe { &*(&raw const *bytes).cast() })
+}
+
+/// Defines programs that learn. User space runs them, no packet does.
+macro_rules! learners {
+    ($($name:ident: $work:expr;)*) => {$(
+        #[xdp]
+        #[inline(always)]
+        pub fn $name(ctx: XdpContext) -> u32 {
+            on_record(&ctx, $work)
+        }
+    )*};
+}
+
+learners! {
+    rlvs_learn4: learn::connection::<V4, Maps, false>;
+    rlvs_learn6: learn::connection::<V6, Maps, false>;
+    rlvs_learn_wide4: learn::connection::<V4, Maps, true>;
+    rlvs_learn_wide6: learn::connection::<V6, Maps, true>;
+    rlvs_learn_for: learn::template::<Maps>;
 }
 
 /// Arms the sweep; the loader runs it once. Arming again replaces the callback by this program's.

@@ -1,4 +1,5 @@
-//! Messages by which directors tell each other of their connections: version 1 of the kernel's IPVS.
+//! Messages by which directors tell each other of their connections, as the kernel's IPVS: version 1 is
+//! written, version 0 read too.
 //!
 //! A message is a UDP datagram, by default to 224.0.0.81, port 8848:
 //!
@@ -21,9 +22,21 @@
 //! | Client address, virtual address, destination's address        |
 //! ```
 //!
+//! A message of version 0 has its number of entries where version 1 has 0, no second line, and entries of
+//! IPv4 alone, which moved sequence numbers follow if their flags say so:
+//!
+//! ```text
+//! |       0       |   Protocol    |          Client port          |
+//! |         Virtual port          |       Destination port        |
+//! | Client address, virtual address, destination's address        |
+//! |             Flags             |             State             |
+//! ```
+//!
 //! Nothing in a message proves who sent it. Reading never panics, whatever the bytes: a message whose
 //! length is not that of its datagram is refused whole, an entry that lies ends the reading of its
 //! message, as in the kernel (`ip_vs_process_message()`).
+
+use crate::{ipsec, sctp, tcp, udp};
 
 /// UDP port that messages are sent to unless told otherwise.
 pub const PORT: u16 = 8848;
@@ -45,6 +58,8 @@ const VERSION: u8 = 1;
 const IPV6: u8 = 1;
 const LENGTH_MASK: u16 = 0x0fff;
 const ALIGNMENT: usize = 4;
+/// The last state of a template.
+const ASSURED: u16 = 1;
 
 /// Bits of an entry's flags.
 pub mod flag {
@@ -56,10 +71,12 @@ pub mod flag {
     pub const INACTIVE: u32 = 0x100;
     /// The client's port is not known yet.
     pub const NO_CLIENT_PORT: u32 = 0x800;
+    /// Sequence numbers are moved.
+    pub const SEQUENCES: u32 = 0x600;
     /// A persistence template.
     pub const TEMPLATE: u32 = 0x1000;
     /// What a receiver keeps; all else was true of the sender only.
-    pub const KEPT: u32 = METHOD | NO_OUTPUT | INACTIVE | 0x600 | NO_CLIENT_PORT | TEMPLATE;
+    pub const KEPT: u32 = METHOD | NO_OUTPUT | INACTIVE | SEQUENCES | NO_CLIENT_PORT | TEMPLATE;
 }
 
 /// Kinds of options.
@@ -117,7 +134,7 @@ pub struct Entry {
     pub destination_port: u16,
     /// Mark of the service, 0 for one that goes by address.
     pub mark: u32,
-    /// Seconds that the connection stays without a packet.
+    /// Seconds that the connection stays without a packet; 0 for what its state says.
     pub timeout_s: u32,
     /// Its addresses, of one version.
     pub addresses: Addresses,
@@ -184,7 +201,7 @@ impl Entry {
             Addresses::V6 { client, service, destination }
         };
         check_options(rest)?;
-        let entry = Self {
+        let mut entry = Self {
             protocol,
             flags,
             state,
@@ -195,7 +212,54 @@ impl Entry {
             timeout_s,
             addresses,
         };
+        entry.check()?;
         Ok((entry, length))
+    }
+
+    /// As [`read`](Self::read), of version 0.
+    fn read_old(bytes: &[u8]) -> Result<(Self, usize), Refused> {
+        let mut rest = bytes;
+        let [_, protocol] = take(&mut rest)?;
+        let mut number = || take(&mut rest).map(u16::from_be_bytes);
+        let [client_port, service_port, destination_port] = [number()?, number()?, number()?];
+        let [client, service, destination] = [take(&mut rest)?, take(&mut rest)?, take(&mut rest)?];
+        let mut number = || take(&mut rest).map(u16::from_be_bytes);
+        let [flags, state] = [number()?, number()?];
+        let flags = u32::from(flags) & flag::KEPT;
+        if flags & flag::SEQUENCES != 0 {
+            take::<{ option::SEQUENCES_LENGTH }>(&mut rest)?;
+        }
+        let mut entry = Self {
+            protocol,
+            flags,
+            state,
+            client_port,
+            service_port,
+            destination_port,
+            mark: 0,
+            timeout_s: 0,
+            addresses: Addresses::V4 { client, service, destination },
+        };
+        entry.check()?;
+        Ok((entry, bytes.len() - rest.len()))
+    }
+
+    /// Refuses a protocol or a state that there is not; of a template neither matters, and an unknown state
+    /// is the first.
+    fn check(&mut self) -> Result<(), Refused> {
+        if self.flags & flag::TEMPLATE != 0 {
+            if self.state > ASSURED {
+                self.state = 0;
+            }
+            return Ok(());
+        }
+        let states = match self.protocol {
+            tcp::PROTOCOL => 11,
+            sctp::PROTOCOL => 14,
+            udp::PROTOCOL | ipsec::AH | ipsec::ESP => 1,
+            _ => return Err(Refused::Protocol),
+        };
+        if self.state < states { Ok(()) } else { Err(Refused::State) }
     }
 }
 
@@ -227,12 +291,16 @@ fn check_options(mut rest: &[u8]) -> Result<(), Refused> {
 pub enum Refused {
     /// The datagram, an entry or a field ends too early, or the message's length is not the datagram's.
     Length,
-    /// A version of messages other than 1.
+    /// A version of messages other than 0 and 1.
     Version,
     /// An entry of a version other than 0.
     EntryVersion,
     /// An option that is too long, comes twice, or is not known and may not be passed over.
     Option,
+    /// A connection of a protocol that is not balanced.
+    Protocol,
+    /// A number that none of the protocol's states has.
+    State,
 }
 
 /// A message that was received.
@@ -240,6 +308,7 @@ pub enum Refused {
 pub struct Message<'a> {
     /// Number of the group of directors.
     pub sync_id: u8,
+    version: u8,
     count: u8,
     entries: &'a [u8],
 }
@@ -251,23 +320,25 @@ impl<'a> Message<'a> {
     /// A length that is not the datagram's, or another version.
     pub fn parse(datagram: &'a [u8]) -> Result<Self, Refused> {
         let mut rest = datagram;
-        let [reserved, sync_id] = take(&mut rest)?;
+        let [old_count, sync_id] = take(&mut rest)?;
         let length = u16::from_be_bytes(take(&mut rest)?);
-        let [count, version, _, _] = take(&mut rest)?;
         if usize::from(length) != datagram.len() {
             return Err(Refused::Length);
         }
-        // Version 0 has its number of entries first, where later ones have 0.
-        if reserved != 0 || version != VERSION {
+        if old_count != 0 {
+            return Ok(Self { sync_id, version: 0, count: old_count, entries: rest });
+        }
+        let [count, version, _, _] = take(&mut rest)?;
+        if version != VERSION {
             return Err(Refused::Version);
         }
-        Ok(Self { sync_id, count, entries: rest })
+        Ok(Self { sync_id, version, count, entries: rest })
     }
 
     /// Returns its entries. The first one that is refused is the last.
     #[must_use]
     pub const fn entries(&self) -> Entries<'a> {
-        Entries { rest: self.entries, left: self.count }
+        Entries { rest: self.entries, left: self.count, version: self.version }
     }
 }
 
@@ -276,6 +347,7 @@ impl<'a> Message<'a> {
 pub struct Entries<'a> {
     rest: &'a [u8],
     left: u8,
+    version: u8,
 }
 
 impl Iterator for Entries<'_> {
@@ -283,7 +355,8 @@ impl Iterator for Entries<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
-        match Entry::read(self.rest) {
+        let read = if self.version == 0 { Entry::read_old } else { Entry::read };
+        match read(self.rest) {
             Ok((entry, length)) => {
                 let next = length.next_multiple_of(ALIGNMENT);
                 self.rest = self.rest.get(next..).unwrap_or_default();
@@ -390,7 +463,7 @@ mod tests {
 
     fn v6() -> Entry {
         let addresses = Addresses::V6 { client: [1; 16], service: [2; 16], destination: [3; 16] };
-        Entry { protocol: 17, flags: flag::INACTIVE | 3, addresses, mark: 7, ..sent() }
+        Entry { protocol: 17, state: 0, flags: flag::INACTIVE | 3, addresses, mark: 7, ..sent() }
     }
 
     #[test]
@@ -451,7 +524,8 @@ mod tests {
         for length in [43, 45] {
             assert_eq!(first(&changed(3, length)), Err(Refused::Length), "{length}");
         }
-        assert_eq!(first(&changed(0, 1)), Err(Refused::Version));
+        // An entry of version 0, of ICMP.
+        assert_eq!(first(&changed(0, 1)), Ok(Some(Err(Refused::Protocol))));
         assert_eq!(first(&changed(5, 2)), Err(Refused::Version));
         assert_eq!(first(&changed(10, 0x10)), Ok(Some(Err(Refused::EntryVersion))));
         for length in [0, 3, 35, 37, 255] {
@@ -461,6 +535,47 @@ mod tests {
         let more = changed(4, 3);
         let message = Message::parse(&more).expect("a message");
         assert!(message.entries().eq([Ok(sent()), Err(Refused::Length)]));
+    }
+
+    #[test]
+    fn what_the_kernel_sent_of_version_0_is_read() {
+        let old = [
+            0x01, 0x09, 0x00, 0x1c, 0x00, 0x06, 0x1e, 0x7d, 0x03, 0xe9, 0x00, 0x50, 0x0a, 0x09,
+            0x00, 0x02, 0x0a, 0x09, 0x00, 0x64, 0x0a, 0x01, 0x00, 0x0c, 0x00, 0x00, 0x00, 0x01,
+        ];
+        let message = Message::parse(&old).expect("a message");
+        let expected = Entry { client_port: 0x1e7d, timeout_s: 0, ..sent() };
+        assert!(message.entries().eq([Ok(expected)]));
+        for length in 4..old.len() {
+            let mut cut = old;
+            cut[3] = length as u8;
+            let message = Message::parse(&cut[..length]).expect("a header");
+            assert!(message.entries().eq([Err(Refused::Length)]), "{length} bytes");
+        }
+        let mut moved = old;
+        moved[24..26].copy_from_slice(&[0x02, 0x00]);
+        let message = Message::parse(&moved).expect("a message");
+        assert!(message.entries().eq([Err(Refused::Length)]), "sequence numbers are missing");
+    }
+
+    #[test]
+    fn protocols_and_states_that_there_are_not_are_refused() {
+        let with = |at: usize, byte: u8| {
+            let mut bytes = SENT;
+            bytes[at] = byte;
+            Message::parse(&bytes).expect("a message").entries().next()
+        };
+        assert_eq!(with(9, 1), Some(Err(Refused::Protocol)));
+        assert_eq!(with(17, 10).map(|entry| entry.is_ok()), Some(true));
+        assert_eq!(with(17, 11), Some(Err(Refused::State)));
+        assert_eq!(with(9, 17), Some(Err(Refused::State)), "UDP has one state");
+        // What a template says of either does not matter.
+        let mut template = SENT;
+        template[14] = 0x10;
+        template[9] = 0;
+        template[17] = 7;
+        let entry = Message::parse(&template).expect("a message").entries().next();
+        assert_eq!(entry.map(|entry| entry.map(|entry| entry.state)), Some(Ok(0)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod rights;
 mod site;
 mod state;
 mod succession;
+mod synchronisation;
 mod tracks;
 mod words;
 mod zabbix;

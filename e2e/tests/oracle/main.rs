@@ -15,3 +15,4 @@ mod packets;
 mod picks;
 mod play;
 mod scenes;
+mod synchronisation;

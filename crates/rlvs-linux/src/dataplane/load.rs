@@ -229,7 +229,7 @@ fn ensure(stages: &[Stage]) -> Result<(), Error> {
 }
 
 /// Opens the object over the maps of a folder.
-fn reopen(folder: &Folder) -> Result<Ebpf, Error> {
+pub(super) fn reopen(folder: &Folder) -> Result<Ebpf, Error> {
     let bytes = object()?;
     let names = folder.names()?;
     let mut loader = EbpfLoader::new();
@@ -301,7 +301,7 @@ fn arm(bpf: &mut Ebpf) -> Result<(), Error> {
     Err(Error::Load { what: "arming the sweep".to_owned(), reason })
 }
 
-fn program<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<P, Error>
+pub(super) fn program<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<P, Error>
 where
     P: TryFrom<&'a mut aya::programs::Program>,
 {

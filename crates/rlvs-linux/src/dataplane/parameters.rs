@@ -48,9 +48,10 @@ const fn carried(
     Parameter { name, max, default, about, state: State::Carried { get, set } }
 }
 
-/// Why connection synchronisation has no settings here.
-const NO_DAEMON: &str =
-    "the daemon that tells other directors of connections goes by time, and has no settings";
+/// Why most settings of connection synchronisation are without meaning.
+const NOT_BY_PACKETS: &str =
+    "other directors are told of connections by time and by states, not by their packets";
+const ONE_SENDER: &str = "one process sends all messages by one port, and none waits";
 const NO_RESIZING: &str = "tables have the size that they were made with";
 const NO_ESTIMATOR: &str = "a timer of the programs estimates rates; no thread does";
 
@@ -73,7 +74,11 @@ pub const ALL: [Parameter; 35] = [
         |settings| settings.amemthresh,
         |settings, value| settings.amemthresh = value,
     ),
-    meaningless("backup_only", "0", NO_DAEMON),
+    meaningless(
+        "backup_only",
+        "0",
+        "a director takes no request that another one has chosen it for, whether it learns or not",
+    ),
     meaningless(
         "cache_bypass",
         "0",
@@ -211,14 +216,37 @@ pub const ALL: [Parameter; 35] = [
     ),
     meaningless("snat_reroute", "1", "answers are routed by the client's address as they are sent"),
     meaningless("svc_lfactor", "-3", NO_RESIZING),
-    meaningless("sync_persist_mode", "0", NO_DAEMON),
-    meaningless("sync_ports", "1", NO_DAEMON),
-    meaningless("sync_qlen_max", "0", NO_DAEMON),
-    meaningless("sync_refresh_period", "0", NO_DAEMON),
-    meaningless("sync_retries", "0", NO_DAEMON),
-    meaningless("sync_sock_size", "0", NO_DAEMON),
-    meaningless("sync_threshold", "3 50", NO_DAEMON),
-    meaningless("sync_version", "1", NO_DAEMON),
+    carried(
+        "sync_persist_mode",
+        1,
+        0,
+        "1 tells other directors of persistence templates, and not of the connections that they control",
+        |settings| has(settings, settings_flag::TELL_TEMPLATES),
+        |settings, value| put(settings, settings_flag::TELL_TEMPLATES, value != 0),
+    ),
+    meaningless("sync_ports", "1", ONE_SENDER),
+    meaningless("sync_qlen_max", "0", ONE_SENDER),
+    carried(
+        "sync_refresh_period",
+        i32::MAX as u32,
+        0,
+        "seconds after which other directors are told again of a connection in use, half its time-out at most; \
+         0 is a third of it",
+        |settings| settings.sync_refresh,
+        |settings, value| settings.sync_refresh = value,
+    ),
+    meaningless("sync_retries", "0", NOT_BY_PACKETS),
+    carried(
+        "sync_sock_size",
+        i32::MAX as u32 / 2,
+        0,
+        "bytes of messages that the socket of a synchronisation daemon holds which is started then; 0 leaves \
+         it to the daemon",
+        |settings| settings.sync_buffer,
+        |settings, value| settings.sync_buffer = value,
+    ),
+    meaningless("sync_threshold", "3 50", NOT_BY_PACKETS),
+    meaningless("sync_version", "1", "messages of version 0 are understood, and not written"),
     carried(
         "tcp_mss",
         u16::MAX as u32,
@@ -390,6 +418,10 @@ mod tests {
             ("am_droprate", 7, 7),
             ("drop_packet", 1, 1),
             ("am_droprate", 5, 5),
+            ("sync_persist_mode", 1, 1),
+            ("sync_persist_mode", 0, 0),
+            ("sync_refresh_period", 8, 8),
+            ("sync_sock_size", 9, 9),
         ] {
             let parameter = Parameter::named(name).expect("a setting");
             let State::Carried { get, set } = parameter.state else { panic!("{name}") };

@@ -1,15 +1,16 @@
-//! Connection synchronisation of our own table: the daemon that tells other directors of connections.
+//! Connection synchronisation of our own table: the daemons that tell other directors of connections and
+//! learn of theirs.
 //!
 //! Packets need no process, so this is one of its own, one for each role and network namespace: it
 //! holds the lock of a file below `/run/rlvs` as long as it runs, and the file says how it was started.
-//! Its state is soft: killed and started again it tells of everything once more. It ends when
+//! Its state is soft: killed and started again a master tells of everything once more. It ends when
 //! nothing is attached here any more.
-//!
-//! There is the master only; nothing of what others tell is learnt yet.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -18,15 +19,21 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
 use nix::unistd::setsid;
 use rlvs_control::model::{SyncDaemon, SyncRole};
 use rlvs_control::table::Error;
+use rlvs_datapath::abi;
 use rlvs_wire::sync::{Entry, GROUP, PORT, Writer};
 
+use super::learn::Learner;
+use super::maps::Mapped;
 use super::pins;
 use super::tell::Teller;
 use crate::process::Handle;
+use crate::vrrp::sys;
 
 /// First word of the command line that the daemon is started with; the words of
 /// [`words`] follow.
@@ -47,6 +54,8 @@ const REST: u32 = 9;
 /// is given for them.
 const BURST: u32 = 32;
 const PAUSE: Duration = Duration::from_millis(2);
+/// Bytes of messages that a backup's socket is asked to hold.
+const RECEIVE_BYTES: usize = 1 << 20;
 /// Time that a daemon is given to end.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -68,9 +77,6 @@ pub(super) fn list() -> Result<Vec<SyncDaemon>, Error> {
 /// One of that role runs, there is no such interface, or it cannot be started.
 pub(super) fn start(wanted: &SyncDaemon) -> Result<(), Error> {
     let SyncDaemon { role, interface, .. } = wanted;
-    if *role == SyncRole::Backup {
-        return Err(Error::NotYet(format!("connection synchronisation ({role})")));
-    }
     if running(*role)?.is_some() {
         return Err(Error::SyncDaemonRuns(*role));
     }
@@ -206,8 +212,11 @@ pub fn run(daemon: &SyncDaemon) -> Result<(), Error> {
         Err(error) => writeln!(output, "{error}"),
     };
     said.map_err(system("answering whoever started the daemon"))?;
-    let (_lock, socket) = begun?;
-    let result = tell(daemon, &socket);
+    let (lock, begun) = begun?;
+    let result = match begun {
+        Begun::Master(socket) => tell(daemon, &socket),
+        Begun::Backup(socket, learner) => learn(daemon, &socket, *learner, &lock),
+    };
     // Before the lock is given back, so that it is not another's.
     fs::remove_file(path(daemon.role)?)
         .or_else(absent)
@@ -215,22 +224,39 @@ pub fn run(daemon: &SyncDaemon) -> Result<(), Error> {
     result
 }
 
-fn begin(daemon: &SyncDaemon) -> Result<(Flock<File>, UdpSocket), Error> {
+/// What a daemon begins with.
+enum Begun {
+    Master(UdpSocket),
+    Backup(UdpSocket, Box<Learner>),
+}
+
+fn begin(daemon: &SyncDaemon) -> Result<(Flock<File>, Begun), Error> {
     let failed = system("noting that the daemon runs");
     fs::create_dir_all(FOLDER).map_err(failed)?;
     let mut options = OpenOptions::new();
     let file = options.create(true).truncate(false).write(true).open(path(daemon.role)?);
     let mut lock = Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock)
         .map_err(|_| Error::SyncDaemonRuns(daemon.role))?;
-    let socket = sending(daemon)
-        .map_err(|error| Error::System(format!("a socket on {}: {error}", daemon.interface)))?;
+    let no_socket = |error| Error::System(format!("a socket on {}: {error}", daemon.interface));
+    let folder = pins::open()?.ok_or(super::error::Error::NotAttached)?;
+    let settings = Mapped::<abi::Settings>::look(&folder, "settings")?.read(0);
+    let buffer = settings.unwrap_or_default().sync_buffer as usize;
+    let begun = match daemon.role {
+        SyncRole::Master => Begun::Master(sending(daemon, buffer).map_err(no_socket)?),
+        SyncRole::Backup => {
+            // The socket first: what comes while the programs are loaded waits there.
+            let socket = receiving(daemon, buffer).map_err(no_socket)?;
+            let learner = Learner::open()?.ok_or(super::error::Error::NotAttached)?;
+            Begun::Backup(socket, Box::new(learner))
+        }
+    };
     lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
     writeln!(lock, "{} {}", std::process::id(), words(daemon).join(" ")).map_err(failed)?;
-    Ok((lock, socket))
+    Ok((lock, begun))
 }
 
 /// Opens the socket that a master sends by.
-fn sending(daemon: &SyncDaemon) -> io::Result<UdpSocket> {
+fn sending(daemon: &SyncDaemon, buffer: usize) -> io::Result<UdpSocket> {
     let group = daemon.group.unwrap_or(IpAddr::V4(GROUP.into()));
     let port = daemon.port.unwrap_or(PORT);
     let ttl = daemon.ttl.unwrap_or(1);
@@ -239,6 +265,9 @@ fn sending(daemon: &SyncDaemon) -> io::Result<UdpSocket> {
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, 0))?;
+    if buffer != 0 {
+        setsockopt(&socket, sockopt::SndBufForce, &buffer)?;
+    }
     // So that no route is needed, and the source is an address of this interface.
     setsockopt(&socket, sockopt::BindToDevice, &daemon.interface.clone().into())?;
     let to: SocketAddr = match group {
@@ -256,6 +285,95 @@ fn sending(daemon: &SyncDaemon) -> io::Result<UdpSocket> {
     };
     socket.connect(to)?;
     Ok(socket)
+}
+
+/// Opens the socket that a backup hears by: what is sent to the group and the port, and comes in by the
+/// interface.
+fn receiving(daemon: &SyncDaemon, buffer: usize) -> io::Result<UdpSocket> {
+    let group = daemon.group.unwrap_or(IpAddr::V4(GROUP.into()));
+    let port = daemon.port.unwrap_or(PORT);
+    let index = if_nametoindex(daemon.interface.as_str())?;
+    let (family, at) = match group {
+        IpAddr::V4(group) => (AddressFamily::Inet, SocketAddr::from((group, port))),
+        IpAddr::V6(group) => {
+            (AddressFamily::Inet6, SocketAddrV6::new(group, port, 0, index).into())
+        }
+    };
+    let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // As the kernel's, which leaves the port to others too.
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    setsockopt(&socket, sockopt::BindToDevice, &daemon.interface.clone().into())?;
+    match buffer {
+        0 => setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BYTES)?,
+        // As the kernel's, beyond what other sockets may have.
+        bytes => setsockopt(&socket, sockopt::RcvBufForce, &bytes)?,
+    }
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
+    let socket = UdpSocket::from(socket);
+    match group {
+        IpAddr::V4(group) => join_v4(&socket, group, index)?,
+        IpAddr::V6(group) => socket.join_multicast_v6(&group, index)?,
+    }
+    socket.set_read_timeout(Some(INTERVAL))?;
+    Ok(socket)
+}
+
+/// Joins a group on an interface by its number: it may have no address.
+fn join_v4(socket: &UdpSocket, group: Ipv4Addr, index: u32) -> io::Result<()> {
+    let membership = libc::ip_mreqn {
+        imr_multiaddr: libc::in_addr { s_addr: group.to_bits().to_be() },
+        imr_address: libc::in_addr { s_addr: 0 },
+        imr_ifindex: index as i32,
+    };
+    sys::set_option(socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, membership)
+}
+
+/// Learns what others tell as long as there are tables.
+fn learn(
+    daemon: &SyncDaemon,
+    socket: &UdpSocket,
+    mut learner: Learner,
+    note: &File,
+) -> Result<(), Error> {
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    let offset = note.metadata().map_err(system("reading what is noted of the daemon"))?.len();
+    let mut noted = learner.heard;
+    let mut looked = Instant::now();
+    loop {
+        match socket.recv(&mut buffer) {
+            Ok(length) => {
+                let datagram = buffer.get(..length).unwrap_or_default();
+                learner.hear(datagram, daemon.sync_id as u8)?;
+            }
+            Err(error) if is_pause(&error) => {}
+            Err(error) => return Err(system("hearing other directors")(error)),
+        }
+        if looked.elapsed() < INTERVAL {
+            continue;
+        }
+        looked = Instant::now();
+        match learner.is_current()? {
+            None => return Ok(()),
+            Some(true) => {}
+            Some(false) => {
+                let heard = learner.heard;
+                let Some(new) = Learner::open()? else { return Ok(()) };
+                learner = new;
+                learner.heard = heard;
+            }
+        }
+        if noted != learner.heard {
+            noted = learner.heard;
+            note.write_all_at(format!("{noted}\n").as_bytes(), offset)
+                .map_err(system("noting what has been heard"))?;
+        }
+    }
+}
+
+/// Returns whether nothing came for a while, or the interface is down: it may come up again.
+fn is_pause(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, NetworkDown, TimedOut, WouldBlock};
+    matches!(error.kind(), Interrupted | NetworkDown | TimedOut | WouldBlock)
 }
 
 /// Tells of connections as long as there are tables.

@@ -4,11 +4,12 @@
 //! The tables are only looked at, by a mapping that cannot be written. The kernel tells by counting a
 //! connection's packets, which our slots do not.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use rlvs_datapath::abi::{
-    self, Connections4, Connections6, Destination, Service, WideSlot, Wides, method,
+    self, Connections4, Connections6, Destination, Service, WideSlot, Wides, method, settings_flag,
 };
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::ip::Slot;
@@ -25,8 +26,10 @@ use super::maps::{self, Mapped};
 use super::pins::{self, Folder};
 use super::records::octets;
 
-/// A connection in use is told of again when this part of its time-out has gone by.
+/// A connection in use is told of again when this part of its time-out has gone by, unless
+/// `sync_refresh_period` says otherwise: then after that, half the time-out, or these seconds at most.
 const REFRESHES: u32 = 3;
+const REFRESH_S: u32 = 10;
 
 /// States of TCP that others are told of, by bit: as the kernel, not before the handshake is over.
 const TOLD_TCP: u64 = 1 << State::ESTABLISHED.0
@@ -67,7 +70,7 @@ impl Teller {
             let is_due = known.is_none_or(|told| {
                 let since = now.since(told.at.0);
                 // It has had packets since.
-                now.since(value.time()) < since && since >= timeout / REFRESHES
+                now.since(value.time()) < since && since >= look.refresh(timeout)
             });
             if is_due {
                 tell(&entry);
@@ -89,6 +92,8 @@ struct Look {
     wide: Mapped<Wides>,
     now: Time,
     unit_ns: u64,
+    /// Destinations and clients, as their templates have them, that have had an established connection.
+    assured: RefCell<HashSet<(u32, (u64, u64))>>,
 }
 
 /// Bits of a place below the number of its bucket: the slot, and above it the table.
@@ -113,6 +118,7 @@ impl Look {
             wide: Mapped::look(folder, "wide")?,
             now: Time(now & TIME_MASK),
             unit_ns,
+            assured: RefCell::default(),
         })
     }
 
@@ -139,25 +145,45 @@ impl Look {
                 }
             }
         }
-        for index in 0..self.wide.len() {
-            let Some(bucket) = self.wide.read(index) else { break };
-            for (at, slot) in bucket.slots.iter().enumerate() {
-                if let Some((value, timeout, entry)) = self.wide(slot) {
-                    found(place(2, index, at), slot.key.get(), value, timeout, entry);
+        // Templates come last: what they control says whether they are assured.
+        for templates in [false, true] {
+            for index in 0..self.wide.len() {
+                let Some(bucket) = self.wide.read(index) else { break };
+                for (at, slot) in bucket.slots.iter().enumerate() {
+                    let is_template = wide::kind_of(slot.key.get()) >= wide::kind::TEMPLATE;
+                    if is_template == templates
+                        && let Some((value, timeout, entry)) = self.wide(slot)
+                    {
+                        found(place(2, index, at), slot.key.get(), value, timeout, entry);
+                    }
                 }
             }
+        }
+    }
+
+    /// Notes a connection that has been established and that a template controls.
+    fn assure(&self, value: Value, service: &Service, client: (u64, u64)) {
+        if value.is_controlled() && value.state().was_established() {
+            let mask = wide::words_of(service.family, &service.mask);
+            let client = (client.0 & mask.0, client.1 & mask.1);
+            self.assured.borrow_mut().insert((value.destination(), client));
         }
     }
 
     /// Describes a connection of the tables of IPv4 and IPv6.
     fn ordinary(&self, slot: &impl Slot, client: (u64, u64)) -> Option<(Value, u32, Entry)> {
         let (key, value) = (slot.key().get(), Value(slot.value().get()));
-        if key == 0 || !value.is_live() || value.is_reply() {
+        // What was learnt the others know.
+        if key == 0 || !value.is_live() || value.is_reply() || value.is_learnt() {
             return None;
         }
         let destination = self.destinations.read(value.destination())?;
         let service = self.services.read(destination.service)?;
         let timeout = self.timeout(value)?;
+        self.assure(value, &service, client);
+        if self.is_left_to_template(value) {
+            return None;
+        }
         let entry = Entry {
             protocol: service.protocol,
             flags: flags(&destination, value),
@@ -177,7 +203,7 @@ impl Look {
     fn wide(&self, slot: &WideSlot) -> Option<(Value, u32, Entry)> {
         let (key, value) = (slot.key.get(), Value(slot.value.get()));
         let kind = wide::kind_of(key);
-        if key == 0 || !value.is_live() || value.is_substituted() {
+        if key == 0 || !value.is_live() || value.is_substituted() || value.is_learnt() {
             return None;
         }
         let client = (slot.client[0].get(), slot.client[1].get());
@@ -187,6 +213,10 @@ impl Look {
             let protocol = wide::protocol_of(key);
             let (client_port, service_port, destination_port) = wide::ports_of(key);
             let timeout = self.timeout(value)?;
+            self.assure(value, &service, client);
+            if self.is_left_to_template(value) {
+                return None;
+            }
             let family = wide::family_of(key);
             let virtual_address = octets_of(family, (slot.peer[0].get(), slot.peer[1].get()));
             let entry = Entry {
@@ -206,6 +236,8 @@ impl Look {
             return None;
         }
         let timeout = (slot.other[0].get() >> 32) as u32;
+        let is_assured = self.assured.borrow().contains(&(value.destination(), client));
+        let value = if is_assured { value.with_state(ASSURED) } else { value };
         let service_port = u16::from_be_bytes(service.port);
         let (protocol, virtual_address) = match service.mark {
             0 => (service.protocol, service.address),
@@ -230,6 +262,21 @@ impl Look {
     fn timeout(&self, value: Value) -> Option<u32> {
         let timeout = self.settings.timeouts.get(value.state().0 as usize).copied()?;
         (self.now.since(value.time()) <= timeout).then_some(timeout)
+    }
+
+    /// Returns how long after it was told of a connection in use is told of again.
+    // As ip_vs_sync_conn_needed(), but for the default.
+    fn refresh(&self, timeout: u32) -> u32 {
+        let units = |seconds: u32| seconds.saturating_mul(self.settings.second);
+        match self.settings.sync_refresh {
+            0 => timeout / REFRESHES,
+            period => units(period).min((timeout / 2).max(units(REFRESH_S))),
+        }
+    }
+
+    /// Returns whether its template alone is told of.
+    fn is_left_to_template(&self, value: Value) -> bool {
+        self.settings.flags & settings_flag::TELL_TEMPLATES != 0 && value.is_controlled()
     }
 
     fn seconds(&self, units: u32) -> u32 {

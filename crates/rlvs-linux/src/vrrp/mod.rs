@@ -8,7 +8,7 @@ mod channel;
 mod memory;
 mod own;
 mod run;
-mod sys;
+pub(crate) mod sys;
 
 use std::io;
 use std::os::fd::OwnedFd;

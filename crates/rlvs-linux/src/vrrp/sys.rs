@@ -19,7 +19,7 @@ pub(super) fn raw_socket(domain: c_int, protocol: c_int) -> io::Result<OwnedFd> 
 }
 
 /// Sets an option that takes a plain value.
-pub(super) fn set_option<T: Copy>(
+pub(crate) fn set_option<T: Copy>(
     socket: &impl AsFd,
     level: c_int,
     name: c_int,

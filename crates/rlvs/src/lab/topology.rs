@@ -68,6 +68,10 @@ pub const CLIENT: Addresses = outside(10, 0x10);
 pub const DIRECTOR: Addresses = outside(100, 0x100);
 /// The director on the side of the real servers that NAT reaches.
 pub const DIRECTOR_INSIDE: Addresses = inside(1, 0x1);
+/// The other director, if there is one.
+pub const SECOND_DIRECTOR: Addresses = outside(99, 0x99);
+/// The other director on the inner segment.
+pub const SECOND_DIRECTOR_INSIDE: Addresses = inside(2, 0x2);
 /// The virtual addresses. A table remembers a removed server as long as it has connections, also
 /// for the next service at the same address: whoever wants to begin at 0 takes another one.
 pub const VIPS: [Addresses; 8] = [
@@ -246,6 +250,23 @@ impl Lab {
     /// Returns the directory for the lab's files, which goes with the lab.
     pub fn directory(&self) -> &std::path::Path {
         self.claim.directory()
+    }
+
+    /// Makes another director beside the first, [`SECOND_DIRECTOR`], which has no virtual address yet and
+    /// goes with the lab.
+    ///
+    /// # Errors
+    /// A missing capability, or there is one already.
+    pub fn second_director(&self) -> anyhow::Result<Namespace> {
+        let director = Namespace::create(&self.claim.namespace_name("director2"))?;
+        prepare_parameters(&director, HOST_PARAMETERS)?;
+        prepare_parameters(&director, DIRECTOR_PARAMETERS)?;
+        let ports = [
+            Port::outside("director2", SECOND_DIRECTOR),
+            Port::inside("director2", SECOND_DIRECTOR_INSIDE),
+        ];
+        wire(&mut Rtnetlink::open_in(&self.switch)?, &director, &ports)?;
+        Ok(director)
     }
 
     /// Leaves the lab standing, to be removed by a sweep of kept labs.

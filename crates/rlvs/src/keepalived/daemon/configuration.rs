@@ -9,7 +9,6 @@ use rlvs_conf::{Configuration, Severity, Surroundings, Unread, read};
 use super::super::host::{self, Host};
 use super::super::options::Running;
 use super::log::Level;
-use crate::ipvsadm::Backend;
 
 /// Status of a file in which a word is missing, as `keepalived -t` has it.
 const STATUS_PARAMETER: u8 = 2;
@@ -59,9 +58,7 @@ pub(super) fn find(options: &Running) -> Found {
         desired.virtual_servers.clear();
     }
     // What is wrong with its name is told where the table is opened.
-    let kernel = crate::configuration::backend(options.backend.as_deref())
-        .is_ok_and(|backend| backend == Backend::Kernel);
-    let left_out = left_out(&desired, kernel);
+    let left_out = left_out(&desired);
     lines.extend(left_out.map(|what| (Level::Warning, format!("{what} is not carried out"))));
     let files = found.sources.paths().map(Path::to_owned).collect();
     let unread = found.sources.unread().to_owned();
@@ -87,14 +84,8 @@ fn lines(found: &Configuration) -> Vec<(Level, String)> {
 }
 
 /// Returns what is asked for besides virtual routers, and not carried out.
-fn left_out(desired: &Desired, kernel: bool) -> impl Iterator<Item = &'static str> {
-    let global = &desired.global;
-    [
-        (global.sync_daemon.is_some() && !kernel, "lvs_sync_daemon"),
-        (desired.virtual_servers.iter().any(|server| server.suspend), "ha_suspend"),
-    ]
-    .into_iter()
-    .filter_map(|(asked, what)| asked.then_some(what))
+fn left_out(desired: &Desired) -> Option<&'static str> {
+    desired.virtual_servers.iter().any(|server| server.suspend).then_some("ha_suspend")
 }
 
 /// This host; but interfaces may come and go while a daemon runs, and so be missing now.

@@ -78,6 +78,7 @@ impl Daemon {
         }
         let Routers { config, left_out } = routers::of(&found.desired);
         left_out.iter().for_each(|line| log.say(Level::Warning, line));
+        let backend = backend(options)?;
         let mut daemon = Self {
             options: options.clone(),
             log: log.clone(),
@@ -86,8 +87,8 @@ impl Daemon {
             waiting: None,
             config: Config::default(),
             services: None,
-            backend: backend(options)?,
-            sync: Synchronisation::default(),
+            backend,
+            sync: Synchronisation::new(backend),
             scripts: Scripts::default(),
             files: Files::default(),
             notifier: Notifier::new(&found.desired, log),
@@ -269,11 +270,8 @@ impl Daemon {
         }
     }
 
-    /// Lets the kernel's connection synchronisation be as the configuration has it.
+    /// Lets connection synchronisation be as the configuration has it.
     fn synchronise(&mut self) {
-        if self.backend != Backend::Kernel {
-            return;
-        }
         let wanted = self.desired.global.sync_daemon.as_ref();
         let followed = wanted.and_then(|wanted| wanted.instance.as_deref());
         let is_master = |followed: &str| {

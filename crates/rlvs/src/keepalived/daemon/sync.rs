@@ -1,6 +1,5 @@
-//! Connection synchronisation by the kernel's IPVS (`lvs_sync_daemon`): who is master tells of its
-//! connections, all others learn them. Our own table can only tell of its, which `ipvsadm --start-daemon`
-//! starts; it is not begun here.
+//! Connection synchronisation (`lvs_sync_daemon`), by the kernel's IPVS or our own table: who is master
+//! tells of its connections, all others learn them.
 
 use std::collections::BTreeSet;
 
@@ -12,9 +11,10 @@ use rlvs_control::vrrp::State;
 use crate::face;
 use crate::ipvsadm::Backend;
 
-/// What runs in the kernel for us.
-#[derive(Debug, Default)]
+/// What runs for us.
+#[derive(Debug)]
 pub(super) struct Synchronisation {
+    backend: Backend,
     wanted: Option<desired::SyncDaemon>,
     /// Number of the group of directors.
     id: u8,
@@ -22,6 +22,11 @@ pub(super) struct Synchronisation {
 }
 
 impl Synchronisation {
+    /// Makes one of a table, that does nothing yet.
+    pub(super) fn new(backend: Backend) -> Self {
+        Self { backend, wanted: None, id: 0, runs: BTreeSet::new() }
+    }
+
     /// Takes what a configuration says; the instance that is followed is `master` or not. Returns
     /// what failed.
     pub(super) fn reload(&mut self, desired: &Desired, master: bool) -> Vec<Error> {
@@ -72,7 +77,7 @@ impl Synchronisation {
         if roles == self.runs {
             return Vec::new();
         }
-        let mut table = match face::open_table(Backend::Kernel) {
+        let mut table = match face::open_table(self.backend) {
             Ok(table) => table,
             Err(error) => return vec![error],
         };

@@ -1,11 +1,15 @@
 //! What a director tells others of its connections, as one of them hears it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod backup;
+mod takeover;
+
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use e2e::lab::{Greeted, Method, Stage, connect, tcp_server};
-use rlvs::lab::topology::{REAL_SERVERS, VIP, Wiring};
+use e2e::lab::{Greeted, Method, Stage, connect, tcp_server, wait_for};
+use rlvs::lab::topology::{REAL_SERVERS, VIP, VIPS, Wiring};
 use rlvs_wire::sync::{Addresses, Entry, GROUP, Message, PORT, flag};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
@@ -55,6 +59,16 @@ fn hear(socket: &UdpSocket, sync_id: u8, is_wanted: impl Fn(&Entry) -> bool) -> 
         }
     }
     panic!("{MESSAGES_MAX} messages without what was waited for");
+}
+
+/// Hears messages until one has an entry that is wanted; returns all entries.
+fn hear_all(socket: &UdpSocket, is_wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+    let (mut all, mut buffer) = (Vec::new(), [0; 65_535]);
+    while !all.iter().any(&is_wanted) {
+        let (length, _) = socket.recv_from(&mut buffer).unwrap();
+        all.extend(Message::parse(&buffer[..length]).unwrap().entries().map(Result::unwrap));
+    }
+    all
 }
 
 fn is_of(held: &Greeted) -> impl Fn(&Entry) -> bool + use<> {
@@ -125,6 +139,51 @@ fn a_template_is_told_of_as_one() {
     assert_eq!((entry.client_port, entry.service_port, entry.timeout_s), (0, ECHO, 77));
     // The connection that it controls is told of as well.
     drop(held);
+}
+
+#[test]
+fn by_a_setting_templates_are_told_of_and_not_what_they_control() {
+    let stage = stage();
+    let service = stage.serve("-t", (VIP.v4, ECHO).into(), Method::Nat, ECHO);
+    let plain = stage.serve("-t", (VIPS[1].v4, ECHO).into(), Method::Nat, ECHO);
+    stage.ipvsadm(&format!("-E -t {service} -s rr -p 77")).ok();
+    stage.rlvs(&["set", "sync_persist_mode", "1"]).ok();
+    let socket = listener(&stage);
+    let controlled = stage.as_client(|| connect(service).unwrap());
+    let held = stage.as_client(|| connect(plain).unwrap());
+    stage.ipvsadm("--start-daemon master --mcast-interface eth1").ok();
+    let _daemon = Daemon(&stage);
+    let (is_controlled, is_held) = (is_of(&controlled), is_of(&held));
+    let all = hear_all(&socket, |entry| is_held(entry));
+    assert!(!all.iter().any(is_controlled), "{all:?}");
+    // Templates come last: in this message or in the next.
+    let is_template = |entry: &Entry| entry.flags & flag::TEMPLATE != 0;
+    if !all.iter().any(is_template) {
+        hear(&socket, 0, is_template);
+    }
+}
+
+#[test]
+fn by_a_setting_a_connection_in_use_is_told_of_again_sooner() {
+    let stage = stage();
+    let service = stage.serve("-t", (VIP.v4, ECHO).into(), Method::Nat, ECHO);
+    stage.rlvs(&["set", "sync_refresh_period", "1"]).ok();
+    let socket = listener(&stage);
+    stage.ipvsadm("--start-daemon master --mcast-interface eth1").ok();
+    let _daemon = Daemon(&stage);
+    let mut held = stage.as_client(|| connect(service).unwrap());
+    let is_it = is_of(&held);
+    hear(&socket, 0, &is_it);
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let mut buffer = [0; 1500];
+    // By default it would be 300 s.
+    wait_for("word of it once more", || {
+        held.stream.write_all(b"packet").map_err(|error| error.to_string())?;
+        let (length, _) = socket.recv_from(&mut buffer).map_err(|error| error.to_string())?;
+        let message = Message::parse(&buffer[..length]).unwrap();
+        let again = message.entries().flatten().find(|entry| is_it(entry));
+        again.map(|entry| assert_eq!(entry.state, ESTABLISHED)).ok_or_else(|| "others".to_owned())
+    });
 }
 
 #[test]
