@@ -411,11 +411,11 @@ fn settings_are_known_by_the_kernels_names() {
     assert_eq!(stage.rlvs(&["set", "schedule_icmp"]).ok(), "schedule_icmp = 1\n");
     stage.rlvs(&["set", "conn_lfactor", "-4"]).ok();
     for (name, why) in [
-        ("backup_only", "stays 0: the daemon that tells"),
+        ("backup_only", "stays 0: a director takes"),
         ("est_cpulist", "est_cpulist is without meaning here, and stays empty: a timer"),
         ("est_nice", "est_nice is without meaning here, and stays 0: a timer"),
         ("conn_lfactor", "conn_lfactor is without meaning here, and stays -4: tables"),
-        ("sync_threshold", "stays 3 50: the daemon that tells"),
+        ("sync_threshold", "stays 3 50: other directors are"),
         ("sloppy_tcp", "sloppy_tcp takes 0 to 1, not 0-1"),
     ] {
         let value = if matches!(name, "est_cpulist" | "sloppy_tcp") { "0-1" } else { "1" };
