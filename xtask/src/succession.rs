@@ -14,12 +14,8 @@ use crate::run;
 
 /// Where the records stand.
 const LAYOUT: &str = "crates/rlvs-datapath/src/abi.rs";
-/// Records that get a field more: where their fields begin, and what holds their size.
-const RECORDS: [(&str, &str); 3] = [
-    ("pub struct Service {\n", "size_of::<Service>() == 64"),
-    ("pub struct Destination {\n", "size_of::<Destination>() == 64"),
-    ("pub struct Settings {\n", "size_of::<Settings>() == 240"),
-];
+/// Records that get a field more.
+const RECORDS: [&str; 3] = ["Service", "Destination", "Settings"];
 const FIELD: &str = "    /// The other version's.\n    pub other: u64,\n";
 /// The tests that it concerns.
 const TESTS: &str = "binary(succession) | binary(package) | test(another_layout)";
@@ -95,11 +91,12 @@ fn change(file: &PathBuf) -> Result<()> {
         text = text.replace(from, to);
         Ok(())
     };
-    for (begin, size) in RECORDS {
-        replace(begin, &format!("{begin}{FIELD}"))?;
-        let (head, number) = size.rsplit_once(' ').context("a size")?;
-        let number: u32 = number.parse().context("a size")?;
-        replace(size, &format!("{head} {}", number + 8))?;
+    for record in RECORDS {
+        let begin = format!("pub struct {record} {{\n");
+        replace(&begin, &format!("{begin}{FIELD}"))?;
+        // Sizes are asserted.
+        let size = format!("size_of::<{record}>() == ");
+        replace(&size, &format!("{size}8 + "))?;
     }
     replace("pub const LAYOUT: u32 = ", "pub const LAYOUT: u32 = 1000 + ")?;
     fs::write(file, text).with_context(|| format!("writing {}", file.display()))

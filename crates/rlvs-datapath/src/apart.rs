@@ -433,25 +433,6 @@ impl<T: Tables> Context<'_, T> {
         self.count_got(value.destination());
     }
 
-    /// Counts a connection that a destination got.
-    #[inline(always)]
-    fn count_got(&self, destination: u32) {
-        if let Some(row) = self.tables.row(self.row_index(destination)) {
-            bump(&row.connections, 1);
-        }
-    }
-
-    /// Counts a connection whose entries have been made.
-    #[inline(always)]
-    fn count_entered(&self, destination: &Destination, value: Value) {
-        if let Some(counts) = self.tables.counts(value.destination()) {
-            let before = self.tables.add(&counts.connections, value.state().one());
-            if destination.upper != 0 {
-                self.note_connection(value.destination(), before);
-            }
-        }
-    }
-
     /// Puts a reply half into the table. Returns 0 if there is one that is not over.
     #[inline(always)]
     fn insert_reply(&self, key: &Key, value: Value, high: u64, low: u64) -> u32 {

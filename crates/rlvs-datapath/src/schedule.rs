@@ -168,10 +168,8 @@ impl<'a, T: Tables> Context<'a, T> {
         value: Value,
     ) -> u32 {
         let result = self.enter(packet, key, destination, value);
-        if result & OPENED != 0
-            && let Some(row) = self.tables.row(self.row_index(value.destination()))
-        {
-            bump(&row.connections, 1);
+        if result & OPENED != 0 {
+            self.count_got(value.destination());
         }
         result
     }
@@ -200,13 +198,27 @@ impl<'a, T: Tables> Context<'a, T> {
         } else if self.insert(key, value) == 0 {
             return Reason::Stateless as u32;
         }
-        if let Some(counts) = self.tables.counts(id) {
+        self.count_entered(destination, value);
+        OPENED | id
+    }
+
+    /// Counts a connection that a destination got.
+    #[inline(always)]
+    pub(crate) fn count_got(&self, destination: u32) {
+        if let Some(row) = self.tables.row(self.row_index(destination)) {
+            bump(&row.connections, 1);
+        }
+    }
+
+    /// Counts a connection whose entries have been made.
+    #[inline(always)]
+    pub(crate) fn count_entered(&self, destination: &Destination, value: Value) {
+        if let Some(counts) = self.tables.counts(value.destination()) {
             let before = self.tables.add(&counts.connections, value.state().one());
             if destination.upper != 0 {
-                self.note_connection(id, before);
+                self.note_connection(value.destination(), before);
             }
         }
-        OPENED | id
     }
 
     /// Makes both halves of a NAT connection, or none. What is left of a connection whose request

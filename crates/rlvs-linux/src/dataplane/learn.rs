@@ -12,6 +12,7 @@ use aya::programs::{TestRun, TestRunOptions, Xdp};
 use rlvs_datapath::abi::{self, Destination, Service, service_flag};
 use rlvs_datapath::learn::{self, Learnt, Record};
 use rlvs_datapath::state::State;
+use rlvs_datapath::tables::TIME_MASK;
 use rlvs_datapath::wide::words_of;
 use rlvs_wire::sync::{Addresses, Entry, Message, Refused, flag};
 use rlvs_wire::{sctp, tcp, udp};
@@ -36,6 +37,8 @@ const FRESH: Duration = Duration::from_millis(500);
 const FTP_DATA: u16 = 20;
 const FTP: u16 = 21;
 const PASSIVE: u16 = 1024;
+/// The longest time that can be told from one that lies ahead.
+const TIME_MAX: u32 = TIME_MASK / 2;
 /// How often a record that another CPU was at is tried again.
 const TRIES: u32 = 3;
 
@@ -249,7 +252,7 @@ impl Learner {
             return u32::MAX;
         }
         let units = u64::from(seconds) * 1_000_000_000 / self.unit_ns;
-        units.min(abi_time_max().into()) as u32
+        units.min(TIME_MAX.into()) as u32
     }
 
     fn run(&mut self, name: &str, record: &Record) -> Result<Learnt, Error> {
@@ -262,11 +265,6 @@ impl Learner {
             reason: format!("it returned {}", result.return_value),
         })
     }
-}
-
-/// The longest time that can be told from one that lies ahead.
-const fn abi_time_max() -> u32 {
-    rlvs_datapath::tables::TIME_MASK / 2
 }
 
 /// What services and destinations are called on the wire, with their ids.

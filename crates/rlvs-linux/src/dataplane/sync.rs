@@ -311,21 +311,12 @@ fn receiving(daemon: &SyncDaemon, buffer: usize) -> io::Result<UdpSocket> {
     bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
     let socket = UdpSocket::from(socket);
     match group {
-        IpAddr::V4(group) => join_v4(&socket, group, index)?,
+        // By its number: the interface may have no address.
+        IpAddr::V4(group) => sys::join_v4(&socket, group, index)?,
         IpAddr::V6(group) => socket.join_multicast_v6(&group, index)?,
     }
     socket.set_read_timeout(Some(INTERVAL))?;
     Ok(socket)
-}
-
-/// Joins a group on an interface by its number: it may have no address.
-fn join_v4(socket: &UdpSocket, group: Ipv4Addr, index: u32) -> io::Result<()> {
-    let membership = libc::ip_mreqn {
-        imr_multiaddr: libc::in_addr { s_addr: group.to_bits().to_be() },
-        imr_address: libc::in_addr { s_addr: 0 },
-        imr_ifindex: index as i32,
-    };
-    sys::set_option(socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, membership)
 }
 
 /// Learns what others tell as long as there are tables.

@@ -148,20 +148,13 @@ impl AsFd for Channel {
 }
 
 fn prepare_v4(socket: &OwnedFd, index: u32, groups: &BTreeSet<IpAddr>) -> io::Result<()> {
-    let membership = |group: Ipv4Addr| -> io::Result<libc::ip_mreqn> {
-        Ok(libc::ip_mreqn {
-            imr_multiaddr: libc::in_addr { s_addr: u32::from_ne_bytes(group.octets()) },
-            imr_address: libc::in_addr { s_addr: 0 },
-            imr_ifindex: i32::try_from(index).map_err(io::Error::other)?,
-        })
-    };
-    let sending = membership(Ipv4Addr::UNSPECIFIED)?;
+    let sending = sys::membership_v4(Ipv4Addr::UNSPECIFIED, index)?;
     sys::set_option(socket, libc::IPPROTO_IP, libc::IP_HDRINCL, 1)?;
     sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 0)?;
     sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, sending)?;
     for group in groups {
         let IpAddr::V4(group) = *group else { continue };
-        sys::set_option(socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, membership(group)?)?;
+        sys::join_v4(socket, group, index)?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use std::ffi::c_int;
 use std::io;
 use std::mem::{size_of, zeroed};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// Opens a raw socket that does not block.
@@ -19,7 +20,7 @@ pub(super) fn raw_socket(domain: c_int, protocol: c_int) -> io::Result<OwnedFd> 
 }
 
 /// Sets an option that takes a plain value.
-pub(crate) fn set_option<T: Copy>(
+pub(super) fn set_option<T: Copy>(
     socket: &impl AsFd,
     level: c_int,
     name: c_int,
@@ -30,6 +31,21 @@ pub(crate) fn set_option<T: Copy>(
     // SAFETY: the pointer is to `length` bytes that outlive the call.
     let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Names a group of IPv4 and the interface with an index.
+pub(super) fn membership_v4(group: Ipv4Addr, index: u32) -> io::Result<libc::ip_mreqn> {
+    Ok(libc::ip_mreqn {
+        imr_multiaddr: libc::in_addr { s_addr: u32::from_ne_bytes(group.octets()) },
+        imr_address: libc::in_addr { s_addr: 0 },
+        imr_ifindex: i32::try_from(index).map_err(io::Error::other)?,
+    })
+}
+
+/// Has a socket get what is sent to a group of IPv4 on the interface with an index.
+pub(crate) fn join_v4(socket: &impl AsFd, group: Ipv4Addr, index: u32) -> io::Result<()> {
+    let membership = membership_v4(group, index)?;
+    set_option(socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, membership)
 }
 
 /// Sends an Ethernet frame by an interface.
