@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The guest's first process.
 const INIT: &str = include_str!("smoke.init");
-/// What it says at the end, before the exit status of the lab.
+/// What it says at the end, before the exit status.
 const STATUS: &str = "smoke: status ";
 
 /// Builds the guest, boots it and demands that the lab in it succeeds.
@@ -99,7 +99,7 @@ fn boot(tools: &Path, initramfs: &Path, limit: Duration) -> Result<()> {
     let status = watch(&lines(output), limit)?;
     match status.as_deref() {
         Some("0") => Ok(()),
-        Some(status) => bail!("`rlvs lab` in the guest: exit status {status}"),
+        Some(status) => bail!("the lab or the backup in the guest: exit status {status}"),
         None => bail!("the guest ended before the lab did: a panic, or the emulator's end"),
     }
 }

@@ -278,19 +278,23 @@ impl<T: Tables> Context<'_, T> {
     /// As [`follow_told`](Self::follow_told) in the wide table.
     #[inline(never)]
     fn follow_told_wide(&self, slot: &WideSlot, value: Value, told: Value) -> u32 {
-        if value.is_substituted() {
+        let is_same_way = value.is_same_way(told);
+        // One that is over replaces nothing.
+        if value.is_substituted() || !is_same_way && !told.state().is_active() {
             return Learnt::Kept as u32;
-        }
-        if !value.is_same_way(told) {
-            // One that is over replaces nothing.
-            if !told.state().is_active() {
-                return Learnt::Kept as u32;
-            }
-            let is_gone = self.give_way_wide(slot, value);
-            return if is_gone { ABSENT } else { Learnt::Busy as u32 };
         }
         let mut other = Value(0);
         let twin = self.find_twin(slot, value, &mut other);
+        if !is_same_way {
+            // Here and not by `give_way_wide`: Linux 6.1 has no stack for one call more.
+            if !self.remove_counted(&Found { slot, value }) {
+                return Learnt::Busy as u32;
+            }
+            if let Some(slot) = twin {
+                self.remove(&Found { slot, value: other });
+            }
+            return ABSENT;
+        }
         if !self.tables.swap(&slot.value, value.0, value.as_told(told).0) {
             return Learnt::Busy as u32;
         }
