@@ -46,8 +46,8 @@ fn who_is_master_tells_and_who_is_backup_learns() {
     let port = format!(":{} ", held.as_ref().unwrap().local_addr().unwrap().port());
     wait_for("the connection on the other director", || {
         let said = site.output(Second, &["ipvsadm", "-L", "-n", "-c"]).unwrap();
-        let is_it = said.lines().any(|line| line.contains(&port) && line.contains("ESTABLISHED"));
-        if is_it { Ok(()) } else { Err(said) }
+        // In whatever state: the server closes a connection on which nothing is asked.
+        if said.contains(&port) { Ok(()) } else { Err(said) }
     });
 
     assert_eq!(first.end(Signal::SIGTERM), Some(0));
