@@ -1,11 +1,11 @@
 //! The pinned maps of one network namespace, as memory.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::{MapData, MapInfo};
+use aya::maps::MapData;
 use rlvs_datapath::abi::{
     Base, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
     Favourites, Interfaces, MarkRules, Pool, REASONS, Row, Schedule, Service, Settings,
@@ -18,13 +18,20 @@ use super::sys::{self, Element, Memory};
 
 /// One pinned array map. Where an element of the kernel's holds several of ours, they are elements
 /// here, and are not to be [updated](Self::update).
+///
+/// Its memory is mapped when it is first touched: the kernel enters every page of an array at once,
+/// which for the tables of a million connections takes longer than what most commands do.
 #[derive(Debug)]
 pub(super) struct Mapped<T> {
     map: MapData,
-    memory: Memory<T>,
+    memory: OnceCell<Memory<T>>,
+    map_in: MapIn<T>,
+    elements: usize,
     name: &'static str,
     updates: Cell<u64>,
 }
+
+type MapIn<T> = fn(BorrowedFd<'_>, usize) -> io::Result<Memory<T>>;
 
 impl<T: Element> Mapped<T> {
     pub(super) fn open(folder: &Folder, name: &'static str) -> Result<Self, Error> {
@@ -36,32 +43,49 @@ impl<T: Element> Mapped<T> {
         Self::open_by(folder, name, Memory::look)
     }
 
-    fn open_by(
-        folder: &Folder,
-        name: &'static str,
-        map_in: impl FnOnce(BorrowedFd<'_>, usize) -> io::Result<Memory<T>>,
-    ) -> Result<Self, Error> {
+    fn open_by(folder: &Folder, name: &'static str, map_in: MapIn<T>) -> Result<Self, Error> {
         let failed = |reason: String| Error::Load { what: pins::shown(folder, name), reason };
         let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
-        let info = MapInfo::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
+        let info = map.info().map_err(|error| failed(reason(&error)))?;
         let (found, known) = (info.value_size() as usize, size_of::<T>());
         if found == 0 || !found.is_multiple_of(known) {
             return Err(failed(format!("its elements have {found} bytes instead of {known}")));
         }
         let elements = info.max_entries() as usize * (found / known);
-        let memory = map_in(map.fd().as_fd(), elements)
-            .map_err(Error::io(format!("mapping {}", pins::shown(folder, name))))?;
-        Ok(Self { map, memory, name, updates: Cell::new(0) })
+        let memory = OnceCell::new();
+        Ok(Self { map, memory, map_in, elements, name, updates: Cell::new(0) })
+    }
+
+    /// Maps the memory now.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn mapped(self, folder: &Folder) -> Result<Self, Error> {
+        let memory = (self.map_in)(self.map.fd().as_fd(), self.elements)
+            .map_err(Error::io(format!("mapping {}", pins::shown(folder, self.name))))?;
+        self.memory.get_or_init(|| memory);
+        Ok(self)
+    }
+
+    fn memory(&self) -> &Memory<T> {
+        self.memory.get_or_init(|| {
+            (self.map_in)(self.map.fd().as_fd(), self.elements).unwrap_or_else(|error| {
+                // Others of these maps were mapped: there is no memory, and this is no other end than
+                // that of an allocation. What is unsettled the next command settles.
+                eprintln!("rlvs: mapping the table `{}`: {error}", self.name);
+                std::process::abort()
+            })
+        })
     }
 
     /// Returns an element; see [`Memory::get`].
     pub(super) fn get(&self, index: u32) -> Option<&T> {
-        self.memory.get(index as usize)
+        self.memory().get(index as usize)
     }
 
     /// Copies an element.
     pub(super) fn read(&self, index: u32) -> Option<T> {
-        self.memory.read(index as usize)
+        self.memory().read(index as usize)
     }
 
     /// Writes an element, whole.
@@ -73,16 +97,16 @@ impl<T: Element> Mapped<T> {
 
     /// Writes an element that nobody reads yet, or of which one word changes.
     pub(super) fn write(&self, index: u32, value: T) {
-        self.memory.write(index as usize, value);
+        self.memory().write(index as usize, value);
     }
 
     /// Returns a word of an element.
     pub(super) fn word(&self, index: u32, field: impl Fn(&T) -> &Cell<u64>) -> Option<&AtomicU64> {
-        self.memory.word(index as usize, field)
+        self.memory().word(index as usize, field)
     }
 
     pub(super) fn len(&self) -> u32 {
-        self.memory.len() as u32
+        self.elements as u32
     }
 }
 
@@ -154,7 +178,8 @@ impl Maps {
     /// Opens the maps before anything is in them.
     pub(super) fn open_unchecked(folder: &Folder) -> Result<Self, Error> {
         Ok(Self {
-            settings: Mapped::open(folder, "settings")?,
+            // At once: a kernel that lets nothing be mapped says so here.
+            settings: Mapped::open(folder, "settings")?.mapped(folder)?,
             services: Mapped::open(folder, "services")?,
             schedules: Mapped::open(folder, "schedules")?,
             totals: Mapped::open(folder, "totals")?,

@@ -163,18 +163,22 @@ fn in_root_mounts<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::R
 
 /// Opens the mount namespace of process 1 or of the eldest ancestor whose may be opened.
 fn eldest_mounts() -> Option<(File, PathBuf)> {
+    let mounts_of = |pid: u32| {
+        let path = format!("/proc/{pid}/ns/mnt");
+        Some((File::open(&path).ok()?, fs::read_link(&path).ok()?))
+    };
+    if let Some(first) = mounts_of(1) {
+        return Some(first);
+    }
     let mut eldest = None;
     let mut pid = std::process::id();
     // A chain of parents is shorter than this, and ends at process 1 or outside our view.
     for _ in 0..1024 {
-        let path = format!("/proc/{pid}/ns/mnt");
-        if let (Ok(file), Ok(name)) = (File::open(&path), fs::read_link(&path)) {
-            eldest = Some((file, name));
+        eldest = mounts_of(pid).or(eldest);
+        match parent(pid) {
+            Some(next) if next > 1 => pid = next,
+            _ => break,
         }
-        if pid <= 1 {
-            break;
-        }
-        pid = parent(pid)?;
     }
     eldest
 }
@@ -228,7 +232,11 @@ pub(super) fn filling<T>(work: impl FnOnce() -> T) -> T {
 /// layout.
 pub(super) fn other() -> Result<Option<(Folder, u32)>, Error> {
     let Some(root) = root()? else { return Ok(None) };
-    let mine = format!("{PREFIX}{}-v", own_cookie()?);
+    other_in(&root, own_cookie()?)
+}
+
+fn other_in(root: &Folder, cookie: u64) -> Result<Option<(Folder, u32)>, Error> {
+    let mine = format!("{PREFIX}{cookie}-v");
     for name in root.names()? {
         let found = name.strip_prefix(&mine).and_then(|layout| layout.parse().ok());
         if let Some(found) = found.filter(|found| *found != layout()) {
@@ -261,7 +269,7 @@ pub fn open() -> Result<Option<Folder>, Error> {
     if FILLING.get() {
         return root.open(&(known + UNFINISHED));
     }
-    match other()? {
+    match other_in(&root, cookie)? {
         Some((_, found)) => Err(Error::Layout { found, known: layout() }),
         None => root.open(&known),
     }
