@@ -13,7 +13,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use e2e::lab::{Greeted, Method, Said, Stage, TIME_MAX, connect, inside, tcp_server, wait_until};
+use e2e::lab::{
+    Greeted, Method, Said, Stage, Stop, TIME_MAX, connect, inside, tcp_server, wait_until,
+};
 use rlvs::lab::topology::{DIRECTOR_INSIDE, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::{DestinationId, Family, Protocol, ServiceId};
 use rlvs_control::table::{Removal, Table};
@@ -166,6 +168,7 @@ fn another_layout_takes_over_and_no_connection_notices() {
     let mut before = versions.told(0);
     let (stop, pings) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let stopping = Stop(&stop);
         let busy = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 held.iter_mut().for_each(ping);
@@ -185,7 +188,7 @@ fn another_layout_takes_over_and_no_connection_notices() {
             let now = pings.load(Ordering::Relaxed);
             wait_until("traffic after it", &true, || pings.load(Ordering::Relaxed) > now + 1);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         busy.join().unwrap();
     });
     drop(held);

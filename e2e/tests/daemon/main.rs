@@ -24,7 +24,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use e2e::lab::{inside, wait_for, wait_until};
+use e2e::lab::{Stop, inside, wait_for, wait_until};
 use nix::sys::signal::Signal;
 
 use rlvs::keepalived::daemon::state::ask;
@@ -188,6 +188,7 @@ fn a_director_that_is_killed_and_restarted_under_load_changes_nothing() {
     site.wait_answer();
     let (stop, answers) = (AtomicBool::new(false), AtomicU32::new(0));
     std::thread::scope(|scope| {
+        let stopping = Stop(&stop);
         let client = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let number = answers.load(Ordering::Relaxed);
@@ -214,7 +215,7 @@ fn a_director_that_is_killed_and_restarted_under_load_changes_nothing() {
                 assert!(!master.said().contains(word), "{word}: {}", master.said());
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         client.join().unwrap();
     });
     assert!(!backup.said().contains("to MASTER"), "{}", backup.said());

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use e2e::lab::{Said, inside, wait_for, wait_until};
+use e2e::lab::{Said, Stop, inside, wait_for, wait_until};
 use e2e::versions::Versions;
 use nix::sys::signal::Signal;
 use rlvs::lab::site::HOW_TO;
@@ -41,6 +41,7 @@ fn a_daemon_whose_maps_another_layout_takes_over_hands_on_to_that_version() {
     let (stop, answers) = (AtomicBool::new(false), AtomicU32::new(0));
     let lost = AtomicU32::new(0);
     std::thread::scope(|scope| {
+        let stopping = Stop(&stop);
         let client = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let is_answered = site.ask().is_ok();
@@ -72,7 +73,7 @@ fn a_daemon_whose_maps_another_layout_takes_over_hands_on_to_that_version() {
         daemon = Daemon::start_other(&site, First, &first, new);
         daemon.wait_said("INIT to MASTER: going on where an earlier process was cut off", 1);
         some_more("answers after the restart");
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         client.join().unwrap();
         assert_eq!(lost.load(Ordering::Relaxed), lost_then, "requests after the upgrade");
     });

@@ -1,14 +1,18 @@
 //! What `rlvs proc` writes, held against the kernel's own files of the same table.
 
 use std::fs;
+use std::time::Duration;
 
 use e2e::crossing::{self, Balancer, Side};
+use e2e::lab::wait_for;
 use e2e::network::{client, vip};
 use e2e::packet::{Kind, Packet};
 use e2e::scene;
 use rlvs::proc;
 use rlvs_control::model::Traffic;
 use rlvs_control::table::Table;
+use rlvs_datapath::abi::Estimate;
+use rlvs_datapath::estimate::{averaged, shown};
 use rlvs_linux::dataplane::table::Total;
 use rlvs_wire::tcp::{ACK, SYN};
 
@@ -107,4 +111,82 @@ fn numbers(text: &str) -> Vec<(String, Traffic)> {
         Some((first.concat(), row))
     };
     text.lines().filter_map(row).collect()
+}
+
+/// A line of numbers twice: counted, and a second.
+fn stats() -> [Traffic; 2] {
+    let theirs = file("ip_vs_stats");
+    let rows = numbers(&theirs);
+    [rows[0].1, rows[1].1]
+}
+
+fn counters(traffic: Traffic) -> [u64; 5] {
+    let Traffic { connections, in_packets, out_packets, in_bytes, out_bytes } = traffic;
+    [connections, in_packets, out_packets, in_bytes, out_bytes]
+}
+
+/// Our arithmetic beside the kernel's.
+struct Rates {
+    estimate: Estimate,
+    before: [Traffic; 2],
+    rounds: usize,
+}
+
+impl Rates {
+    /// Looks whether a round of the kernel's is over: what it shows it copies then, counts and rates at once.
+    fn look(&mut self) {
+        let now = stats();
+        if now == self.before {
+            return;
+        }
+        let counted = counters(now[0]).into_iter().zip(counters(self.before[0]));
+        let rates = self.estimate.rates.iter().zip([9, 9, 9, 4, 4]);
+        for ((rate, shift), (now, before)) in rates.zip(counted) {
+            rate.set(averaged(rate.get(), now - before, shift));
+        }
+        let (rounds, before) = (self.rounds, self.before);
+        assert_eq!(shown(&self.estimate), counters(now[1]), "{rounds}: {before:?} {now:?}");
+        self.before = now;
+        self.rounds += 1;
+    }
+}
+
+/// Looks so often that no round is missed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Rounds with packets, and rounds in all.
+const BUSY_ROUNDS: usize = 4;
+const ROUNDS: usize = 12;
+
+#[test]
+fn rates_are_made_of_counts_as_the_kernel_makes_them() {
+    if !guest::is_guest() {
+        guest::run("files::rates_are_made_of_counts_as_the_kernel_makes_them");
+        return;
+    }
+    crossing::run("estimates", Balancer::Kernel, |mut crossing| {
+        for line in ["-A -t 192.0.2.100:80 -s rr", "-a -t 192.0.2.100:80 -r 10.0.0.11:8080 -m"] {
+            assert_eq!(crossing.ipvsadm(line).0, 0, "{line}");
+        }
+        let mut rates = Rates { estimate: Estimate::default(), before: stats(), rounds: 0 };
+        assert_eq!(rates.before, [Traffic::default(); 2], "nothing has been counted");
+        let mut port = 4000;
+        while rates.rounds < ROUNDS {
+            let round = rates.rounds;
+            let packets = if round < BUSY_ROUNDS { 20 * (round + 1) } else { 0 };
+            for _ in 0..packets {
+                port += 1;
+                let source = (client(4, 7), port).into();
+                let packet = scene::request(crossing.network, 4, Kind::Tcp(SYN));
+                crossing.step(Side::Clients, &Packet { source, ..packet }.bytes());
+                rates.look();
+            }
+            wait_for("a round of the kernel's", || {
+                #[expect(clippy::disallowed_methods, reason = "nothing tells of a round's end")]
+                std::thread::sleep(LOOK_INTERVAL);
+                rates.look();
+                if rates.rounds > round { Ok(()) } else { Err(format!("{:?}", rates.before)) }
+            });
+        }
+        assert!(port >= 4020 && rates.before[0].connections == u64::from(port - 4000));
+    });
 }

@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use e2e::lab::{Method, Stage, connect, inside, tcp_server, tool, wait_for};
+use e2e::lab::{Method, Stage, Stop, connect, inside, tcp_server, tool, wait_for};
 use rlvs::lab::site::HOW_TO;
 use rlvs::lab::topology::{CLIENT, DIRECTOR_INSIDE, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
@@ -328,6 +328,7 @@ fn upgraded_under_load(
     let (stop, answered) = (AtomicBool::new(false), AtomicU32::new(0));
     let lost = AtomicU32::new(0);
     std::thread::scope(|scope| {
+        let stopping = Stop(&stop);
         let client = scope.spawn(|| {
             stage.as_client(|| {
                 let mut first = connect(vip).unwrap();
@@ -355,7 +356,7 @@ fn upgraded_under_load(
         let version = debian.does("dpkg-query -W -f '${Version}' rlvs");
         assert!(new.contains(&format!("_{version}_")), "{version}");
         some_more("answers after the upgrade");
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         client.join().unwrap();
     });
     assert!(debian.does("ipvsadm -L -n").contains(&vip.to_string()));

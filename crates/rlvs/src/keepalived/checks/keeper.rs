@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::time::{ClockId, clock_gettime};
 use rlvs_control::model::{Destination, Service, ServiceId, Timeouts};
 use rlvs_control::table::{Error, Removal, Table};
 use rlvs_control::upkeep::{Report, Upkeep};
@@ -17,7 +18,7 @@ pub type Open = Box<dyn FnMut() -> Result<Box<dyn Table>, Error> + Send>;
 
 /// How often the table is held against what it should be.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// Looking at a large table takes no more than one part of the time in this many.
+/// Looking at a large table takes no more than one part of a CPU's time in this many.
 const LOOK_SHARE: u32 = 50;
 /// When what the table has refused is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -176,7 +177,7 @@ impl Work {
         if !look && !self.upkeep.is_dirty() && rests {
             return;
         }
-        let before = Instant::now();
+        let before = busy();
         let outcome = (self.open)().and_then(|mut table| {
             table.set_removal(self.removal);
             self.settle(&mut *table)?;
@@ -184,7 +185,9 @@ impl Work {
         });
         let after = Instant::now();
         if look {
-            self.look_at = after + LOOK_INTERVAL.max((after - before) * LOOK_SHARE);
+            // Not the time for which others had the CPU or the table's lock.
+            let taken = busy().saturating_sub(before);
+            self.look_at = after + LOOK_INTERVAL.max(taken * LOOK_SHARE);
             // What was read is forgotten until then.
             trim_memory();
         }
@@ -194,4 +197,9 @@ impl Work {
         self.report.send(outcome).ok();
         self.event.write(1).ok();
     }
+}
+
+/// Returns how long the calling thread has had a CPU.
+fn busy() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
