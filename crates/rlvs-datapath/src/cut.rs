@@ -1,10 +1,11 @@
-//! Packets that are too long for the way to their destination, and whose senders let routers cut them.
+//! Packets that are too long for the way to their destination: those whose senders let routers cut them,
+//! and those with unusual headers.
 //!
-//! One packet that comes in cannot leave as two by these programs. So what enters a tunnel over IPv4 goes
-//! to the host's stack with its outer header, by the loopback device: the stack forwards it from there and
-//! cuts it, as `ip_vs_tunnel_xmit()` leaves it to `ip_local_out()`. A forwarded packet over IPv6 is not
-//! cut: its sender is told the MTU, although he did not ask. Direct routing and NAT have nothing to put
-//! before a packet, and drop it. XDP leaves all of them to TC.
+//! One packet that comes in cannot leave as two by these programs. So what may be cut and enters a tunnel
+//! over IPv4 goes to the host's stack with its outer header, by the loopback device: the stack forwards it
+//! from there and cuts it, as `ip_vs_tunnel_xmit()` leaves it to `ip_local_out()`. Direct routing and NAT
+//! have nothing to put before such a packet, and drop it. A forwarded packet over IPv6 is not cut: its
+//! sender is told the MTU, although he did not ask, as is who lets nobody cut. XDP leaves all of them to TC.
 
 use rlvs_wire::{checksum, ipv4, put_at, u8_at, u16_at};
 
@@ -17,7 +18,7 @@ use crate::frame::{Frame, Verdict};
 use crate::ip::{IP, Ip, Packet};
 use crate::process::Half;
 use crate::reason::Reason;
-use crate::refuse::{Complaint, complain};
+use crate::refuse::{complain_of_any, may_be_cut};
 use crate::tables::{Tables, bump};
 use crate::tunnel;
 use crate::wide::Key;
@@ -27,17 +28,13 @@ const TOO_BIG: Verdict = Verdict::Drop(Reason::TooBig);
 /// A packet to a destination that is too long for the way there.
 #[inline(always)]
 pub fn cut<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    // Nobody but its sender cuts a packet of IPv6.
-    if A::FAMILY != 4 {
-        return TOO_BIG;
-    }
-    match leave_to_the_stack::<A, F, T>(context, frame) {
+    match cut_or_complain::<A, F, T>(context, frame) {
         Ok(verdict) | Err(verdict) => verdict,
     }
 }
 
 #[inline(always)]
-fn leave_to_the_stack<A: Ip, F: Frame, T: Tables>(
+fn cut_or_complain<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
 ) -> Result<Verdict, Verdict> {
@@ -48,20 +45,16 @@ fn leave_to_the_stack<A: Ip, F: Frame, T: Tables>(
     .map_err(|_| TOO_BIG)?;
     let id = context.destination_of(&packet).ok_or(TOO_BIG)?;
     let (destination, row) = context.destination(id).map_err(Verdict::Drop)?;
-    if destination.method != method::TUNNEL {
+    let (is_tunnel, may_be_cut) = (destination.method == method::TUNNEL, may_be_cut::<A, F>(frame));
+    if may_be_cut && !is_tunnel {
         return Err(TOO_BIG);
     }
     let way = context.way_to_destination(frame, row, destination)?;
     let mtu = does_not_fit(frame, &packet, destination.overhead, &way).ok_or(TOO_BIG)?;
-    if destination.family != 4 {
-        let is_plain = frame.head::<34>().is_some_and(|head| u8_at(head, IP) == 0x45);
-        if !is_plain {
-            return Err(TOO_BIG);
-        }
-        let complaint = Complaint::TooBig { mtu };
-        return Ok(complain(context, frame, &packet, complaint, Reason::TooBig));
+    if may_be_cut && destination.family == 4 {
+        return arrive(context, frame, &packet, destination, row);
     }
-    arrive(context, frame, &packet, destination, row)
+    Ok(complain_of_any::<A, F, T>(context, frame, mtu))
 }
 
 /// Puts the outer header before a packet and has it come in by the loopback device.

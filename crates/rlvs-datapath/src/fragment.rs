@@ -21,7 +21,6 @@ use crate::local::Sender;
 use crate::moved::Moved;
 use crate::process::Half;
 use crate::reason::Reason;
-use crate::refuse::cut_or_leave;
 use crate::schedule::{Opening, quiet};
 use crate::stage::Stage;
 use crate::state;
@@ -192,7 +191,7 @@ fn balance<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             false => context.track_request::<A, PORTS>(packet, &found),
         };
         let destination = found.value.destination();
-        let too_big = |frame: &mut Moved<'_, F, PORTS>, _| cut_or_leave::<A, _>(frame);
+        let too_big = |_: &mut Moved<'_, F, PORTS>, _| Verdict::Next(Stage::cut::<A>());
         deliver::<A, _, T, PORTS>(context, frame, packet, destination, track, too_big, None)
     })
 }
@@ -227,7 +226,7 @@ fn open<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             return Err(Reason::Fragment);
         }
         Opening::To(id) => {
-            let too_big = |frame: &mut Moved<'_, F, PORTS>, _| cut_or_leave::<A, _>(frame);
+            let too_big = |_: &mut Moved<'_, F, PORTS>, _| Verdict::Next(Stage::cut::<A>());
             deliver::<A, _, T, PORTS>(context, frame, packet, id, || {}, too_big, Some(carry))
         }
         Opening::There => Verdict::Next(carry),

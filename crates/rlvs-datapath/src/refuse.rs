@@ -1,7 +1,7 @@
 //! ICMP errors in the name of the virtual address, so that clients fail at once, and how many of
 //! them.
 
-use rlvs_wire::{checksum, ethernet, icmp, ipv4, ipv6, put_at, tcp, u16_at};
+use rlvs_wire::{checksum, ethernet, icmp, ipv4, ipv6, put_at, tcp, u8_at, u16_at};
 
 use crate::association;
 use crate::connection::Context;
@@ -135,21 +135,53 @@ pub(crate) fn leave_too_big<A: Ip, F: Frame>(frame: &mut F) -> Verdict {
     }
 }
 
-/// As [`leave_too_big`] for a packet to a destination, which may be cut behind a tunnel's header.
-#[inline(always)]
-pub(crate) fn cut_or_leave<A: Ip, F: Frame>(frame: &mut F) -> Verdict {
-    if may_be_cut::<A, F>(frame) {
-        Verdict::Next(Stage::cut::<A>())
-    } else {
-        Verdict::Pass(Reason::TooBig)
-    }
-}
-
 /// Returns whether routers may cut a packet into fragments.
 #[inline(always)]
-fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
+pub(crate) fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
     let whole = |head: &mut [u8; 34]| u16_at(head, IP + ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT != 0;
     A::FAMILY == 4 && !frame.head::<34>().is_some_and(whole)
+}
+
+/// Tells the sender of a packet with any headers how long it may be: quoted are its first bytes. What is no
+/// datagram's first fragment is dropped: who gets an error about it learns nothing of whose it was (RFC 1122
+/// 3.2.2).
+#[inline(always)]
+pub(crate) fn complain_of_any<A: Ip, F: Frame, T: Tables>(
+    context: &Context<'_, T>,
+    frame: &mut F,
+    mtu: u32,
+) -> Verdict {
+    if is_later_fragment::<A, F>(frame) {
+        return Verdict::Drop(Reason::TooBig);
+    }
+    if !context.may_complain() {
+        return Verdict::Drop(Reason::IcmpLimited);
+    }
+    let header = Complaint::TooBig { mtu }.header(A::FAMILY);
+    let interface = frame.interface();
+    let done = match A::FAMILY {
+        4 => refuse_v4::<F, ANY_V4>(frame, header),
+        _ => refuse_v6::<F, ANY_V6>(frame, header),
+    };
+    if done.is_none() {
+        return Verdict::Drop(Reason::NoRoom);
+    }
+    context.count(Reason::TooBig);
+    Verdict::Transmit { interface }
+}
+
+/// Returns whether a packet begins in the middle of a datagram; of IPv6, where a fragment header comes first.
+#[inline(always)]
+fn is_later_fragment<A: Ip, F: Frame>(frame: &mut F) -> bool {
+    match A::FAMILY {
+        4 => frame
+            .head::<34>()
+            .is_some_and(|head| u16_at(head, IP + ipv4::FRAGMENT) & ipv4::FRAGMENT_OFFSET != 0),
+        _ => frame.head::<62>().is_some_and(|head| {
+            u8_at(head, IP + ipv6::NEXT_HEADER) == ipv6::FRAGMENT
+                && u16_at(head, IP + ipv6::LENGTH + 2) & 0xfff8 != 0
+        }),
+    }
 }
 
 /// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP header and the whole TCP or UDP header without options.
@@ -177,6 +209,11 @@ fn refuse_out_of_line<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, header
         None => Verdict::Drop(Reason::NoRoom).pack(),
     }
 }
+
+/// Lengths of errors about packets with any headers: quoted are the longest header of IPv4 and the ports, or
+/// 128 bytes of IPv6.
+const ANY_V4: usize = IP + ipv4::LENGTH + icmp::LENGTH + 60 + QUOTED_UDP;
+const ANY_V6: usize = IP + ipv6::LENGTH + icmp::LENGTH + 128;
 
 const _: () = {
     assert!(IP + 2 * ipv4::LENGTH + icmp::LENGTH + QUOTED_UDP == 70);

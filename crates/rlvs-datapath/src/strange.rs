@@ -21,7 +21,7 @@ use crate::ip::{Ip, Packet};
 use crate::layout::Layout;
 use crate::moved::Moved;
 use crate::reason::Reason;
-use crate::refuse::{cut_or_leave, leave_too_big};
+use crate::refuse::leave_too_big;
 use crate::special::recall;
 use crate::stage::Stage;
 use crate::tables::Tables;
@@ -108,7 +108,7 @@ pub fn full<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F)
     let frame = &mut Moved::<F, true>::new(frame, place.transport());
     if let Some(found) = context.find_wide_live(&Key::request(&packet)) {
         let track = || context.note(&found, &packet, place);
-        let too_big = |frame: &mut Moved<'_, F, true>, _| cut_or_leave::<A, _>(frame);
+        let too_big = |_: &mut Moved<'_, F, true>, _| Verdict::Next(Stage::cut::<A>());
         return both::deliver(context, frame, &packet, &found, track, too_big);
     }
     let Some(found) = context.find_wide_live(&Key::reply(&packet)) else {
@@ -146,7 +146,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
     let track = |found: &Found<'_, WideSlot>| context.note(found, packet, place);
     let is_alone = found.is_none();
     let too_big = |frame: &mut Moved<'_, F, false>, _| {
-        let verdict = cut_or_leave::<A, _>(frame);
+        let verdict = Verdict::Next(Stage::cut::<A>());
         if is_alone {
             context.keep_choice(frame, packet, id, verdict, !place.is_later());
         }

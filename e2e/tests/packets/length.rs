@@ -4,6 +4,7 @@ use e2e::bpf::Input;
 use e2e::network::{self, Network, vip};
 use e2e::packet::{Kind, Message, Packet};
 use e2e::scene::{plain, reply, request};
+use e2e::unusual::{extended, fragments, optioned, sum_header};
 use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::method;
 use rlvs_datapath::frame::Verdict;
@@ -16,6 +17,12 @@ use rlvs_wire::tcp::{ACK, SYN};
 fn too_big(packet: &Packet, source: std::net::IpAddr, mtu: u16) -> Vec<u8> {
     let four = source.is_ipv4();
     let header = if packet.kind == Kind::Udp { 8 } else { 20 } + if four { 20 } else { 40 };
+    about(packet, &packet.bytes()[14..][..header], source, mtu)
+}
+
+/// The error that quotes this of a packet.
+fn about(packet: &Packet, quoted: &[u8], source: std::net::IpAddr, mtu: u16) -> Vec<u8> {
+    let four = source.is_ipv4();
     let [high, low] = mtu.to_be_bytes();
     let message = Message {
         from: packet.to,
@@ -25,7 +32,7 @@ fn too_big(packet: &Packet, source: std::net::IpAddr, mtu: u16) -> Vec<u8> {
         ttl: 64,
         kind: if four { [3, 4] } else { [2, 0] },
         rest: [0, 0, high, low],
-        payload: packet.bytes()[14..][..header].to_vec(),
+        payload: quoted.to_vec(),
     };
     let mut bytes = message.bytes();
     if four {
@@ -106,6 +113,52 @@ fn clients_are_told_how_long_a_request_may_be() {
                 let packet = long(packet, 1400);
                 assert_eq!(world.step(&packet.bytes()).same().verdict, out);
             }
+        }
+    });
+}
+
+/// The director's stack, whose own the virtual address is, would take them for itself. What begins in the
+/// middle of a datagram nobody is told of.
+#[test]
+fn clients_are_told_how_long_a_request_with_unusual_headers_may_be() {
+    network::run("long-unusual", |network| {
+        let mut world = World::new(network, &plain(network, 4, method::DIRECT));
+        for (family, method) in [4, 6]
+            .into_iter()
+            .flat_map(|f| [method::DIRECT, method::MASQUERADE].map(|method| (f, method)))
+        {
+            let short = request(network, family, Kind::Udp);
+            let prepare = |world: &mut World<'_>| {
+                world.reset(&plain(network, family, method));
+                let _: Outcome = world.step(&short.bytes()).same();
+                narrow(world, 1400);
+            };
+            let long = long(short.clone(), 1402);
+            let mut pieces =
+                fragments(&Packet { payload: vec![7; 4000], ..long.clone() }.bytes(), 9, 1440);
+            let whole = match family {
+                4 => optioned(&long.bytes(), &[1; 40]),
+                _ => {
+                    extended(&long.bytes(), &[(0, &[1, 4, 0, 0, 0, 0]), (60, &[1, 4, 0, 0, 0, 0])])
+                }
+            };
+            if family == 4 {
+                // Not to be cut once more.
+                for piece in &mut pieces {
+                    piece[20] |= 0x40;
+                    sum_header(piece);
+                }
+            }
+            let cut = if family == 4 { Stage::Cut4 } else { Stage::Cut6 };
+            let quoted = if family == 4 { 68 } else { 128 };
+            for frame in [&whole, &pieces[0]] {
+                prepare(&mut world);
+                let step = world.step(frame);
+                assert_eq!((step.xdp.verdict, &step.xdp.bytes), (Verdict::Next(cut), frame));
+                let error = about(&long, &frame[14..][..quoted], vip(family, 100), 1400);
+                answered(&step.tc, network.inside.index, &error);
+            }
+            assert_eq!(world.step(&pieces[1]).tc.verdict, Verdict::Drop(Reason::TooBig));
         }
     });
 }
