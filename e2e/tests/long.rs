@@ -64,6 +64,9 @@ fn socket_of(protocol: i32) -> io::Result<UdpSocket> {
     Ok(UdpSocket::from(socket))
 }
 
+/// Says how much of what a socket gets comes before the packet inside.
+type HeaderLength = fn(&[u8]) -> usize;
+
 /// Returns how long the header of GRE is that follows one of IP.
 fn gre_length(packet: &[u8]) -> usize {
     let has_checksum = packet[ipv4::LENGTH] & 0x80 != 0;
@@ -83,7 +86,7 @@ fn end_tunnels(namespace: &Namespace) -> Lengths {
     let [of_ipip, of_gre] = [libc::IPPROTO_IPIP, libc::IPPROTO_GRE]
         .map(|protocol| namespace.run(|| socket_of(protocol)).unwrap().unwrap());
     let lengths = Lengths::default();
-    let ends: [(UdpSocket, fn(&[u8]) -> usize); 3] = [
+    let ends: [(UdpSocket, HeaderLength); 3] = [
         (of_gue, |_| gue::LENGTH),
         (of_ipip, |_| ipv4::LENGTH),
         (of_gre, |packet| ipv4::LENGTH + gre_length(packet)),
