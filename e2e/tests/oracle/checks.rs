@@ -72,28 +72,54 @@ fn datagrams_and_pings_are_those_of_keepalived() {
     connect(&director, &servers);
     // Whoever sends to closed ports is always told.
     servers.run(|| sysctl::write("net/ipv4/icmp_ratelimit", "0")).unwrap().unwrap();
-    let keepalived = tool("keepalived").unwrap();
-    let theirs = play(&director, &servers, Command::new(keepalived).arg("-C"));
-    let ours = play(
-        &director,
-        &servers,
-        Command::new(PROGRAM).args(["keepalived", "--backend", "kernel", "-C"]),
-    );
+    let [theirs, ours] = commands().map(|command| play(&director, &servers, command));
     assert_eq!(theirs.len(), 5, "{theirs:#?}");
     assert_eq!(ours, theirs);
 }
 
+/// Returns the checks of the real keepalived and ours, of the kernel's table.
+pub(crate) fn commands() -> [Command; 2] {
+    let mut theirs = Command::new(tool("keepalived").unwrap());
+    theirs.arg("-C");
+    let mut ours = Command::new(PROGRAM);
+    ours.args(["keepalived", "--backend", "kernel", "-C"]);
+    [theirs, ours]
+}
+
+/// A daemon that checks.
+pub(crate) struct Checking(Guard);
+
+impl Checking {
+    pub(crate) fn start(director: &Namespace, mut command: Command, configuration: &str) -> Self {
+        fs::write("/run/checks.conf", configuration).unwrap();
+        let log = File::create("/run/checks.log").unwrap();
+        command.args(["-n", "-l", "-D", "-f", "/run/checks.conf", "-p", "/run/checks.pid"]);
+        command.args(["-c", "/run/checkers.pid"]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        inside(director, &mut command);
+        Self(Guard::new(command.spawn().unwrap()))
+    }
+
+    /// Waits until these virtual servers alone have their server, with these weights.
+    pub(crate) fn wait_served(&self, director: &Namespace, state: &str, good: &[(u16, u32)]) {
+        wait_for(state, || {
+            let seen = served(director);
+            let said = || fs::read_to_string("/run/checks.log").unwrap_or_default();
+            if seen == good { Ok(()) } else { Err(format!("{seen:?}\n{}", said())) }
+        });
+    }
+
+    pub(crate) fn end(mut self) {
+        Handle::open(self.0.pid().unwrap()).unwrap().signal(Signal::SIGTERM).unwrap();
+        assert!(self.0.wait_for(Duration::from_secs(20)).unwrap().is_some());
+    }
+}
+
 /// Has one of them check through all states; returns what it has sent.
-fn play(director: &Namespace, servers: &Namespace, command: &mut Command) -> BTreeSet<String> {
+fn play(director: &Namespace, servers: &Namespace, command: Command) -> BTreeSet<String> {
     let sniffer = Sniffer::start(servers);
-    fs::write("/run/checks.conf", configuration()).unwrap();
-    let log = File::create("/run/checks.log").unwrap();
-    command.args(["-n", "-l", "-D", "-f", "/run/checks.conf", "-p", "/run/checks.pid"]);
-    command.args(["-c", "/run/checkers.pid"]);
-    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    inside(director, command);
     let mut answering = Some(Answering::start(servers));
-    let mut guard = Guard::new(command.spawn().unwrap());
+    let checking = Checking::start(director, command, &configuration());
     for (state, good) in STATES {
         match state {
             "names are refused" => answering.as_ref().unwrap().refuse(),
@@ -105,15 +131,10 @@ fn play(director: &Namespace, servers: &Namespace, command: &mut Command) -> BTr
             }
             _ => {}
         }
-        let good: Vec<u16> = good.to_vec();
-        wait_for(state, || {
-            let seen = served(director);
-            let said = || fs::read_to_string("/run/checks.log").unwrap_or_default();
-            if seen == good { Ok(()) } else { Err(format!("{seen:?}\n{}", said())) }
-        });
+        let good: Vec<_> = good.iter().map(|&number| (number, 1)).collect();
+        checking.wait_served(director, state, &good);
     }
-    Handle::open(guard.pid().unwrap()).unwrap().signal(Signal::SIGTERM).unwrap();
-    assert!(guard.wait_for(Duration::from_secs(20)).unwrap().is_some());
+    checking.end();
     sniffer.end()
 }
 
@@ -121,19 +142,21 @@ fn ignore_pings(servers: &Namespace, value: &str) {
     servers.run(|| sysctl::write("net/ipv4/icmp_echo_ignore_all", value)).unwrap().unwrap();
 }
 
-/// Returns which virtual servers have their server, from the kernel's own file: ports are
-/// hexadecimal there.
-fn served(director: &Namespace) -> Vec<u16> {
+/// Returns which virtual servers, by their ports, have their server, and with what weight, from the kernel's
+/// own file: ports are hexadecimal there.
+fn served(director: &Namespace) -> Vec<(u16, u32)> {
     let read = || fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap();
     let text = director.run(read).unwrap();
     let (mut service, mut served) = (0, Vec::new());
     for line in text.lines() {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        if let ["UDP", end, ..] = words[..] {
+        if let ["UDP" | "TCP", end, ..] = words[..] {
             let (_, port) = end.split_once(':').unwrap();
             service = u16::from_str_radix(port, 16).unwrap();
-        } else if words.first() == Some(&"->") && service > 0 {
-            served.push(service);
+        } else if let ["->", _, _, weight, ..] = words[..]
+            && service > 0
+        {
+            served.push((service, weight.parse().unwrap()));
         }
     }
     served.sort_unstable();

@@ -15,4 +15,5 @@ mod packets;
 mod picks;
 mod play;
 mod scenes;
+mod streams;
 mod synchronisation;

@@ -13,8 +13,8 @@ use crate::keepalived::checks::request::Request;
 
 /// More than this a server does not say at once.
 const ANSWER_MAX: usize = 4096;
-/// What is waited for, one after the other.
-const CODES: [u16; 3] = [220, 250, 221];
+/// What is waited for, one after the other. Any answer to the farewell is as good, as to keepalived.
+const CODES: [Option<u16>; 3] = [Some(220), Some(250), None];
 
 /// Talks to a mail server.
 #[derive(Debug)]
@@ -71,9 +71,10 @@ impl Smtp {
             if line.get(3) == Some(&b'-') {
                 continue;
             }
-            let wanted = CODES.get(self.answers).copied().unwrap_or_default();
             let code = line.get(..3).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
-            if code != Some(wanted) {
+            if let Some(&Some(wanted)) = CODES.get(self.answers)
+                && code != Some(wanted)
+            {
                 let line = line.trim_ascii().escape_ascii();
                 return Err(Outcome::Bad(format!("`{line}` instead of {wanted}")));
             }
