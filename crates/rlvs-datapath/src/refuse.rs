@@ -72,6 +72,10 @@ const TTL: u8 = 64;
 const TOS: u8 = 0xc0;
 const TOS_QUOTED: u8 = 0x1e;
 const QUOTED_UDP: usize = 8;
+/// The most bytes of options that an IPv4 header has.
+const OPTIONS_MAX: usize = 40;
+/// Bytes of a fragment header, or of another extension header that says little.
+const EXTENSION: usize = 8;
 const IP: usize = ethernet::LENGTH;
 
 /// Answers a packet with an ICMP error, in the name of whom it was sent to.
@@ -135,24 +139,23 @@ pub(crate) fn leave_too_big<A: Ip, F: Frame>(frame: &mut F) -> Verdict {
     }
 }
 
-/// As [`leave_too_big`] for a packet to a destination, which may be cut behind a tunnel's header.
+/// Says what becomes of a request with unusual headers that is too long: the same stage cuts it behind a
+/// tunnel's header or tells its sender. The stack would not: it has the virtual address, and forwards nothing.
 #[inline(always)]
-pub(crate) fn cut_or_leave<A: Ip, F: Frame>(frame: &mut F) -> Verdict {
-    if may_be_cut::<A, F>(frame) {
-        Verdict::Next(Stage::cut::<A>())
-    } else {
-        Verdict::Pass(Reason::TooBig)
-    }
+pub(crate) const fn cut_or_tell<A: Ip>() -> Verdict {
+    Verdict::Next(Stage::cut::<A>())
 }
 
 /// Returns whether routers may cut a packet into fragments.
 #[inline(always)]
-fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
+pub(crate) fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
     let whole = |head: &mut [u8; 34]| u16_at(head, IP + ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT != 0;
     A::FAMILY == 4 && !frame.head::<34>().is_some_and(whole)
 }
 
-/// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP header and the whole TCP or UDP header without options.
+/// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP header and the whole TCP or UDP header without options;
+/// of a long packet with unusual headers as much as all options of IPv4 and the ports take, or two short
+/// extension headers and a TCP header.
 #[inline(always)]
 pub fn refuse<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, complaint: Complaint) -> Verdict {
     Verdict::unpack(refuse_out_of_line(frame, packet, complaint.header(A::FAMILY)))
@@ -161,7 +164,13 @@ pub fn refuse<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, complaint: Com
 #[inline(never)]
 fn refuse_out_of_line<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, header: u64) -> u64 {
     let interface = frame.interface();
-    let done = if A::FAMILY == 4 {
+    let done = if !F::USUAL {
+        if A::FAMILY == 4 {
+            refuse_v4::<F, 110>(frame, header)
+        } else {
+            refuse_v6::<F, 138>(frame, header)
+        }
+    } else if A::FAMILY == 4 {
         if packet.protocol == tcp::PROTOCOL {
             refuse_v4::<F, 82>(frame, header)
         } else {
@@ -182,6 +191,8 @@ const _: () = {
     assert!(IP + 2 * ipv4::LENGTH + icmp::LENGTH + QUOTED_UDP == 70);
     assert!(IP + 2 * ipv4::LENGTH + icmp::LENGTH + tcp::LENGTH == 82);
     assert!(IP + 2 * ipv6::LENGTH + icmp::LENGTH + QUOTED_UDP == 110);
+    assert!(IP + 2 * ipv4::LENGTH + icmp::LENGTH + OPTIONS_MAX + QUOTED_UDP == 110);
+    assert!(IP + 2 * ipv6::LENGTH + icmp::LENGTH + 2 * EXTENSION + tcp::LENGTH == 138);
     assert!(IP + 2 * ipv6::LENGTH + icmp::LENGTH + tcp::LENGTH == 122);
 };
 

@@ -4,6 +4,7 @@ use e2e::bpf::Input;
 use e2e::network::{self, Network, vip};
 use e2e::packet::{Kind, Message, Packet};
 use e2e::scene::{plain, reply, request};
+use e2e::unusual::{extended, fragments, optioned};
 use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::method;
 use rlvs_datapath::frame::Verdict;
@@ -108,6 +109,60 @@ fn clients_are_told_how_long_a_request_may_be() {
             }
         }
     });
+}
+
+/// What is quoted of packets with unusual headers has their ports in it: the whole of the header of IPv4 with
+/// its options, a fragment header and more of IPv6. XDP leaves it to TC.
+#[test]
+fn clients_are_told_of_packets_with_unusual_headers() {
+    network::run("long-unusual", |network| {
+        let mut world = World::new(network, &plain(network, 4, method::DIRECT));
+        for (family, method, kind) in [4, 6].into_iter().flat_map(|family| {
+            [(family, method::DIRECT, Kind::Tcp(SYN)), (family, method::MASQUERADE, Kind::Udp)]
+        }) {
+            let packet = long(request(network, family, kind), 1496);
+            let unusual = match family {
+                4 => optioned(&packet.bytes(), &[148, 4, 0, 0].repeat(10)),
+                _ => extended(&packet.bytes(), &[(60, &[1, 4, 0, 0, 0, 0])]),
+            };
+            // The one that opens the connection, and one that follows.
+            world.reset(&plain(network, family, method));
+            told(&world, &unusual, 1500);
+            let _ = world.step(&request(network, family, kind).bytes()).same();
+            narrow(&mut world, 1400);
+            told(&world, &unusual, 1400);
+            if family == 6 {
+                // Only the first of a datagram's fragments.
+                let pieces = fragments(&packet.bytes(), 0x77, 1448);
+                told(&world, &pieces[0], 1400);
+            }
+        }
+    });
+}
+
+/// Checks that the sender of a frame is told an MTU by TC, and that what is quoted begins the frame.
+fn told(world: &World<'_>, frame: &[u8], mtu: u32) {
+    let bodies = world.step(frame);
+    assert!(matches!(bodies.xdp.verdict, Verdict::Next(Stage::Cut4 | Stage::Cut6)), "{bodies:?}");
+    let outcome = bodies.tc;
+    assert_eq!(outcome.verdict, Verdict::Transmit { interface: world.network.inside.index });
+    let (at, header, kind) =
+        if frame[12..14] == [8, 0] { (34, 20, [3, 4]) } else { (54, 40, [2, 0]) };
+    assert_eq!(outcome.bytes[at..][..2], kind);
+    assert_eq!(outcome.bytes[at + 4..][..4], mtu.to_be_bytes());
+    let quoted = &outcome.bytes[at + 8..];
+    assert!(quoted.len() >= header + 28, "{} bytes are quoted", quoted.len());
+    assert_eq!(quoted, &frame[14..][..quoted.len()]);
+    let words = |bytes: &[u8]| -> u64 {
+        bytes.chunks(2).map(|word| u64::from(u16::from_be_bytes([word[0], word[1]]))).sum()
+    };
+    // The pseudo header of ICMPv6: addresses, length, protocol.
+    let message = &outcome.bytes[at..];
+    let pseudo = words(&outcome.bytes[22..54]) + message.len() as u64 + 58;
+    let pseudo = if header == 40 { pseudo } else { 0 };
+    assert_eq!(rlvs_wire::checksum::fold(words(message) + pseudo), 0xffff);
+    let is_counted = outcome.changes.iter().any(|line| line.starts_with("reason too_big"));
+    assert!(is_counted, "{:?}", outcome.changes);
 }
 
 #[test]
