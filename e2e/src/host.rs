@@ -1,7 +1,7 @@
 //! The host body: packets in byte vectors, maps on the heap, a routing table in a map.
 #![forbid(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -196,6 +196,45 @@ impl tables::Book for Book {
     }
 }
 
+/// What another CPU does while one is at work.
+type Work = Box<dyn FnOnce(&HostTables)>;
+
+/// What another CPU does between two steps of a packet's: before so many more compare-and-swaps.
+#[derive(Default)]
+pub struct Meanwhile(RefCell<Option<(u32, Work)>>);
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("Meanwhile")
+    }
+}
+
+impl Meanwhile {
+    /// Has `work` done once, when `swaps` compare-and-swaps have been made and before the next.
+    pub fn set(&self, swaps: u32, work: impl FnOnce(&HostTables) + 'static) {
+        self.0.replace(Some((swaps, Box::new(work))));
+    }
+
+    /// Returns whether what was set has not been done, and forgets it.
+    pub fn is_left(&self) -> bool {
+        self.0.take().is_some()
+    }
+
+    /// Counts a compare-and-swap.
+    fn step(&self, tables: &HostTables) {
+        let work = match &mut *self.0.borrow_mut() {
+            Some((left, _)) if *left > 0 => {
+                *left -= 1;
+                return;
+            }
+            due => due.take(),
+        };
+        if let Some((_, work)) = work {
+            work(tables);
+        }
+    }
+}
+
 /// The maps on the heap. Endpoint buckets that hold nothing are not kept.
 #[derive(Debug)]
 pub struct HostTables {
@@ -263,6 +302,8 @@ pub struct HostTables {
     pub sources: Vec<Sources>,
     /// Map `estimates`.
     pub estimates: Vec<Estimate>,
+    /// What another CPU does while one is at work.
+    pub meanwhile: Meanwhile,
     empty4: Endpoints4,
     empty6: Endpoints6,
 }
@@ -306,6 +347,7 @@ impl HostTables {
             book: None,
             sources: many(SOURCE_BUCKETS + 1),
             estimates: many(2 * IDS),
+            meanwhile: Meanwhile::default(),
             empty4: Endpoints4::default(),
             empty6: Endpoints6::default(),
             settings,
@@ -421,6 +463,7 @@ impl Tables for HostTables {
         word.set(value);
     }
     fn swap(&self, word: &Word, old: u64, new: u64) -> bool {
+        self.meanwhile.step(self);
         if word.get() != old {
             return false;
         }

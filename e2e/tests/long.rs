@@ -3,20 +3,19 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use e2e::lab::{Method, Random, Stage, run, udp_client, udp_server, wait_for, wait_until};
+use e2e::lab::{Method, Random, Stage, run, udp_client, udp_server, wait_until};
 use nix::sys::socket::{SockaddrStorage, bind};
 use rlvs::lab::topology::{GUE_PORT, OUTSIDE_INTERFACE, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 use rlvs_linux::ethtool;
 use rlvs_linux::netns::Namespace;
 use rlvs_linux::route::{Prefix, Rtnetlink};
-use rlvs_wire::{gue, ipv4};
+use rlvs_wire::{checksum, gre, gue, ipip, ipv4, udp};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
 const WIRINGS: [Wiring; 2] = [Wiring::Plain, Wiring::Tuned];
@@ -26,12 +25,34 @@ const MTU: usize = 1500;
 const NARROW: usize = 1400;
 /// Bytes of headers before what a datagram carries.
 const HEADERS: usize = 28;
-/// An address of the first real server that the lab's decapsulator, which takes no fragments, does not
+/// The option of UDP sockets to take datagrams of IPv6 without checksum, as the kernel has it.
+const UDP_NO_CHECK6_RX: libc::c_int = 102;
+/// Addresses of the first real server that the lab's decapsulator, which takes no fragments, does not
 /// know.
-const TUNNEL_END: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 111);
+const TUNNEL_END_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 111));
+const TUNNEL_END_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0x111));
+/// Another port of GUE there.
+const PORT_WITH_CHECKSUM: u16 = 6081;
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// Forms of tunnels, with the bytes that they put between the outer IP header and the packet.
+const FORMS: [(&str, usize); 5] = [
+    ("ipip", 0),
+    ("gre --tun-nocsum", gre::LENGTH),
+    ("gre --tun-csum", gre::LENGTH_WITH_CHECKSUM),
+    ("gue --tun-port 6080 --tun-nocsum", udp::LENGTH + gue::LENGTH),
+    ("gue --tun-port 6081 --tun-csum", udp::LENGTH + gue::LENGTH),
+];
 
 /// Lengths of the packets that came out of a tunnel.
 type Lengths = Arc<Mutex<Vec<usize>>>;
+
+fn tunnel_end(outer: Family) -> IpAddr {
+    match outer {
+        Family::V4 => TUNNEL_END_V4,
+        Family::V6 => TUNNEL_END_V6,
+    }
+}
 
 fn answered(status: i32) -> io::Result<RawFd> {
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(status) }
@@ -52,55 +73,99 @@ fn tun(name: &str) -> io::Result<File> {
     Ok(device)
 }
 
-/// Opens a socket of the calling thread's namespace for a protocol in IP.
+/// Opens a socket of the calling thread's namespace for a protocol.
 #[expect(unsafe_code, reason = "nix does not know the protocols")]
-fn socket_of(protocol: i32) -> io::Result<UdpSocket> {
+fn raw_socket(at: IpAddr, protocol: u8) -> io::Result<UdpSocket> {
+    let family = if at.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // SAFETY: no memory is handed over.
-    let socket = answered(unsafe { libc::socket(libc::AF_INET, kind, protocol) })?;
+    let socket = answered(unsafe { libc::socket(family, kind, protocol.into()) })?;
     // SAFETY: it was just opened, and nobody else has it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::from((TUNNEL_END, 0))))?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(at, 0)))?;
     Ok(UdpSocket::from(socket))
 }
 
-/// Says how much of what a socket gets comes before the packet inside.
-type HeaderLength = fn(&[u8]) -> usize;
-
-/// Returns how long the header of GRE is that follows one of IP.
-fn gre_length(packet: &[u8]) -> usize {
-    let has_checksum = packet[ipv4::LENGTH] & 0x80 != 0;
-    if has_checksum { 8 } else { 4 }
+/// Sets an option of a socket, which is an integer.
+#[expect(unsafe_code, reason = "nix does not know the options")]
+fn set_option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
+    // SAFETY: the value is an integer as long as is said.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of_val(&value) as u32,
+        )
+    };
+    assert_eq!(status, 0, "{}", io::Error::last_os_error());
 }
 
-/// Ends IP in IP, GRE and GUE at [`TUNNEL_END`] until the process ends: sockets, which get datagrams whole,
-/// hand what is inside to the stack by a TUN device.
+/// Returns whether what has its checksum in it sums up to nothing (RFC 1071).
+fn is_summed(bytes: &[u8]) -> bool {
+    let word = |pair: &[u8]| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0));
+    checksum::fold(bytes.chunks(2).map(word).sum()) == 0xffff
+}
+
+/// Returns the packet in what a socket got of a tunnel. What cannot be read is empty.
+fn unwrapped(protocol: u8, is_v4: bool, got: &[u8]) -> &[u8] {
+    // Raw sockets get the header of IPv4.
+    let ip = if is_v4 && protocol != udp::PROTOCOL { ipv4::LENGTH } else { 0 };
+    let behind = &got[ip.min(got.len())..];
+    let between = match protocol {
+        udp::PROTOCOL => gue::LENGTH,
+        gre::PROTOCOL if behind.first() == Some(&0x80) => {
+            if !is_summed(behind) {
+                return &[];
+            }
+            gre::LENGTH_WITH_CHECKSUM
+        }
+        gre::PROTOCOL => gre::LENGTH,
+        _ => 0,
+    };
+    behind.get(between..).unwrap_or_default()
+}
+
+/// Ends all tunnels at [`tunnel_end`]s until the process ends: sockets, which get datagrams whole, hand
+/// what is inside to the stack by a TUN device.
 fn end_tunnels(namespace: &Namespace) -> Lengths {
     let mut rtnetlink = Rtnetlink::open_in(namespace).unwrap();
     let outside = rtnetlink.link(OUTSIDE_INTERFACE).unwrap().index;
-    rtnetlink.add_address(outside, Prefix { address: TUNNEL_END.into(), bits: 32 }).unwrap();
     let device = namespace.run(|| tun("inner")).unwrap().unwrap();
     let index = rtnetlink.link("inner").unwrap().index;
     rtnetlink.set_up(index, true).unwrap();
-    let of_gue = namespace.run(|| UdpSocket::bind((TUNNEL_END, GUE_PORT))).unwrap().unwrap();
-    let [of_ipip, of_gre] = [libc::IPPROTO_IPIP, libc::IPPROTO_GRE]
-        .map(|protocol| namespace.run(|| socket_of(protocol)).unwrap().unwrap());
     let lengths = Lengths::default();
-    let ends: [(UdpSocket, HeaderLength); 3] = [
-        (of_gue, |_| gue::LENGTH),
-        (of_ipip, |_| ipv4::LENGTH),
-        (of_gre, |packet| ipv4::LENGTH + gre_length(packet)),
-    ];
-    for (socket, header) in ends {
-        let (lengths, mut device) = (lengths.clone(), device.try_clone().unwrap());
-        std::thread::spawn(move || {
-            let mut buffer = vec![0; 1 << 16];
-            while let Ok(length) = socket.recv(&mut buffer) {
-                let header = header(&buffer);
-                lengths.lock().unwrap().push(length - header);
-                device.write_all(&buffer[header..length]).unwrap();
+    for outer in FAMILIES {
+        let address = tunnel_end(outer);
+        let bits = if outer == Family::V4 { 32 } else { 128 };
+        rtnetlink.add_address(outside, Prefix { address, bits }).unwrap();
+        let mut sockets = Vec::new();
+        for protocol in [ipip::PROTOCOL_V4, ipip::PROTOCOL_V6, gre::PROTOCOL] {
+            let socket = namespace.run(|| raw_socket(address, protocol)).unwrap().unwrap();
+            sockets.push((socket, protocol));
+        }
+        for port in [GUE_PORT, PORT_WITH_CHECKSUM] {
+            let socket = namespace.run(|| UdpSocket::bind((address, port))).unwrap().unwrap();
+            // As Linux' own end of such tunnels: pieces have no outer checksum.
+            if outer == Family::V6 {
+                set_option(&socket, libc::IPPROTO_UDP, UDP_NO_CHECK6_RX, 1);
             }
-        });
+            sockets.push((socket, udp::PROTOCOL));
+        }
+        for (socket, protocol) in sockets {
+            let (lengths, mut device) = (lengths.clone(), device.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(length) = socket.recv(&mut buffer) {
+                    let packet = unwrapped(protocol, outer == Family::V4, &buffer[..length]);
+                    lengths.lock().unwrap().push(packet.len());
+                    if !packet.is_empty() {
+                        device.write_all(packet).unwrap();
+                    }
+                }
+            });
+        }
     }
     lengths
 }
@@ -123,116 +188,106 @@ fn strict_server(namespace: &Namespace, at: SocketAddr) {
     });
 }
 
-const LENGTHS: [usize; 5] = [4000, 1, MTU - HEADERS, MTU - HEADERS + 1, 9000];
-const FORMS: [&str; 5] = [
-    "--tun-type ipip",
-    "--tun-type gre --tun-nocsum",
-    "--tun-type gre --tun-csum",
-    "--tun-type gue --tun-port 6080 --tun-nocsum",
-    "--tun-type gue --tun-port 6080 --tun-csum",
-];
+/// Sends datagrams of lengths one by one until each has come back whole, and returns how often one had
+/// to be sent again.
+fn sent_again(socket: &UdpSocket, lengths: &[usize], said: &str) -> usize {
+    let (mut answer, mut again) = (vec![0; 1 << 16], 0);
+    for &length in lengths {
+        let mut came = 0;
+        for attempt in 0..3 {
+            again += usize::from(attempt != 0);
+            // The second time whoever was told a length has no error left.
+            let received = socket.send(&content(length)).and_then(|_| socket.recv(&mut answer));
+            if let Ok(received) = received {
+                came = received;
+                break;
+            }
+        }
+        assert!(answer[..came] == content(length), "{said}, {length} bytes: {came} came");
+    }
+    again
+}
 
+fn serve_by_tunnel(stage: &Stage, inner: Family, outer: Family, form: &str) -> SocketAddr {
+    let vip = SocketAddr::new(VIPS[2].of(inner), PORT);
+    stage.ipvsadm(&format!("-A -u {vip} -s rr")).ok();
+    let real = SocketAddr::new(tunnel_end(outer), PORT);
+    stage.ipvsadm(&format!("-a -u {vip} -r {real} -i --tun-type {form}")).ok();
+    vip
+}
+
+/// A real server that ends every tunnel, and serves datagrams of both IP versions.
+fn stage_of_tunnels(wiring: Wiring) -> (Stage, Lengths) {
+    let stage = Stage::attached(wiring, PROGRAM);
+    let server = &stage.lab.real_servers()[0];
+    let inner = end_tunnels(server);
+    for family in FAMILIES {
+        strict_server(server, SocketAddr::new(VIPS[2].of(family), PORT));
+    }
+    // What sockets get of a tunnel has no card that completes it.
+    stage.as_client(|| ethtool::tx_checksum_off(OUTSIDE_INTERFACE)).unwrap();
+    (stage, inner)
+}
+
+/// IPv4 in IPv4: nobody is told anything, each piece is wrapped, and cut behind its outer header.
 #[test]
 fn long_datagrams_come_whole_through_tunnels_and_back() {
+    const LENGTHS: [usize; 5] = [4000, 1, MTU - HEADERS, MTU - HEADERS + 1, 9000];
     for wiring in WIRINGS {
-        let stage = Stage::attached(wiring, PROGRAM);
-        let server = &stage.lab.real_servers()[0];
-        let inner = end_tunnels(server);
-        let vip = SocketAddr::new(VIPS[2].of(Family::V4), PORT);
-        strict_server(server, vip);
-        // What sockets get of a tunnel has no card that completes it.
-        stage.as_client(|| ethtool::tx_checksum_off(OUTSIDE_INTERFACE)).unwrap();
-        for form in FORMS {
-            stage.ipvsadm(&format!("-A -u {vip} -s rr")).ok();
-            let real = SocketAddr::new(TUNNEL_END.into(), PORT);
-            stage.ipvsadm(&format!("-a -u {vip} -r {real} -i {form}")).ok();
-            stage.as_client(|| {
+        let (stage, inner) = stage_of_tunnels(wiring);
+        for (form, _) in FORMS {
+            let vip = serve_by_tunnel(&stage, Family::V4, Family::V4, form);
+            let said = format!("{wiring:?} {form}");
+            let again = stage.as_client(|| {
                 let socket = udp_client(vip).unwrap();
                 may_be_cut(&socket);
-                let mut answer = vec![0; 1 << 16];
-                for length in LENGTHS {
-                    socket.send(&content(length)).unwrap();
-                    let received = socket.recv(&mut answer);
-                    let received = received.unwrap_or_else(|e| panic!("{form}, {length}: {e}"));
-                    assert!(answer[..received] == content(length), "{wiring:?} {form} {length}");
-                }
+                sent_again(&socket, &LENGTHS, &said)
             });
+            assert_eq!(again, 0, "{said}");
             // The outer packets were longer than the way: their fragments were put together.
             let longest = std::mem::take(&mut *inner.lock().unwrap()).into_iter().max();
-            assert_eq!(longest, Some(MTU), "{wiring:?} {form}");
+            assert_eq!(longest, Some(MTU), "{said}");
             stage.ipvsadm("-C").ok();
         }
     }
 }
 
-/// What goes before an IPv6 packet nobody cuts but the director's stack, for packets of its own: the client
-/// learns how long packets may be, as of every router.
+/// Where IPv6 is inside or outside nobody cuts for the sender: he is told once what the tunnel takes, and
+/// all comes whole from then on.
 #[test]
-fn long_datagrams_come_whole_through_tunnels_over_ipv6() {
+fn senders_of_long_datagrams_are_told_what_tunnels_of_ipv6_take() {
+    let ways = [(Family::V6, Family::V6), (Family::V6, Family::V4), (Family::V4, Family::V6)];
     for wiring in WIRINGS {
-        let stage = Stage::attached(wiring, PROGRAM);
-        // No sum of what is inside can be right while that one is a card's work left to do.
-        stage.as_client(|| ethtool::tx_checksum_off(OUTSIDE_INTERFACE)).unwrap();
-        for family in [Family::V4, Family::V6] {
-            let vip = SocketAddr::new(VIPS[2].of(family), PORT);
-            strict_server(&stage.lab.real_servers()[0], vip);
-            for form in FORMS {
-                stage.ipvsadm(&format!("-A -u {vip} -s rr")).ok();
-                let real = SocketAddr::new(REAL_SERVERS[0].outside.v6.into(), PORT);
-                stage.ipvsadm(&format!("-a -u {vip} -r {real} -i {form}")).ok();
-                stage.as_client(|| {
+        let (stage, lengths) = stage_of_tunnels(wiring);
+        for (inner, outer) in ways {
+            for (form, between) in FORMS {
+                let vip = serve_by_tunnel(&stage, inner, outer, form);
+                let said = format!("{wiring:?} {form}, {inner:?} in {outer:?}");
+                let takes = MTU - between - if outer == Family::V4 { 20 } else { 40 };
+                let one = takes - HEADERS - if inner == Family::V4 { 0 } else { 20 };
+                let again = stage.as_client(|| {
                     let socket = udp_client(vip).unwrap();
-                    let what = format!("{wiring:?} {vip} {form}");
-                    ask_until_answered(&socket, &content(4000), &what);
-                    for length in LENGTHS {
-                        // The way's MTU is known, and everything comes at once.
-                        socket.send(&content(length)).unwrap();
-                        let answer = answer(&socket);
-                        let answer = answer.unwrap_or_else(|e| panic!("{what} {length}: {e}"));
-                        assert!(answer == content(length), "{what} {length}");
-                    }
+                    sent_again(&socket, &[4000, 1, one, one + 1, 9000], &said)
                 });
+                assert_eq!(again, 1, "{said}");
+                // The longest that came had just room.
+                let longest = std::mem::take(&mut *lengths.lock().unwrap()).into_iter().max();
+                assert_eq!(longest, Some(takes), "{said}");
+                let ip = |words: &[&str]| stage.client_command(Path::new("ip"), words).ok();
+                let address = vip.ip().to_string();
+                let route = ip(&["route", "get", &address]);
+                assert!(route.contains(&format!("mtu {takes}")), "{said}: {route}");
+                let version = if inner == Family::V4 { "-4" } else { "-6" };
+                let _ = ip(&[version, "route", "flush", "cache"]);
                 stage.ipvsadm("-C").ok();
             }
         }
     }
 }
 
-fn answer(socket: &UdpSocket) -> io::Result<Vec<u8>> {
-    let mut answer = vec![0; 1 << 16];
-    let length = socket.recv(&mut answer)?;
-    answer.truncate(length);
-    Ok(answer)
-}
-
-/// Sends a datagram again until its answer comes.
-fn ask_until_answered(socket: &UdpSocket, datagram: &[u8], what: &str) {
-    let patience = socket.read_timeout().unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    wait_for(what, || {
-        // Errors that have come meanwhile are read by either.
-        let asked = socket.send(datagram).and_then(|_| answer(socket));
-        let is_it = asked.as_ref().is_ok_and(|answer| answer == datagram);
-        if is_it { Ok(()) } else { Err(format!("{asked:?}")) }
-    });
-    socket.set_read_timeout(patience).unwrap();
-}
-
-/// Lets the kernel send a socket's packets without the don't-fragment flag.
-#[expect(unsafe_code, reason = "nix does not know the option")]
+/// Lets the kernel send a socket's packets of IPv4 without the don't-fragment flag.
 fn may_be_cut(socket: &UdpSocket) {
-    let value = libc::IP_PMTUDISC_DONT;
-    // SAFETY: the value is an integer as long as is said.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            (&raw const value).cast(),
-            size_of_val(&value) as u32,
-        )
-    };
-    assert_eq!(status, 0);
+    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT);
 }
 
 /// Connections and packets of each destination.

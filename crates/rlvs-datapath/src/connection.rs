@@ -627,6 +627,19 @@ impl<'a, T: Tables> Context<'a, T> {
         }
     }
 
+    /// As [`touch`](Self::touch), and returns whether the half is still there.
+    #[inline(always)]
+    pub(crate) fn touch_there<S: Slot>(&self, found: &Found<'_, S>) -> bool {
+        let Found { slot, value } = *found;
+        let new = value.with(self.now, value.state());
+        if value.time() == self.now.0 || self.tables.swap(slot.value(), value.0, new.0) {
+            return true;
+        }
+        // Another CPU has noted a packet, or removed it.
+        let again = Value(self.tables.read(slot.value()));
+        again.is_live() && again.destination() == value.destination()
+    }
+
     /// Returns whether a packet finds its connection in the middle of its life and leaves it there. A
     /// SYN never does: it may begin another one.
     #[inline(always)]

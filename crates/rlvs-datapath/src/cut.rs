@@ -1,11 +1,15 @@
-//! Packets that are too long for the way to their destination: those whose senders let routers cut them,
-//! and those with unusual headers.
+//! Packets that are too long for the way to their destination, and whose senders let routers cut them, or
+//! that have unusual headers.
 //!
-//! One packet that comes in cannot leave as two by these programs. So what may be cut and enters a tunnel
-//! over IPv4 goes to the host's stack with its outer header, by the loopback device: the stack forwards it
-//! from there and cuts it, as `ip_vs_tunnel_xmit()` leaves it to `ip_local_out()`. Direct routing and NAT
-//! have nothing to put before such a packet, and drop it. A forwarded packet over IPv6 is not cut: its
-//! sender is told the MTU, although he did not ask, as is who lets nobody cut. XDP leaves all of them to TC.
+//! One packet that comes in cannot leave as two by these programs. So what enters a tunnel over IPv4 goes
+//! to the host's stack with its outer header, by the loopback device: the stack forwards it from there and
+//! cuts it, as `ip_vs_tunnel_xmit()` leaves it to `ip_local_out()`. A forwarded packet over IPv6 is not
+//! cut: its sender is told the MTU, although he did not ask. Direct routing and NAT have nothing to put
+//! before a packet, and drop it. XDP leaves all of them to TC.
+//!
+//! Who does not let routers cut his packets is told the MTU by the stage that carries them, or here if they have
+//! options or extension headers or are first fragments, as long datagrams of IPv6 are: the stack, whose own
+//! address the virtual one is, would take them for its own.
 
 use rlvs_wire::{checksum, ipv4, put_at, u8_at, u16_at};
 
@@ -16,9 +20,10 @@ use crate::forward::does_not_fit;
 use crate::fragment::known;
 use crate::frame::{Frame, Verdict};
 use crate::ip::{IP, Ip, Packet};
+use crate::moved::Moved;
 use crate::process::Half;
 use crate::reason::Reason;
-use crate::refuse::{complain_of_any, may_be_cut};
+use crate::refuse::{Complaint, complain, may_be_cut};
 use crate::tables::{Tables, bump};
 use crate::tunnel;
 use crate::wide::Key;
@@ -28,33 +33,41 @@ const TOO_BIG: Verdict = Verdict::Drop(Reason::TooBig);
 /// A packet to a destination that is too long for the way there.
 #[inline(always)]
 pub fn cut<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
-    match cut_or_complain::<A, F, T>(context, frame) {
+    match leave_to_the_stack::<A, F, T>(context, frame) {
         Ok(verdict) | Err(verdict) => verdict,
     }
 }
 
 #[inline(always)]
-fn cut_or_complain<A: Ip, F: Frame, T: Tables>(
+fn leave_to_the_stack<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
 ) -> Result<Verdict, Verdict> {
-    let packet: Packet<A> = match A::parse(frame) {
-        Err(Reason::OtherProtocol) => association::parse::<A, F>(frame),
+    let (packet, is_later): (Packet<A>, bool) = match A::parse(frame) {
+        Err(Reason::OtherProtocol) => {
+            association::parse::<A, F>(frame).map(|packet| (packet, false))
+        }
         _ => known(context, frame),
     }
     .map_err(|_| TOO_BIG)?;
     let id = context.destination_of(&packet).ok_or(TOO_BIG)?;
     let (destination, row) = context.destination(id).map_err(Verdict::Drop)?;
-    let (is_tunnel, may_be_cut) = (destination.method == method::TUNNEL, may_be_cut::<A, F>(frame));
-    if may_be_cut && !is_tunnel {
+    let is_cut = may_be_cut::<A, F>(frame);
+    if is_cut && destination.method != method::TUNNEL {
         return Err(TOO_BIG);
     }
     let way = context.way_to_destination(frame, row, destination)?;
     let mtu = does_not_fit(frame, &packet, destination.overhead, &way).ok_or(TOO_BIG)?;
-    if may_be_cut && destination.family == 4 {
+    if is_cut && destination.family == 4 {
         return arrive(context, frame, &packet, destination, row);
     }
-    Ok(complain_of_any::<A, F, T>(context, frame, mtu))
+    // Nobody is told of any but the first fragment (RFC 1122, section 3.2.2): only that has ports.
+    if is_later {
+        return Err(TOO_BIG);
+    }
+    let mut frame = Moved::<F, false>::new(frame, 0);
+    let complaint = Complaint::TooBig { mtu };
+    Ok(complain(context, &mut frame, &packet, complaint, Reason::TooBig))
 }
 
 /// Puts the outer header before a packet and has it come in by the loopback device.

@@ -21,6 +21,7 @@ use crate::local::Sender;
 use crate::moved::Moved;
 use crate::process::Half;
 use crate::reason::Reason;
+use crate::refuse::cut_or_tell;
 use crate::schedule::{Opening, quiet};
 use crate::stage::Stage;
 use crate::state;
@@ -73,15 +74,17 @@ pub fn begin<A: Ip, F: Frame, T: Tables>(
     Ok(layout.with(ports, protocol, flags))
 }
 
-/// Returns a packet with any headers, all of it or a fragment whose datagram's first is known.
+/// Returns a packet with any headers, all of it or a fragment whose datagram's first is known, and whether
+/// it is such a fragment.
 #[inline(always)]
 pub(crate) fn known<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
-) -> Result<Packet<A>, Reason> {
+) -> Result<(Packet<A>, bool), Reason> {
     let layout: Layout<A> = A::layout(frame, context.tables)?;
     let origin = context.origin::<A, F, false>(frame, &layout, context.datagram(&layout))?;
-    Ok(Origin(context.tables.forget(origin.0)).packet(&layout))
+    let origin = Origin(context.tables.forget(origin.0));
+    Ok((origin.packet(&layout), origin.is_later()))
 }
 
 /// Finds the parts of a packet and has `work` send it, which is told the hash of the
@@ -191,7 +194,7 @@ fn balance<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             false => context.track_request::<A, PORTS>(packet, &found),
         };
         let destination = found.value.destination();
-        let too_big = |_: &mut Moved<'_, F, PORTS>, _| Verdict::Next(Stage::cut::<A>());
+        let too_big = |_: &mut Moved<'_, F, PORTS>, _| cut_or_tell::<A>();
         deliver::<A, _, T, PORTS>(context, frame, packet, destination, track, too_big, None)
     })
 }
@@ -226,7 +229,7 @@ fn open<A: Ip, F: Frame, T: Tables, const PORTS: bool>(
             return Err(Reason::Fragment);
         }
         Opening::To(id) => {
-            let too_big = |_: &mut Moved<'_, F, PORTS>, _| Verdict::Next(Stage::cut::<A>());
+            let too_big = |_: &mut Moved<'_, F, PORTS>, _| cut_or_tell::<A>();
             deliver::<A, _, T, PORTS>(context, frame, packet, id, || {}, too_big, Some(carry))
         }
         Opening::There => Verdict::Next(carry),

@@ -100,14 +100,13 @@ fn request<A: Ip, F: Frame, T: Tables>(
     if !value.is_substituted() {
         return Verdict::Next(Stage::apart::<A>());
     }
-    let track = || {
-        context.track_wide::<true>(slot, value, packet.protocol, packet.flags);
-    };
+    let track = || context.track_wide::<true>(slot, value, packet.protocol, packet.flags);
     let too_big = |frame: &mut F, mtu| complain_of_length(context, frame, packet, mtu);
     deliver(context, frame, packet, &Found { slot, value }, track, too_big)
 }
 
-/// Sends a packet to its server; `track` notes it once the way is known, `too_big` is told what the way
+/// Sends a packet to its server; `track` notes it once the way is known and returns whether its connection is
+/// still there, `too_big` is told what the way
 /// takes if the packet is longer.
 #[inline(always)]
 pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
@@ -115,7 +114,7 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
     frame: &mut F,
     packet: &Packet<A>,
     found: &Found<'_, WideSlot>,
-    track: impl FnOnce(),
+    track: impl FnOnce() -> bool,
     too_big: impl FnOnce(&mut F, u32) -> Verdict,
 ) -> Verdict {
     let (destination, row) = match context.destination(found.value.destination()) {
@@ -134,8 +133,11 @@ pub(crate) fn deliver<A: Ip, F: Frame, T: Tables>(
     if let Some(mtu) = does_not_fit(frame, packet, 0, &way) {
         return too_big(frame, mtu);
     }
-    track();
+    // Read before: as long as the half is there, its place of the pool is its own.
     let ends = context.to_server(found.slot, destination);
+    if !track() {
+        return Verdict::Drop(Reason::Busy);
+    }
     if exchange(frame, packet, &ends) == 0 {
         return Verdict::Drop(Reason::Malformed);
     }
@@ -426,9 +428,10 @@ impl<T: Tables> Context<'_, T> {
         let mut old = Value(0);
         // One that nobody has answered for long lives by its requests.
         let free = match self.find_wide::<{ sought::EXACT }>(&key, &mut old) {
+            // Its request half first: of two CPUs that know of it the one that changes that has it.
             Some(slot) => {
                 !self.is_young(old)
-                    && !self.lives_by_twin(slot, old)
+                    && self.end_twin(slot, old)
                     && self.remove(&Found { slot, value: old })
             }
             None => true,

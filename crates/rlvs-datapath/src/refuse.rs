@@ -1,7 +1,7 @@
 //! ICMP errors in the name of the virtual address, so that clients fail at once, and how many of
 //! them.
 
-use rlvs_wire::{checksum, ethernet, icmp, ipv4, ipv6, put_at, tcp, u8_at, u16_at};
+use rlvs_wire::{checksum, ethernet, icmp, ipv4, ipv6, put_at, tcp, u16_at};
 
 use crate::association;
 use crate::connection::Context;
@@ -72,6 +72,10 @@ const TTL: u8 = 64;
 const TOS: u8 = 0xc0;
 const TOS_QUOTED: u8 = 0x1e;
 const QUOTED_UDP: usize = 8;
+/// The most bytes of options that an IPv4 header has.
+const OPTIONS_MAX: usize = 40;
+/// Bytes of a fragment header, or of another extension header that says little.
+const EXTENSION: usize = 8;
 const IP: usize = ethernet::LENGTH;
 
 /// Answers a packet with an ICMP error, in the name of whom it was sent to.
@@ -135,6 +139,13 @@ pub(crate) fn leave_too_big<A: Ip, F: Frame>(frame: &mut F) -> Verdict {
     }
 }
 
+/// Says what becomes of a request with unusual headers that is too long: the same stage cuts it behind a
+/// tunnel's header or tells its sender. The stack would not: it has the virtual address, and forwards nothing.
+#[inline(always)]
+pub(crate) const fn cut_or_tell<A: Ip>() -> Verdict {
+    Verdict::Next(Stage::cut::<A>())
+}
+
 /// Returns whether routers may cut a packet into fragments.
 #[inline(always)]
 pub(crate) fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
@@ -142,49 +153,9 @@ pub(crate) fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
     A::FAMILY == 4 && !frame.head::<34>().is_some_and(whole)
 }
 
-/// Tells the sender of a packet with any headers how long it may be: quoted are its first bytes. What is no
-/// datagram's first fragment is dropped: who gets an error about it learns nothing of whose it was (RFC 1122
-/// 3.2.2).
-#[inline(always)]
-pub(crate) fn complain_of_any<A: Ip, F: Frame, T: Tables>(
-    context: &Context<'_, T>,
-    frame: &mut F,
-    mtu: u32,
-) -> Verdict {
-    if is_later_fragment::<A, F>(frame) {
-        return Verdict::Drop(Reason::TooBig);
-    }
-    if !context.may_complain() {
-        return Verdict::Drop(Reason::IcmpLimited);
-    }
-    let header = Complaint::TooBig { mtu }.header(A::FAMILY);
-    let interface = frame.interface();
-    let done = match A::FAMILY {
-        4 => refuse_v4::<F, ANY_V4>(frame, header),
-        _ => refuse_v6::<F, ANY_V6>(frame, header),
-    };
-    if done.is_none() {
-        return Verdict::Drop(Reason::NoRoom);
-    }
-    context.count(Reason::TooBig);
-    Verdict::Transmit { interface }
-}
-
-/// Returns whether a packet begins in the middle of a datagram; of IPv6, where a fragment header comes first.
-#[inline(always)]
-fn is_later_fragment<A: Ip, F: Frame>(frame: &mut F) -> bool {
-    match A::FAMILY {
-        4 => frame
-            .head::<34>()
-            .is_some_and(|head| u16_at(head, IP + ipv4::FRAGMENT) & ipv4::FRAGMENT_OFFSET != 0),
-        _ => frame.head::<62>().is_some_and(|head| {
-            u8_at(head, IP + ipv6::NEXT_HEADER) == ipv6::FRAGMENT
-                && u16_at(head, IP + ipv6::LENGTH + 2) & 0xfff8 != 0
-        }),
-    }
-}
-
-/// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP header and the whole TCP or UDP header without options.
+/// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP header and the whole TCP or UDP header without options;
+/// of a long packet with unusual headers as much as all options of IPv4 and the ports take, or two short
+/// extension headers and a TCP header.
 #[inline(always)]
 pub fn refuse<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, complaint: Complaint) -> Verdict {
     Verdict::unpack(refuse_out_of_line(frame, packet, complaint.header(A::FAMILY)))
@@ -193,7 +164,13 @@ pub fn refuse<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, complaint: Com
 #[inline(never)]
 fn refuse_out_of_line<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, header: u64) -> u64 {
     let interface = frame.interface();
-    let done = if A::FAMILY == 4 {
+    let done = if !F::USUAL {
+        if A::FAMILY == 4 {
+            refuse_v4::<F, 110>(frame, header)
+        } else {
+            refuse_v6::<F, 138>(frame, header)
+        }
+    } else if A::FAMILY == 4 {
         if packet.protocol == tcp::PROTOCOL {
             refuse_v4::<F, 82>(frame, header)
         } else {
@@ -210,15 +187,12 @@ fn refuse_out_of_line<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, header
     }
 }
 
-/// Lengths of errors about packets with any headers: quoted are the longest header of IPv4 and the ports, or
-/// 128 bytes of IPv6.
-const ANY_V4: usize = IP + ipv4::LENGTH + icmp::LENGTH + 60 + QUOTED_UDP;
-const ANY_V6: usize = IP + ipv6::LENGTH + icmp::LENGTH + 128;
-
 const _: () = {
     assert!(IP + 2 * ipv4::LENGTH + icmp::LENGTH + QUOTED_UDP == 70);
     assert!(IP + 2 * ipv4::LENGTH + icmp::LENGTH + tcp::LENGTH == 82);
     assert!(IP + 2 * ipv6::LENGTH + icmp::LENGTH + QUOTED_UDP == 110);
+    assert!(IP + 2 * ipv4::LENGTH + icmp::LENGTH + OPTIONS_MAX + QUOTED_UDP == 110);
+    assert!(IP + 2 * ipv6::LENGTH + icmp::LENGTH + 2 * EXTENSION + tcp::LENGTH == 138);
     assert!(IP + 2 * ipv6::LENGTH + icmp::LENGTH + tcp::LENGTH == 122);
 };
 

@@ -141,14 +141,14 @@ impl<T: Tables> Context<'_, T> {
             && let Some(destination) = self.tables.destination(value.destination())
         {
             let gone = destination.flags & destination_flag::AVAILABLE == 0;
+            let quiet = destination.weight == 0 && state::starts::<PORTS>(protocol, flags);
             // What a template has chosen it would choose again.
-            let quiet = destination.weight == 0
-                && !value.is_controlled()
-                && state::starts::<PORTS>(protocol, flags);
-            if expires && (gone || quiet && protocol != udp::PROTOCOL) {
+            let elsewhere = quiet && !value.is_controlled() && protocol != udp::PROTOCOL;
+            if expires && (gone || elsewhere) {
                 return true;
             }
-            // Its server did not answer, and has been taken out since: nothing will come of it.
+            // Its server did not answer, and has been taken out since: nothing will come of it, and no
+            // template leads there any more.
             if is_half_open && quiet && !gone && destination.retired_at != 0 {
                 return true;
             }

@@ -396,12 +396,17 @@ impl<T: Tables> Context<'_, T> {
         if found.value.is_controlled() { found.value.0 } else { 0 }
     }
 
-    /// Returns whether a connection's destination is gone, and the user wants another.
+    /// Returns whether a connection's destination is gone, and the user wants another; or it was taken out
+    /// without having answered.
     #[inline(always)]
     fn is_orphan(&self, value: Value) -> bool {
-        let gone = |destination: &Destination| destination.flags & destination_flag::AVAILABLE == 0;
-        self.settings.flags & settings_flag::EXPIRE_REMOVED != 0
-            && self.tables.destination(value.destination()).is_none_or(gone)
+        let expires = self.settings.flags & settings_flag::EXPIRE_REMOVED != 0;
+        let is_half_open = value.state() == State::SYN_RECV;
+        let forsakes = |destination: &Destination| {
+            let gone = destination.flags & destination_flag::AVAILABLE == 0;
+            expires && gone || is_half_open && destination.retired_at != 0
+        };
+        self.tables.destination(value.destination()).map_or(expires, forsakes)
     }
 
     /// Takes from templates what they control no more: a connection that made way, and one that did not

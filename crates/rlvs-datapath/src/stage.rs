@@ -68,7 +68,7 @@ macro_rules! stages {
                 enter: Enter4 enter4, Enter6 enter6 = full::enter, FullNat;
                 /// An ICMP error may be about a tunnel's packet that has one of the other version in it.
                 across: Across4 across4, Across6 across6 = relay::across, Tunnels;
-                /// A packet that may be cut, or has unusual headers, is too long for its destination.
+                /// A packet that may be cut is too long for its destination, which a tunnel need not be.
                 cut: Cut4 cut4, Cut6 cut6 = cut::cut, Unusual, only Tc;
                 /// No way leads to a packet's destination.
                 lost: Lost4 lost4, Lost6 lost6 = refuse::lost, Unusual;

@@ -21,7 +21,7 @@ use crate::ip::{Ip, Packet};
 use crate::layout::Layout;
 use crate::moved::Moved;
 use crate::reason::Reason;
-use crate::refuse::leave_too_big;
+use crate::refuse::{cut_or_tell, leave_too_big};
 use crate::special::recall;
 use crate::stage::Stage;
 use crate::tables::Tables;
@@ -108,7 +108,7 @@ pub fn full<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F)
     let frame = &mut Moved::<F, true>::new(frame, place.transport());
     if let Some(found) = context.find_wide_live(&Key::request(&packet)) {
         let track = || context.note(&found, &packet, place);
-        let too_big = |_: &mut Moved<'_, F, true>, _| Verdict::Next(Stage::cut::<A>());
+        let too_big = |_: &mut Moved<'_, F, true>, _| cut_or_tell::<A>();
         return both::deliver(context, frame, &packet, &found, track, too_big);
     }
     let Some(found) = context.find_wide_live(&Key::reply(&packet)) else {
@@ -143,10 +143,12 @@ fn request<A: Ip, F: Frame, T: Tables>(
     {
         return Verdict::Pass(Reason::Fragment);
     }
-    let track = |found: &Found<'_, WideSlot>| context.note(found, packet, place);
+    let track = |found: &Found<'_, WideSlot>| {
+        context.note(found, packet, place);
+    };
     let is_alone = found.is_none();
     let too_big = |frame: &mut Moved<'_, F, false>, _| {
-        let verdict = Verdict::Next(Stage::cut::<A>());
+        let verdict = cut_or_tell::<A>();
         if is_alone {
             context.keep_choice(frame, packet, id, verdict, !place.is_later());
         }
@@ -278,19 +280,16 @@ impl<T: Tables> Context<'_, T> {
         chosen
     }
 
-    /// Notes a request on its connection. What has no transport header has its time alone to tell.
+    /// Notes a request on its connection, and returns whether that is still there. What has no transport header
+    /// has its time alone to tell.
     #[inline(always)]
-    fn note<A: Ip>(&self, found: &Found<'_, WideSlot>, packet: &Packet<A>, place: Place) {
+    fn note<A: Ip>(&self, found: &Found<'_, WideSlot>, packet: &Packet<A>, place: Place) -> bool {
         let &Found { slot, value } = found;
         let Packet { protocol, flags, .. } = *packet;
         match protocol {
-            _ if place.is_bare() => self.touch(found),
-            sctp::PROTOCOL => {
-                self.track_wide::<false>(slot, value, protocol, flags);
-            }
-            _ => {
-                self.track_wide::<true>(slot, value, protocol, flags);
-            }
+            _ if place.is_bare() => self.touch_there(found),
+            sctp::PROTOCOL => self.track_wide::<false>(slot, value, protocol, flags),
+            _ => self.track_wide::<true>(slot, value, protocol, flags),
         }
     }
 

@@ -410,6 +410,19 @@ impl<'a, T: Tables> Context<'a, T> {
         removed
     }
 
+    /// Removes the request half of a connection, and its connection from the counts, if that has run out too.
+    /// Returns whether there is none any more.
+    #[inline(never)]
+    pub(crate) fn end_twin(&self, reply: &WideSlot, value: Value) -> bool {
+        let mut other = Value(0);
+        match self.find_twin(reply, value, &mut other) {
+            Some(slot) => {
+                !self.is_young(other) && self.remove_counted(&Found { slot, value: other })
+            }
+            None => true,
+        }
+    }
+
     /// Removes a half-open connection by its request half, whatever its age. Returns whether this call did
     /// it.
     #[inline(never)]
@@ -441,8 +454,7 @@ impl<'a, T: Tables> Context<'a, T> {
         let found = Found { slot, value };
         let seen = seen(value);
         if value.state() == state::next::<PORTS>(value.state(), seen, protocol, flags) {
-            self.touch(&found);
-            return true;
+            return self.touch_there(&found);
         }
         let mut other = Value(0);
         let twin = self.find_twin(slot, value, &mut other);

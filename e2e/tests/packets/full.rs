@@ -1,8 +1,11 @@
 //! Full NAT: both ends are replaced, both ways; what the pool gives and takes back.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use e2e::bpf::Input;
+use e2e::host::{HostFrame, HostTables, decide};
 use e2e::network::{self, GATEWAY_MAC, Network, client, server, server_mac, vip};
 use e2e::packet::{Kind, Message, Packet};
 use e2e::scene::{
@@ -14,6 +17,7 @@ use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::{destination_flag, settings_flag};
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
+use rlvs_datapath::state::State;
 use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 
 const FIRST: u16 = POOL_FIRST;
@@ -307,6 +311,119 @@ fn a_place_given_to_another_is_lost() {
             e2e::snapshot::assert_counts(world.tables());
         }
     });
+}
+
+/// A client sends in the moment in which its connection runs out, while its place of the pool is given to
+/// another client on another CPU, in every order of their compare-and-swaps. Either has the place in the end,
+/// and who does not sends nothing from there.
+#[test]
+fn a_place_is_given_away_or_used_but_not_both() {
+    network::run("full-race", |network| {
+        for (family, kind) in scenes() {
+            for (first, second) in [(7, 8), (8, 7)] {
+                let orders = (0..100).take_while(|&swaps| {
+                    let race = Race { network, family, kind };
+                    race.is_run(first, second, swaps)
+                });
+                // Of the one that gives away there are two locks and four halves.
+                assert!(orders.count() > if first == 8 { 8 } else { 0 });
+            }
+        }
+    });
+}
+
+/// Two clients and a pool of one place.
+struct Race<'a> {
+    network: &'a Network,
+    family: u8,
+    kind: Kind,
+}
+
+impl Race<'_> {
+    fn frame(&self, number: u8) -> Vec<u8> {
+        let end = (client(self.family, number), 4242).into();
+        Packet { source: end, ..request(self.network, self.family, self.kind) }.bytes()
+    }
+
+    /// Returns the coarse time at which a client sends: the last at which the first's connection is there, and
+    /// the next.
+    fn time(&self, tables: &HostTables, number: u8) -> u64 {
+        let state = if self.kind == Kind::Udp { State::UDP } else { State::SYN_RECV };
+        let life = u64::from(tables.settings.timeouts[state.0 as usize]);
+        1_000 + life + u64::from(number == 8)
+    }
+
+    /// Has `second` send after so many compare-and-swaps of what `first` does. Returns whether there were as
+    /// many.
+    fn is_run(&self, first: u8, second: u8, swaps: u32) -> bool {
+        let mut tables = scene(self.network, self.family, &[11]).build();
+        assert!(tables.settings.cpus > 1, "a race needs two CPUs");
+        translate_fully(&mut tables, 1);
+        let set = |tables: &HostTables, units: u64, cpu: u32| {
+            tables.jiffies.set(units << tables.settings.clock_shift);
+            tables.cpu.set(cpu);
+        };
+        let (routes, inside) = (&self.network.routes, self.network.inside.index);
+        let run = |tables: &HostTables, number| {
+            let bytes = self.frame(number);
+            let mut frame = HostFrame::<true>::new(&bytes, inside, routes);
+            let verdict = decide(&mut frame, tables);
+            Outcome { verdict, bytes: frame.bytes, changes: Vec::new() }
+        };
+        set(&tables, 1_000, 0);
+        assert_eq!(port_of(&run(&tables, 7)), FIRST);
+        let (times, other) =
+            ([first, second].map(|number| self.time(&tables, number)), self.frame(second));
+        let (routes_there, sent) = (routes.clone(), Rc::new(Cell::new(false)));
+        let sent_there = sent.clone();
+        tables.meanwhile.set(swaps, move |tables| {
+            set(tables, times[1], 1);
+            let mut frame = HostFrame::<true>::new(&other, inside, &routes_there);
+            let verdict = decide(&mut frame, tables);
+            sent_there.set(is_from_pool(verdict, &frame.bytes));
+            set(tables, times[0], 0);
+        });
+        set(&tables, times[0], 0);
+        let outcome = run(&tables, first);
+        if tables.meanwhile.is_left() {
+            return false;
+        }
+        let outcomes =
+            [(first, is_from_pool(outcome.verdict, &outcome.bytes)), (second, sent.get())];
+        self.check(
+            &tables,
+            &outcomes,
+            &format!("{:?} IPv{}: {first}, {swaps}", self.kind, self.family),
+        );
+        true
+    }
+
+    fn check(&self, tables: &HostTables, outcomes: &[(u8, bool)], said: &str) {
+        let entries = e2e::snapshot::take(tables);
+        let packet = request(self.network, self.family, self.kind);
+        let back = half(real_end(self.family), pool_end(self.family, FIRST), &packet);
+        let owner = entries.get(&back).cloned().unwrap_or_default();
+        for &(number, has_sent) in outcomes {
+            let end = (client(self.family, number), 4242).into();
+            let is_there = entries.contains_key(&half(end, packet.target, &packet));
+            let owns = owner.contains(&format!(" for {}", shown(end)));
+            assert!(
+                !is_there || owns,
+                "{said}: {number} has a connection without a place: {entries:#?}"
+            );
+            assert!(
+                !has_sent || is_there,
+                "{said}: {number} sent from a place that it lost: {entries:#?}"
+            );
+        }
+        e2e::snapshot::assert_counts(tables);
+    }
+}
+
+/// Returns whether a frame went to the server from the place of the pool.
+fn is_from_pool(verdict: Verdict, bytes: &[u8]) -> bool {
+    let at = e2e::packet::transport(bytes);
+    matches!(verdict, Verdict::Transmit { .. }) && bytes[at..][..2] == FIRST.to_be_bytes()
 }
 
 /// The same client port gets the same port of the pool again, also when it begins anew.

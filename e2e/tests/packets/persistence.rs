@@ -10,6 +10,7 @@ use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::{MarkRule, endpoint_kind, method, service_flag, settings_flag};
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
+use rlvs_datapath::state::State;
 use rlvs_wire::tcp::{ACK, FIN, SYN};
 
 use crate::reasons::fill;
@@ -134,6 +135,53 @@ fn a_template_lives_as_long_as_its_connections() {
             assert_eq!(server(&send(&world, family, udp, 7, 1000)), 11);
             assert_eq!(seen(&world, "d3 persistent"), "1");
             assert_eq!(seen(&world, &name), "NONE d3 holds 3");
+        }
+    });
+}
+
+/// A SYN on a half-open connection of a server that was taken out opens it anew where the new template leads,
+/// of every method and service; one that has been answered stays, and so does one of a server that is only
+/// quiet.
+#[test]
+fn a_half_open_connection_leaves_a_server_that_was_taken_out() {
+    network::run("tpl-half", |network| {
+        let mut world = World::new(network, &scene(network, 4, method::DIRECT));
+        let methods = [method::DIRECT, method::MASQUERADE];
+        for (family, method) in [4, 6].into_iter().flat_map(|it| methods.map(|way| (it, way))) {
+            for marked in [false, true] {
+                for (state, retired, stays) in [
+                    (State::SYN_RECV, 1, false),
+                    (State::SYN_RECV, 0, true),
+                    (State::ESTABLISHED, 1, true),
+                ] {
+                    if marked {
+                        by_mark(&mut world, family, true);
+                    } else {
+                        world.reset(&scene(network, family, method));
+                        persist(&mut world, family, 128);
+                    }
+                    let (syn, said) =
+                        (Kind::Tcp(SYN), format!("IPv{family}, {method}, {marked}, {state:?}"));
+                    assert_eq!(server(&send(&world, family, syn, 7, 1000)), 11, "{said}");
+                    crate::states::put_all(&mut world, state);
+                    world.edit(|tables| {
+                        tables.destinations[1].weight = 0;
+                        tables.destinations[1].retired_at = retired;
+                    });
+                    let at = if stays { 11 } else { 12 };
+                    assert_eq!(server(&send(&world, family, syn, 7, 1000)), at, "{said}");
+                    // Who goes on stays with whom he has now.
+                    assert_eq!(
+                        server(&send(&world, family, Kind::Tcp(ACK), 7, 1000)),
+                        at,
+                        "{said}"
+                    );
+                    let counts =
+                        [1, 2].map(|id: usize| world.tables().counts[id].connections.get() != 0);
+                    assert_eq!(counts, [stays, !stays], "{said}");
+                    e2e::snapshot::assert_counts(world.tables());
+                }
+            }
         }
     });
 }

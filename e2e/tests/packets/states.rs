@@ -12,6 +12,7 @@ use rlvs_datapath::connection::Value;
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
 use rlvs_datapath::state::State;
+use rlvs_datapath::wide::{kind, kind_of};
 use rlvs_wire::tcp::{ACK, FIN, RST, SYN};
 
 /// Who sends, with which flags, and the state after that.
@@ -230,12 +231,17 @@ fn two(network: &network::Network, family: u8, method: u8, flags: u32) -> Descri
 }
 
 /// Puts every half of a connection into a state, and the counts with it.
-fn put_all(world: &mut World<'_>, state: State) {
+pub(crate) fn put_all(world: &mut World<'_>, state: State) {
     world.edit(|tables| {
         let four = tables.connections4.iter().flat_map(|bucket| &bucket.slots);
         let six = tables.connections6.iter().flat_map(|bucket| &bucket.slots);
+        let wide = tables.wide.iter().flat_map(|bucket| &bucket.slots);
+        let halves = wide.filter(|slot| kind_of(slot.key.get()) < kind::TEMPLATE);
         let values = four.map(|slot| &slot.value).chain(six.map(|slot| &slot.value));
-        for value in values.filter(|value| Value(value.get()).is_live()) {
+        for value in values
+            .chain(halves.map(|slot| &slot.value))
+            .filter(|value| Value(value.get()).is_live())
+        {
             value.set(put(value.get(), state.0 as usize));
         }
         tables.counts[1].connections.set(if state.is_active() { 1 } else { 1 << 32 });
