@@ -385,14 +385,19 @@ fn a_group_of_ipv6_is_heard() {
 
 #[test]
 fn sockets_have_room_for_as_much_as_is_set() {
-    const BYTES: u32 = 3_000_000;
+    let limit = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/core/{name}_max")).unwrap();
+        text.trim().parse::<u32>().unwrap()
+    };
+    // More than others may have.
+    let bytes = limit("rmem").max(limit("wmem")) + 1_000_000;
     let stage = stage();
-    stage.rlvs(&["set", "sync_sock_size", &BYTES.to_string()]).ok();
+    stage.rlvs(&["set", "sync_sock_size", &bytes.to_string()]).ok();
     let _backup = Backup::start(&stage, "--syncid 9");
     stage.ipvsadm("--start-daemon master --mcast-interface eth1 --syncid 9").ok();
     let _daemon = crate::Daemon(&stage);
     let said = run(stage.lab.director(), Path::new("/usr/bin/ss"), &["-nuamp"]).ok();
-    // The kernel doubles what is asked for, for its own needs; more than that is only for who may force it.
+    // The kernel doubles what is asked for, for its own needs.
     let room = |role: &str, kind: &str| {
         let pid = format!("pid={},", synchronisation(&stage, role)["pid"]);
         let line = said.lines().position(|line| line.contains(&pid)).unwrap();
@@ -400,8 +405,8 @@ fn sockets_have_room_for_as_much_as_is_set() {
         let word = memory.split(['(', ',']).find_map(|word| word.strip_prefix(kind)).unwrap();
         word.parse::<u32>().unwrap()
     };
-    assert_eq!(room("backup", "rb"), 2 * BYTES, "{said}");
-    assert_eq!(room("master", "tb"), 2 * BYTES, "{said}");
+    assert_eq!(room("backup", "rb"), 2 * bytes, "{said}");
+    assert_eq!(room("master", "tb"), 2 * bytes, "{said}");
 }
 
 #[test]
@@ -435,30 +440,6 @@ fn whoever_is_killed_leaves_nothing_for_long_and_another_may_begin() {
     ] {
         assert!(page.contains(line), "{line}{page}");
     }
-}
-
-/// Collectors hold the lock of a note for a moment: whoever begins then begins all the same.
-#[test]
-fn whoever_looks_keeps_no_daemon_from_beginning() {
-    let stage = stage();
-    let ended = std::sync::atomic::AtomicBool::new(false);
-    let own = note(&stage, "backup");
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-                rlvs_linux::dataplane::note::collect_one(&own);
-            }
-        });
-        let begun = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for _ in 0..5 {
-                let backup = Backup::start(&stage, "--syncid 9");
-                assert_eq!(synchronisation(&stage, "backup")["sync_id"], 9);
-                drop(backup);
-            }
-        }));
-        ended.store(true, std::sync::atomic::Ordering::Relaxed);
-        begun.unwrap();
-    });
 }
 
 /// Two directors that tell each other of everything must not keep alive what has no packets any more.

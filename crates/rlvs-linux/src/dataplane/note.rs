@@ -88,7 +88,7 @@ pub fn collect() {
 }
 
 /// Removes one such file if no daemon holds it.
-pub fn collect_one(path: &Path) {
+fn collect_one(path: &Path) {
     let Ok(file) = File::open(path) else { return };
     // While the lock is held nobody begins by this file.
     if let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock)
@@ -120,15 +120,18 @@ impl Note {
     /// # Errors
     /// Another daemon has it, or the file cannot be made.
     pub(super) fn claim(role: SyncRole) -> Result<Self, Error> {
+        fs::create_dir_all(FOLDER).map_err(system("noting that the daemon runs"))?;
+        Self::claim_at(&path(role)?, role)
+    }
+
+    fn claim_at(path: &Path, role: SyncRole) -> Result<Self, Error> {
         let failed = system("noting that the daemon runs");
-        fs::create_dir_all(FOLDER).map_err(failed)?;
-        let path = path(role)?;
         let until = Instant::now() + CLAIM;
         loop {
             let mut options = OpenOptions::new();
-            let file = options.create(true).truncate(false).write(true).open(&path);
+            let file = options.create(true).truncate(false).write(true).open(path);
             match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) if is_at(&lock, &path) => {
+                Ok(lock) if is_at(&lock, path) => {
                     return Ok(Self { lock, offset: 0, noted: String::new() });
                 }
                 // Collected between the two steps.
@@ -173,7 +176,35 @@ fn absent(error: io::Error) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+
+    /// Times that a daemon begins while others collect.
+    const ROUNDS: usize = 2000;
+
+    #[test]
+    fn whoever_collects_keeps_no_daemon_from_beginning_and_takes_no_note_that_is_held() {
+        let folder = std::env::temp_dir().join(format!("rlvs-note-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("sync-1-backup");
+        let ended = AtomicBool::new(false);
+        let lost = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    collect_one(&path);
+                }
+            });
+            let lost = (0..ROUNDS)
+                .map(|_| Note::claim_at(&path, SyncRole::Backup))
+                .filter(|note| note.as_ref().map_or(true, |note| !is_at(&note.lock, &path)))
+                .count();
+            ended.store(true, Ordering::Relaxed);
+            lost
+        });
+        fs::remove_dir_all(&folder).expect("the folder");
+        assert_eq!(lost, 0);
+    }
 
     #[test]
     fn a_note_is_read_with_counts_and_without() {
