@@ -409,6 +409,24 @@ fn sockets_have_room_for_as_much_as_is_set() {
     assert_eq!(room("master", "tb"), 2 * bytes, "{said}");
 }
 
+/// A master's first pass over a large table comes as fast as it can tell.
+#[test]
+fn messages_wait_while_the_daemon_has_no_time() {
+    const MESSAGES: u64 = 3000;
+    const ENTRIES: usize = 30;
+    let stage = stage();
+    let backup = Backup::start(&stage, "--syncid 9");
+    let other = Other::new(&stage);
+    let pid = synchronisation(&stage, "backup")["pid"].as_i64().unwrap();
+    let daemon = Pid::from_raw(pid as i32);
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    for _ in 0..MESSAGES {
+        other.tell_as(8, &[told(0); ENTRIES]);
+    }
+    kill(daemon, Signal::SIGCONT).unwrap();
+    backup.wait_heard("foreign", MESSAGES);
+}
+
 #[test]
 fn whoever_is_killed_leaves_nothing_for_long_and_another_may_begin() {
     let stage = stage();

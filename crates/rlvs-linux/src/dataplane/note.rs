@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     /// Times that a daemon begins while others collect.
-    const ROUNDS: usize = 2000;
+    const ROUNDS: usize = 20_000;
 
     #[test]
     fn whoever_collects_keeps_no_daemon_from_beginning_and_takes_no_note_that_is_held() {
@@ -190,11 +190,13 @@ mod tests {
         let path = folder.join("sync-1-backup");
         let ended = AtomicBool::new(false);
         let lost = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !ended.load(Ordering::Relaxed) {
-                    collect_one(&path);
-                }
-            });
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !ended.load(Ordering::Relaxed) {
+                        collect_one(&path);
+                    }
+                });
+            }
             let lost = (0..ROUNDS)
                 .map(|_| Note::claim_at(&path, SyncRole::Backup))
                 .filter(|note| note.as_ref().map_or(true, |note| !is_at(&note.lock, &path)))

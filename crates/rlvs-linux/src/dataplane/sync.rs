@@ -47,11 +47,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A look that takes long is followed by a rest of so many times its length.
 const REST: u32 = 9;
 /// Messages that a receiver's socket has room for by default, with some to spare, and the time that it
-/// is given for them.
+/// is given for them, in which a backup of ours enters the connections of so many.
 const BURST: u32 = 32;
-const PAUSE: Duration = Duration::from_millis(2);
-/// Bytes of messages that a backup's socket is asked to hold.
-const RECEIVE_BYTES: usize = 1 << 20;
+const PAUSE: Duration = Duration::from_millis(4);
+/// Bytes of memory for messages that a backup's socket is asked for: nobody tells of a connection twice
+/// because somebody was too slow, so 200,000 of them may wait while the machine does something else.
+const RECEIVE_BYTES: usize = 8 << 20;
 /// Time that a daemon is given to end.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -267,11 +268,9 @@ fn receiving(daemon: &SyncDaemon, buffer: usize) -> io::Result<UdpSocket> {
     // As the kernel's, which leaves the port to others too.
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     setsockopt(&socket, sockopt::BindToDevice, &daemon.interface.clone().into())?;
-    match buffer {
-        0 => setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BYTES)?,
-        // As the kernel's, beyond what other sockets may have.
-        bytes => setsockopt(&socket, sockopt::RcvBufForce, &bytes)?,
-    }
+    // As the kernel's, beyond what other sockets may have.
+    let bytes = if buffer == 0 { RECEIVE_BYTES } else { buffer };
+    setsockopt(&socket, sockopt::RcvBufForce, &bytes)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
     let socket = UdpSocket::from(socket);
     match group {
