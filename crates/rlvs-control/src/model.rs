@@ -333,6 +333,8 @@ pub struct Connection {
     pub destination: std::net::SocketAddr,
     /// What a persistence engine knows the client by, if one does.
     pub engine: Option<EngineData>,
+    /// Whether another director told of it, and it has carried nothing here yet.
+    pub is_learnt: bool,
 }
 
 /// One tracked connection in the words of `/proc/net/ip_vs_conn`, which has more than connections
@@ -414,12 +416,20 @@ pub enum SyncRole {
     Backup,
 }
 
-impl fmt::Display for SyncRole {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str(match self {
+impl SyncRole {
+    /// Returns its word on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Master => "master",
             Self::Backup => "backup",
-        })
+        }
+    }
+}
+
+impl fmt::Display for SyncRole {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(self.name())
     }
 }
 

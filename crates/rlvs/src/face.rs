@@ -16,7 +16,7 @@ use rlvs_linux::dataplane::attach::{self, Attached, Mode, Options};
 use rlvs_linux::dataplane::load::{self, Sizes};
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::dataplane::upgrade::{self, Done, Upgraded, Whose};
-use rlvs_linux::dataplane::{pins, succession, sync};
+use rlvs_linux::dataplane::{note, pins, succession, sync};
 use rlvs_linux::ipvs::table::KernelTable;
 use rlvs_linux::vrrp;
 use serde_json::{Value, json};
@@ -242,6 +242,7 @@ pub fn uninstall(json: Json) -> Result<ExitCode> {
     vrrp::forget_all()?;
     daemon::remove_stale_sockets();
     let removed = pins::remove_all()?;
+    note::collect();
     if json.json {
         json::print(json!({ "removed": removed }))?;
     } else {

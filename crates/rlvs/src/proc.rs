@@ -211,8 +211,12 @@ pub fn connections(list: &[Connection], with_origin: bool) -> String {
         let ends = [line.client, line.virtual_address, line.destination]
             .map(|end| format!("{} {:04X}", plain(end.ip()), end.port()))
             .join(" ");
-        let Connection { protocol, state, expires_s, .. } = line;
-        let origin = if with_origin { "LOCAL  " } else { "" };
+        let Connection { protocol, state, expires_s, is_learnt, .. } = line;
+        let origin = match (with_origin, is_learnt) {
+            (false, _) => "",
+            (true, false) => "LOCAL  ",
+            (true, true) => "SYNC   ",
+        };
         text.push_str(&format!("{protocol:<3} {ends} {state:<11} {origin}{expires_s:>7}\n"));
     }
     text
@@ -341,7 +345,16 @@ FWM  0000004D rr \n\
         let line = |protocol, ends: [&str; 3]| {
             let [client, virtual_address, destination] = ends.map(|end| end.parse().unwrap());
             let (state, expires_s, engine) = ("ESTABLISHED", 899, None);
-            Connection { protocol, state, expires_s, client, virtual_address, destination, engine }
+            Connection {
+                protocol,
+                state,
+                expires_s,
+                client,
+                virtual_address,
+                destination,
+                engine,
+                is_learnt: protocol == Protocol::Udp,
+            }
         };
         let list = [
             line(Protocol::Tcp, ["10.9.0.2:6001", "10.9.0.100:80", "10.1.0.11:8080"]),
@@ -354,7 +367,9 @@ UDP fd09:0000:0000:0000:0000:0000:0000:0002 0001 fd09:0000:0000:0000:0000:0000:0
 fd01:0000:0000:0000:0000:0000:0000:0011 0035 ESTABLISHED     899
 ";
         assert_eq!(connections(&list, false), expected);
-        let origin = "TCP 0A090002 1771 0A090064 0050 0A01000B 1F90 ESTABLISHED LOCAL      899\n";
-        assert!(connections(&list, true).contains(origin));
+        let with_origin = connections(&list, true);
+        let local = "TCP 0A090002 1771 0A090064 0050 0A01000B 1F90 ESTABLISHED LOCAL      899\n";
+        assert!(with_origin.contains(local), "{with_origin}");
+        assert!(with_origin.ends_with(" 0035 ESTABLISHED SYNC       899\n"), "{with_origin}");
     }
 }

@@ -170,8 +170,7 @@ impl<'a, 'n> Play<'a, 'n> {
         }
     }
 
-    /// Notes the service's connections, with what is left of their time in steps of 5 s, and the
-    /// listing.
+    /// Notes the service's connections, with the time-out that is running, and the listing.
     pub(crate) fn look(&mut self) {
         writeln!(self.text, "> look").unwrap();
         let own = match self.client {
@@ -211,11 +210,16 @@ fn is_over(line: &str) -> bool {
     line.contains(" 00:00 ")
 }
 
-/// Returns a line of `-L -c` with the time in steps of 5 s; both tables say a second more or less.
+/// Every time-out that a scenario's connections have, in seconds.
+const TIME_OUTS: [u32; 7] = [3, 10, 30, 60, 120, 300, 900];
+
+/// Returns a line of `-L -c` with the time-out that is running, not what is left of it: a machine that had
+/// other things to do changes nothing. Both tables say a second more or less.
 fn coarse(line: &str) -> String {
     let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let (minutes, seconds) = words[1].split_once(':').unwrap();
     let left = minutes.parse::<u32>().unwrap() * 60 + seconds.parse::<u32>().unwrap();
-    words[1] = ((left + 3) / 5 * 5).to_string();
+    let timeout = TIME_OUTS.into_iter().find(|timeout| left <= timeout + 1);
+    words[1] = timeout.expect("one of the scenarios' time-outs").to_string();
     words.join(" ")
 }

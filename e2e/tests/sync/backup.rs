@@ -1,11 +1,16 @@
 //! What a director learns of connections that others tell of.
 
-use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::path::{Path, PathBuf};
 
-use e2e::lab::{Method, Random, Stage, wait_for, wait_until};
+use e2e::lab::{Method, Random, Stage, run, wait_for, wait_until};
+use nix::net::if_::if_nametoindex;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::Pid;
 use rlvs::lab::topology::{CLIENT, REAL_SERVERS, VIP, Wiring};
 use rlvs_wire::sync::{Addresses, Entry, GROUP, PORT, Writer, flag};
+use serde_json::Value;
 
 use crate::{ECHO, PROGRAM, stage};
 
@@ -25,15 +30,25 @@ impl<'a> Backup<'a> {
 
     /// Returns how often something has happened to messages and entries.
     fn heard(&self, name: &str) -> u64 {
-        let cookie = self.0.lab.director().cookie().unwrap();
-        let text = std::fs::read_to_string(format!("/run/rlvs/sync-{cookie}-backup")).unwrap();
-        let count = |word: &str| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
-        text.split_ascii_whitespace().find_map(count).unwrap_or(0)
+        synchronisation(self.0, "backup")["counts"][name].as_u64().unwrap_or(0)
     }
 
     fn wait_heard(&self, name: &str, times: u64) {
         wait_until(name, &times, || self.heard(name));
     }
+}
+
+/// Returns what `rlvs status --json` says of a daemon.
+fn synchronisation(stage: &Stage, role: &str) -> Value {
+    let status: Value = serde_json::from_str(&stage.rlvs(&["status", "--json"]).output).unwrap();
+    let all = status["synchronisation"].as_array().cloned().unwrap_or_default();
+    all.into_iter().find(|one| one["role"] == role).unwrap_or_default()
+}
+
+/// Returns where a daemon of a director is noted.
+fn note(stage: &Stage, role: &str) -> PathBuf {
+    let cookie = stage.lab.director().cookie().unwrap();
+    format!("/run/rlvs/sync-{cookie}-{role}").into()
 }
 
 impl Drop for Backup<'_> {
@@ -47,11 +62,15 @@ struct Other(UdpSocket);
 
 impl Other {
     fn new(stage: &Stage) -> Self {
+        Self::at(stage, REAL_SERVERS[0].inside.v4.into(), || (GROUP, PORT).into())
+    }
+
+    /// Sends to a group that is asked for in its namespace.
+    fn at(stage: &Stage, from: IpAddr, group: impl FnOnce() -> SocketAddr + Send) -> Self {
         let open = || {
-            let inside = REAL_SERVERS[0].inside.v4;
-            let socket = UdpSocket::bind((inside, 0)).unwrap();
+            let socket = UdpSocket::bind((from, 0)).unwrap();
             setsockopt(&socket, sockopt::BindToDevice, &"eth1".into()).unwrap();
-            socket.connect(SocketAddr::from((GROUP, PORT))).unwrap();
+            socket.connect(group()).unwrap();
             socket
         };
         Self(stage.lab.real_servers().first().unwrap().run(open).unwrap())
@@ -126,6 +145,8 @@ fn a_connection_is_entered_updated_and_replaced() {
     let other = Other::new(&stage);
     other.tell(told(0));
     wait_connections(&stage, &[line(0, "ESTABLISHED")]);
+    let origins = stage.rlvs(&["proc", "ip_vs_conn_sync"]).ok();
+    assert!(origins.contains(" ESTABLISHED SYNC ") && !origins.contains("LOCAL"), "{origins}");
     assert_eq!(counts(&stage), [(1, 0), (0, 0)]);
     // It is none that the service got here.
     let stats = stage.ipvsadm(&format!("-L -n -t {service} --stats --exact")).ok();
@@ -344,8 +365,99 @@ fn both_roles_run_and_stop_by_themselves() {
 }
 
 fn backup_files(backup: &Backup<'_>) -> usize {
-    let cookie = backup.0.lab.director().cookie().unwrap();
-    usize::from(std::fs::exists(format!("/run/rlvs/sync-{cookie}-backup")).unwrap())
+    usize::from(note(backup.0, "backup").exists())
+}
+
+#[test]
+fn a_group_of_ipv6_is_heard() {
+    let stage = stage();
+    stage.serve("-t", (VIP.v4, ECHO).into(), Method::Nat, ECHO);
+    let to = format!("--syncid 9 --mcast-group {GROUP6} --mcast-port 99");
+    let _backup = Backup::start(&stage, &to);
+    let group = || {
+        let index = if_nametoindex("eth1").unwrap();
+        SocketAddrV6::new(GROUP6, 99, 0, index).into()
+    };
+    let other = Other::at(&stage, REAL_SERVERS[0].inside.v6.into(), group);
+    other.tell(told(0));
+    wait_connections(&stage, &[line(0, "ESTABLISHED")]);
+}
+
+#[test]
+fn sockets_have_room_for_as_much_as_is_set() {
+    let limit = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/core/{name}_max")).unwrap();
+        text.trim().parse::<u32>().unwrap()
+    };
+    // More than others may have.
+    let bytes = limit("rmem").max(limit("wmem")) + 1_000_000;
+    let stage = stage();
+    stage.rlvs(&["set", "sync_sock_size", &bytes.to_string()]).ok();
+    let _backup = Backup::start(&stage, "--syncid 9");
+    stage.ipvsadm("--start-daemon master --mcast-interface eth1 --syncid 9").ok();
+    let _daemon = crate::Daemon(&stage);
+    let said = run(stage.lab.director(), Path::new("/usr/bin/ss"), &["-nuamp"]).ok();
+    // The kernel doubles what is asked for, for its own needs.
+    let room = |role: &str, kind: &str| {
+        let pid = format!("pid={},", synchronisation(&stage, role)["pid"]);
+        let line = said.lines().position(|line| line.contains(&pid)).unwrap();
+        let memory = said.lines().skip(line).find(|line| line.contains("skmem:")).unwrap();
+        let word = memory.split(['(', ',']).find_map(|word| word.strip_prefix(kind)).unwrap();
+        word.parse::<u32>().unwrap()
+    };
+    assert_eq!(room("backup", "rb"), 2 * bytes, "{said}");
+    assert_eq!(room("master", "tb"), 2 * bytes, "{said}");
+}
+
+/// A master's first pass over a large table comes as fast as it can tell.
+#[test]
+fn messages_wait_while_the_daemon_has_no_time() {
+    const MESSAGES: u64 = 3000;
+    const ENTRIES: usize = 30;
+    let stage = stage();
+    let backup = Backup::start(&stage, "--syncid 9");
+    let other = Other::new(&stage);
+    let pid = synchronisation(&stage, "backup")["pid"].as_i64().unwrap();
+    let daemon = Pid::from_raw(pid as i32);
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    for _ in 0..MESSAGES {
+        other.tell_as(8, &[told(0); ENTRIES]);
+    }
+    kill(daemon, Signal::SIGCONT).unwrap();
+    backup.wait_heard("foreign", MESSAGES);
+}
+
+#[test]
+fn whoever_is_killed_leaves_nothing_for_long_and_another_may_begin() {
+    let stage = stage();
+    stage.serve("-t", (VIP.v4, ECHO).into(), Method::Nat, ECHO);
+    let mut backup = Backup::start(&stage, "--syncid 9");
+    for round in 0..3 {
+        let pid = synchronisation(&stage, "backup")["pid"].as_i64().unwrap();
+        kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+        // Any command collects what is left.
+        wait_for("the note to go", || {
+            let said = stage.rlvs(&["status"]).output;
+            let is_there = note(&stage, "backup").exists() || said.contains("sync  ");
+            if is_there { Err(said) } else { Ok(()) }
+        });
+        std::mem::forget(backup);
+        backup = Backup::start(&stage, &format!("--syncid {round}"));
+        assert_eq!(synchronisation(&stage, "backup")["sync_id"], round);
+    }
+    Other::new(&stage).tell_as(2, &[told(0)]);
+    backup.wait_heard("entered", 1);
+    let said = stage.rlvs(&["status"]).ok();
+    let wanted = "sync          backup on eth1, syncid 2: 1 messages, 1 entered\n";
+    assert!(said.contains(wanted), "{said}");
+    let page = stage.rlvs(&["metrics"]).ok();
+    for line in [
+        "rlvs_sync_daemon_info{role=\"backup\",interface=\"eth1\",sync_id=\"2\"} 1\n",
+        "rlvs_sync_events_total{role=\"backup\",event=\"entered\"} 1\n",
+        "rlvs_sync_events_total{role=\"backup\",event=\"unknown\"} 0\n",
+    ] {
+        assert!(page.contains(line), "{line}{page}");
+    }
 }
 
 /// Two directors that tell each other of everything must not keep alive what has no packets any more.

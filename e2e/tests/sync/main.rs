@@ -91,6 +91,8 @@ fn told_of(method: Method, flags: u32) {
     else {
         panic!("the lab's addresses are of IPv4");
     };
+    let origins = stage.rlvs(&["proc", "ip_vs_conn_sync"]).ok();
+    assert!(origins.contains(" LOCAL ") && !origins.contains("SYNC "), "{origins}");
     let expected = Entry {
         protocol: 6,
         flags,

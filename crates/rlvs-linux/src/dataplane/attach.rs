@@ -20,7 +20,7 @@ use super::maps::{Maps, reason};
 use super::pins::{self, Folder, LINK, Unfinished};
 use super::stages::Body;
 use super::sys;
-use super::{capture, clsact, upgrade};
+use super::{capture, clsact, note, upgrade};
 use crate::route::{Link, Rtnetlink, XdpPrograms};
 use crate::sysctl;
 
@@ -568,12 +568,13 @@ pub fn has_live_links(folder: &Folder) -> bool {
         .any(|name| sys::link_interface(&folder.path(name)).is_ok_and(|index| index != 0))
 }
 
-/// Removes the folders of network namespaces that are gone, and what is left of a capture in the
-/// calling thread's.
+/// Removes the folders of network namespaces that are gone, what is noted of synchronisation daemons that
+/// were killed, and what is left of a capture in the calling thread's namespace.
 ///
 /// # Errors
 /// A missing capability.
 pub fn collect() -> Result<usize, Error> {
+    note::collect();
     if let Some(folder) = pins::open()? {
         capture::collect(&folder)?;
     }

@@ -194,6 +194,7 @@ fn wide_entry(
                 false => real_port,
             }),
             engine: None,
+            is_learnt: value.is_learnt(),
         };
         return Some((connection, value));
     }
@@ -222,6 +223,7 @@ fn wide_entry(
         virtual_address: SocketAddr::new(virtual_address, at),
         destination: real(to),
         engine: engine_data(slot.peer[0].get()),
+        is_learnt: value.is_learnt(),
     };
     Some((connection, value))
 }
@@ -266,6 +268,7 @@ fn shown(
         virtual_address: at(family, service.address, service.port),
         destination: at(destination.family, destination.address, destination.port),
         engine: None,
+        is_learnt: value.is_learnt(),
     };
     Some((connection, value))
 }

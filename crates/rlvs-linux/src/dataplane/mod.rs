@@ -22,6 +22,7 @@ pub mod look;
 pub mod maps;
 pub mod marks;
 mod neighbours;
+pub mod note;
 pub mod parameters;
 pub mod pins;
 pub mod pool;

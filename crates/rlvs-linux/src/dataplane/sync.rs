@@ -1,23 +1,19 @@
 //! Connection synchronisation of our own table: the daemons that tell other directors of connections and
 //! learn of theirs.
 //!
-//! Packets need no process, so this is one of its own, one for each role and network namespace: it
-//! holds the lock of a file below `/run/rlvs` as long as it runs, and the file says how it was started.
-//! Its state is soft: killed and started again a master tells of everything once more. It ends when
+//! Packets need no process, so this is one of its own, one for each role and network namespace, of which
+//! [`note`](super::note) has a file. Its state is soft: killed and started again a master tells of everything once more. It ends when
 //! nothing is attached here any more.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::fmt::{self, Display, Formatter};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
@@ -30,6 +26,7 @@ use rlvs_wire::sync::{Entry, GROUP, PORT, Writer};
 
 use super::learn::Learner;
 use super::maps::Mapped;
+use super::note::{self, Note, Running, running};
 use super::pins;
 use super::tell::Teller;
 use crate::process::Handle;
@@ -39,7 +36,6 @@ use crate::vrrp::sys;
 /// [`words`] follow.
 pub const COMMAND: &str = "sync-daemon";
 
-const FOLDER: &str = "/run/rlvs";
 /// What the daemon says when it has begun.
 const READY: &str = "ready";
 /// Payload of a datagram on Ethernet.
@@ -51,11 +47,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A look that takes long is followed by a rest of so many times its length.
 const REST: u32 = 9;
 /// Messages that a receiver's socket has room for by default, with some to spare, and the time that it
-/// is given for them.
+/// is given for them, in which a backup of ours enters the connections of so many.
 const BURST: u32 = 32;
-const PAUSE: Duration = Duration::from_millis(2);
-/// Bytes of messages that a backup's socket is asked to hold.
-const RECEIVE_BYTES: usize = 1 << 20;
+const PAUSE: Duration = Duration::from_millis(4);
+/// Bytes of memory for messages that a backup's socket is asked for: nobody tells of a connection twice
+/// because somebody was too slow, so 200,000 of them may wait while the machine does something else.
+const RECEIVE_BYTES: usize = 8 << 20;
 /// Time that a daemon is given to end.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -63,10 +60,10 @@ const GRACE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// What is noted of them cannot be read.
-pub(super) fn list() -> Result<Vec<SyncDaemon>, Error> {
+pub fn list() -> Result<Vec<Running>, Error> {
     let mut daemons = Vec::new();
     for role in [SyncRole::Master, SyncRole::Backup] {
-        daemons.extend(running(role)?.map(|(_, daemon)| daemon));
+        daemons.extend(running(role)?);
     }
     Ok(daemons)
 }
@@ -114,41 +111,17 @@ pub(super) fn start(wanted: &SyncDaemon) -> Result<(), Error> {
 /// # Errors
 /// None of that role runs, or it cannot be ended.
 pub(super) fn stop(role: SyncRole) -> Result<(), Error> {
-    let Some((pid, _)) = running(role)? else { return Err(Error::NoSyncDaemon(role)) };
+    let Some(Running { pid, .. }) = running(role)? else { return Err(Error::NoSyncDaemon(role)) };
     let failed = system("ending the synchronisation daemon");
     match Handle::open(pid).and_then(|daemon| daemon.end(GRACE)) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
         done => done.map_err(failed)?,
     }
-    fs::remove_file(path(role)?).or_else(absent).map_err(failed)
+    note::remove(role)
 }
 
-fn system(what: &'static str) -> impl Fn(io::Error) -> Error + Copy {
+pub(super) fn system(what: &'static str) -> impl Fn(io::Error) -> Error + Copy {
     move |error| Error::System(format!("{what}: {error}"))
-}
-
-fn absent(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
-}
-
-/// Returns where a daemon of this namespace is noted.
-fn path(role: SyncRole) -> Result<PathBuf, Error> {
-    Ok(PathBuf::from(format!("{FOLDER}/sync-{}-{role}", pins::own_cookie()?)))
-}
-
-/// Returns a daemon that runs, with its number.
-fn running(role: SyncRole) -> Result<Option<(u32, SyncDaemon)>, Error> {
-    let failed = system("reading what is noted of the synchronisation daemon");
-    let file = match File::open(path(role)?) {
-        Ok(file) => file,
-        Err(error) => return absent(error).map(|()| None).map_err(failed),
-    };
-    // Whoever gets the lock knows that the daemon has ended without a word.
-    let Err((file, _)) = Flock::lock(file, FlockArg::LockSharedNonblock) else { return Ok(None) };
-    let text = io::read_to_string(file).map_err(failed)?;
-    Ok(text.split_once(' ').and_then(|(pid, rest)| {
-        Some((pid.parse().ok()?, from_words(rest.split_ascii_whitespace())?))
-    }))
 }
 
 /// Fills in what the table chooses, as the kernel does.
@@ -212,15 +185,13 @@ pub fn run(daemon: &SyncDaemon) -> Result<(), Error> {
         Err(error) => writeln!(output, "{error}"),
     };
     said.map_err(system("answering whoever started the daemon"))?;
-    let (lock, begun) = begun?;
+    let (mut note, begun) = begun?;
     let result = match begun {
-        Begun::Master(socket) => tell(daemon, &socket),
-        Begun::Backup(socket, learner) => learn(daemon, &socket, *learner, &lock),
+        Begun::Master(socket) => tell(daemon, &socket, &mut note),
+        Begun::Backup(socket, learner) => learn(daemon, &socket, *learner, &mut note),
     };
     // Before the lock is given back, so that it is not another's.
-    fs::remove_file(path(daemon.role)?)
-        .or_else(absent)
-        .map_err(system("removing what is noted of the daemon"))?;
+    note::remove(daemon.role)?;
     result
 }
 
@@ -230,13 +201,8 @@ enum Begun {
     Backup(UdpSocket, Box<Learner>),
 }
 
-fn begin(daemon: &SyncDaemon) -> Result<(Flock<File>, Begun), Error> {
-    let failed = system("noting that the daemon runs");
-    fs::create_dir_all(FOLDER).map_err(failed)?;
-    let mut options = OpenOptions::new();
-    let file = options.create(true).truncate(false).write(true).open(path(daemon.role)?);
-    let mut lock = Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| Error::SyncDaemonRuns(daemon.role))?;
+fn begin(daemon: &SyncDaemon) -> Result<(Note, Begun), Error> {
+    let mut note = Note::claim(daemon.role)?;
     let no_socket = |error| Error::System(format!("a socket on {}: {error}", daemon.interface));
     let folder = pins::open()?.ok_or(super::error::Error::NotAttached)?;
     let settings = Mapped::<abi::Settings>::look(&folder, "settings")?.read(0);
@@ -250,9 +216,8 @@ fn begin(daemon: &SyncDaemon) -> Result<(Flock<File>, Begun), Error> {
             Begun::Backup(socket, Box::new(learner))
         }
     };
-    lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
-    writeln!(lock, "{} {}", std::process::id(), words(daemon).join(" ")).map_err(failed)?;
-    Ok((lock, begun))
+    note.begin(daemon)?;
+    Ok((note, begun))
 }
 
 /// Opens the socket that a master sends by.
@@ -303,11 +268,9 @@ fn receiving(daemon: &SyncDaemon, buffer: usize) -> io::Result<UdpSocket> {
     // As the kernel's, which leaves the port to others too.
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     setsockopt(&socket, sockopt::BindToDevice, &daemon.interface.clone().into())?;
-    match buffer {
-        0 => setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BYTES)?,
-        // As the kernel's, beyond what other sockets may have.
-        bytes => setsockopt(&socket, sockopt::RcvBufForce, &bytes)?,
-    }
+    // As the kernel's, beyond what other sockets may have.
+    let bytes = if buffer == 0 { RECEIVE_BYTES } else { buffer };
+    setsockopt(&socket, sockopt::RcvBufForce, &bytes)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
     let socket = UdpSocket::from(socket);
     match group {
@@ -324,11 +287,9 @@ fn learn(
     daemon: &SyncDaemon,
     socket: &UdpSocket,
     mut learner: Learner,
-    note: &File,
+    note: &mut Note,
 ) -> Result<(), Error> {
     let mut buffer = vec![0; usize::from(u16::MAX)];
-    let offset = note.metadata().map_err(system("reading what is noted of the daemon"))?.len();
-    let mut noted = learner.heard;
     let mut looked = Instant::now();
     loop {
         match socket.recv(&mut buffer) {
@@ -353,11 +314,7 @@ fn learn(
                 learner.heard = heard;
             }
         }
-        if noted != learner.heard {
-            noted = learner.heard;
-            note.write_all_at(format!("{noted}\n").as_bytes(), offset)
-                .map_err(system("noting what has been heard"))?;
-        }
+        note.say(&learner.heard)?;
     }
 }
 
@@ -368,7 +325,7 @@ fn is_pause(error: &io::Error) -> bool {
 }
 
 /// Tells of connections as long as there are tables.
-fn tell(daemon: &SyncDaemon, socket: &UdpSocket) -> Result<(), Error> {
+fn tell(daemon: &SyncDaemon, socket: &UdpSocket, note: &mut Note) -> Result<(), Error> {
     let mut outbox = Outbox::new(daemon);
     let mut teller = Teller::default();
     loop {
@@ -382,6 +339,7 @@ fn tell(daemon: &SyncDaemon, socket: &UdpSocket) -> Result<(), Error> {
             // Who missed something hears of everything.
             teller = Teller::default();
         }
+        note.say(&outbox.told)?;
         rest(INTERVAL.max(begin.elapsed() * REST));
     }
 }
@@ -390,8 +348,25 @@ fn tell(daemon: &SyncDaemon, socket: &UdpSocket) -> Result<(), Error> {
     clippy::disallowed_methods,
     reason = "nothing tells of a change: time is what is waited for"
 )]
-fn rest(time: Duration) {
+pub(super) fn rest(time: Duration) {
     thread::sleep(time);
+}
+
+/// What a master has sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Told {
+    messages: u64,
+    /// Connections and templates in them.
+    entries: u64,
+    /// Messages that could not be sent.
+    failed: u64,
+}
+
+impl Display for Told {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { messages, entries, failed } = self;
+        write!(f, "messages={messages:020} entries={entries:020} failed={failed:020}")
+    }
 }
 
 /// Entries that wait until a message is full.
@@ -402,6 +377,7 @@ struct Outbox {
     sync_id: u8,
     in_burst: u32,
     failed: bool,
+    told: Told,
 }
 
 impl Outbox {
@@ -414,6 +390,7 @@ impl Outbox {
             sync_id: daemon.sync_id as u8,
             in_burst: 0,
             failed: false,
+            told: Told::default(),
         }
     }
 
@@ -429,13 +406,20 @@ impl Outbox {
 
     fn flush(&mut self, socket: &UdpSocket) {
         let mut writer = Writer::new(&mut self.buffer, self.sync_id);
+        let mut entries = 0;
         for entry in self.waiting.drain(..) {
             // A message that has no room for a single one says nothing, as the kernel's.
-            writer.push(&entry);
+            entries += u64::from(writer.push(&entry));
         }
         self.bytes = rlvs_wire::sync::HEADER_LENGTH;
         let Some(message) = writer.finish() else { return };
-        self.failed |= socket.send(message).is_err();
+        if socket.send(message).is_ok() {
+            self.told.messages += 1;
+            self.told.entries += entries;
+        } else {
+            self.told.failed += 1;
+            self.failed = true;
+        }
         self.in_burst += 1;
         if self.in_burst >= BURST {
             self.in_burst = 0;

@@ -629,7 +629,7 @@ impl Table for BpfTable {
     }
 
     fn sync_daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
-        sync::list()
+        Ok(sync::list()?.into_iter().map(|running| running.daemon).collect())
     }
 
     fn start_sync_daemon(&mut self, wanted: &SyncDaemon) -> Result<(), Error> {

@@ -96,5 +96,6 @@ pub fn typed(line: &ConnectionLine) -> Option<Connection> {
         virtual_address: line.virtual_address,
         destination: line.destination,
         engine: line.engine.clone(),
+        is_learnt: false,
     })
 }

@@ -127,7 +127,8 @@ fn connection(line: &ConnectionLine) -> Value {
     })
 }
 
-fn daemon(daemon: &SyncDaemon) -> Value {
+/// Returns how a synchronisation daemon was started.
+pub(crate) fn daemon(daemon: &SyncDaemon) -> Value {
     json!({
         "role": daemon.role.to_string(),
         "interface": daemon.interface,

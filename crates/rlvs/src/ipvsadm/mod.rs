@@ -28,6 +28,7 @@ use rlvs_control::model::{DestinationEntry, ServiceEntry, ServiceId};
 use rlvs_control::table::{Error, Table};
 
 use failure::Failure;
+pub(crate) use json::daemon as sync_daemon_json;
 pub(crate) use list::forward;
 pub use names::Names;
 pub(crate) use parse::{Columns, What};

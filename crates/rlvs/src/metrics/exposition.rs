@@ -55,11 +55,24 @@ fn table(text: &mut Text, reading: &Reading) {
         reading.tables.iter().map(|one| (labels(&TABLE, [one.name]), one)).collect();
     text.families(TABLES, &tables);
     text.families(PACKETS, &numbers(&REASON, &reading.packets));
+    synchronisation(text, reading);
     let sweep: Vec<_> = reading.sweep.iter().map(|sweep| (String::new(), sweep)).collect();
     text.families(SWEEPS, &sweep);
     let programs: Vec<_> =
         reading.programs.iter().map(|one| (labels(&PROGRAM, [one.name]), one)).collect();
     text.families(PROGRAMS, &programs);
+}
+
+fn synchronisation(text: &mut Text, reading: &Reading) {
+    let all = || reading.synchronisation.iter();
+    let daemons = all().map(|one| {
+        (labels(&SYNC_DAEMON, [one.role, &one.interface, &one.sync_id.to_string()]), one)
+    });
+    text.families(SYNC_DAEMONS, &daemons.collect::<Vec<_>>());
+    let events = all().flat_map(|one| {
+        one.counts.iter().map(|(name, count)| (labels(&SYNC_EVENT, [one.role, name]), count))
+    });
+    text.families(SYNC_EVENTS, &events.collect::<Vec<_>>());
 }
 
 fn words(name: &Name) -> [String; 4] {
@@ -190,6 +203,8 @@ pub(super) fn sections() -> Vec<Section> {
         section("Data plane", &INTERFACE, INTERFACES),
         section("Data plane", &TABLE, TABLES),
         section("Data plane", &REASON, PACKETS),
+        section("Data plane", &SYNC_DAEMON, SYNC_DAEMONS),
+        section("Data plane", &SYNC_EVENT, SYNC_EVENTS),
         section("Data plane", &NONE, SWEEPS),
         section("Data plane", &PROGRAM, PROGRAMS),
         section("Virtual routers", &ROUTER, ROUTERS),

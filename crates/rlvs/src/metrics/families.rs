@@ -1,7 +1,7 @@
 //! The one table of metrics: names, types, texts, values. The reference docs/metrics.md is made from it.
 
 use super::host::{Machine, Process};
-use super::reading::{Destination, Fill, Interface, Program, Reading, Service, Sweep};
+use super::reading::{Destination, Fill, Interface, Program, Reading, Service, Sweep, SyncDaemon};
 use super::text::Kind::{Counter, Gauge};
 use super::text::Value::{Real, Whole};
 use super::text::{Family, Value};
@@ -23,6 +23,8 @@ pub(super) const DESTINATION: Labels<6> =
 pub(super) const TABLE: Labels<1> = ["table"];
 pub(super) const REASON: Labels<1> = ["reason"];
 pub(super) const PROGRAM: Labels<1> = ["program"];
+pub(super) const SYNC_DAEMON: Labels<3> = ["role", "interface", "sync_id"];
+pub(super) const SYNC_EVENT: Labels<2> = ["role", "event"];
 pub(super) const ROUTER: Labels<3> = ["iname", "intf", "vrid"];
 pub(super) const ROUTER_ADDRESS: Labels<4> = ["iname", "intf", "vrid", "ip_address"];
 pub(super) const ROUTER_REASON: Labels<4> = ["iname", "intf", "vrid", "reason"];
@@ -214,6 +216,18 @@ pub(super) const TABLES: &[Family<Fill>] = &[
 
 pub(super) const PACKETS: &[Family<u64>] =
     &[counter("rlvs_packets_total", "Packets that were not simply forwarded, by reason.", itself)];
+
+pub(super) const SYNC_DAEMONS: &[Family<SyncDaemon>] = &[gauge(
+    "rlvs_sync_daemon_info",
+    "A connection synchronisation daemon that runs; always 1.",
+    one,
+)];
+
+pub(super) const SYNC_EVENTS: &[Family<u64>] = &[counter(
+    "rlvs_sync_events_total",
+    "Messages and entries of connection synchronisation, by what became of them, since the daemon began.",
+    itself,
+)];
 
 pub(super) const SWEEPS: &[Family<Sweep>] = &[
     counter("rlvs_sweep_passes_total", "Passes of expiry over all tables.", |of| {

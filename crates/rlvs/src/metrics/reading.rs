@@ -9,6 +9,8 @@ use rlvs_control::model::{DestinationEntry, Family, ServiceEntry, ServiceId, Tra
 use rlvs_control::table::Table;
 use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::look::{Look, Seen};
+use rlvs_linux::dataplane::note::Running;
+use rlvs_linux::dataplane::sync;
 use rlvs_linux::ipvs::table::KernelTable;
 use serde::Serialize;
 
@@ -32,6 +34,7 @@ pub(crate) struct Reading {
     pub(super) tables: Vec<Fill>,
     /// Packets that were not simply forwarded, by reason.
     pub(super) packets: BTreeMap<&'static str, u64>,
+    pub(super) synchronisation: Vec<SyncDaemon>,
     pub(super) sweep: Option<Sweep>,
     pub(super) programs: Vec<Program>,
     /// Real servers with their health, as the daemon has it: one list for who wants no tree.
@@ -125,6 +128,17 @@ pub(super) struct Fill {
     pub(super) used: u64,
 }
 
+/// A daemon of connection synchronisation.
+#[derive(Debug, Serialize)]
+pub(super) struct SyncDaemon {
+    /// `master` or `backup`.
+    pub(super) role: &'static str,
+    pub(super) interface: String,
+    pub(super) sync_id: u32,
+    /// Messages and entries, by what became of them.
+    pub(super) counts: BTreeMap<String, u64>,
+}
+
 /// What the sweep has done.
 #[derive(Debug, Serialize)]
 pub(super) struct Sweep {
@@ -154,6 +168,7 @@ impl Reading {
             destinations: Vec::new(),
             tables: Vec::new(),
             packets: BTreeMap::new(),
+            synchronisation: Vec::new(),
             sweep: None,
             programs: Vec::new(),
             servers: daemon.iter().flat_map(|state| servers(state)).collect(),
@@ -184,6 +199,14 @@ impl Reading {
         self.tables = tables.into_iter().map(fill).collect();
         let packets = Reason::ALL.into_iter();
         self.packets = packets.map(|one| (one.name(), look.reason(one as u32))).collect();
+        let daemon = |one: Running| SyncDaemon {
+            role: one.daemon.role.name(),
+            interface: one.daemon.interface,
+            sync_id: one.daemon.sync_id,
+            counts: one.counts.into_iter().collect(),
+        };
+        // Without their counts the rest is told all the same.
+        self.synchronisation = sync::list().unwrap_or_default().into_iter().map(daemon).collect();
         let sweep = look.sweep()?;
         self.sweep = Some(Sweep { passes: sweep.passes, removed: sweep.removed });
         let program = |one: rlvs_linux::dataplane::look::Program| Program {

@@ -1,11 +1,13 @@
 //! `rlvs status --json`, as docs/json.md describes it.
 
+use rlvs_linux::dataplane::note::Running;
 use serde_json::{Map, Value, json};
 
 use super::snapshot::{Health, Server, Service, Snapshot};
 use crate::doctor::finding_json;
 use crate::drain::drained_json;
 use crate::face;
+use crate::ipvsadm::sync_daemon_json;
 use crate::json::{self, SCHEMA, traffic};
 
 /// Returns the document; nothing attached is a document too.
@@ -34,6 +36,7 @@ pub(super) fn status(snapshot: Option<&Snapshot>) -> Value {
         "rates": traffic(&snapshot.total.rates),
         "services": snapshot.services.iter().map(service).collect::<Vec<_>>(),
         "drained": snapshot.drained.iter().map(drained_json).collect::<Vec<_>>(),
+        "synchronisation": snapshot.synchronisation.iter().map(synchronisation).collect::<Vec<_>>(),
         "access": snapshot.access,
         "reasons": reasons,
         "findings": snapshot.findings.iter().map(finding_json).collect::<Vec<_>>(),
@@ -56,6 +59,14 @@ fn service(service: &Service) -> Value {
     if let (Value::Object(value), Value::Object(identity)) = (&mut value, identity) {
         value.extend(identity);
     }
+    value
+}
+
+fn synchronisation(running: &Running) -> Value {
+    let mut value = sync_daemon_json(&running.daemon);
+    value["pid"] = running.pid.into();
+    let counts = running.counts.iter().map(|(name, count)| (name.clone(), json!(count)));
+    value["counts"] = Value::Object(counts.collect());
     value
 }
 

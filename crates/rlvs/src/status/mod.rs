@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use rlvs_control::model::Traffic;
+use rlvs_linux::dataplane::note::Running;
 
 use crate::doctor::write_findings;
 use crate::drain::{destination_name, service_name};
@@ -82,6 +83,9 @@ fn write(out: &mut dyn Write, snapshot: &Snapshot) -> io::Result<()> {
             one.active, one.inactive, one.weight
         )?;
     }
+    for one in &snapshot.synchronisation {
+        writeln!(out, "sync          {}", of_synchronisation(one))?;
+    }
     if let Some(access) = &snapshot.access {
         writeln!(out, "access        {access}")?;
     }
@@ -99,6 +103,17 @@ fn of_daemon(daemon: &State) -> Vec<String> {
     }
     lines.extend(daemon.instances.iter().map(of_instance));
     lines
+}
+
+/// Says what a synchronisation daemon has done, as far as it is not 0.
+fn of_synchronisation(Running { daemon, counts, .. }: &Running) -> String {
+    let done: Vec<String> = counts
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
+    let done = if done.is_empty() { "nothing yet".to_owned() } else { done.join(", ") };
+    format!("{} on {}, syncid {}: {done}", daemon.role, daemon.interface, daemon.sync_id)
 }
 
 fn of_instance(instance: &Instance) -> String {

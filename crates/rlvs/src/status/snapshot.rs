@@ -9,8 +9,9 @@ use rlvs_control::model::{
 use rlvs_control::table::Table;
 use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::attach::{self, Attached, Mode};
-use rlvs_linux::dataplane::pins;
+use rlvs_linux::dataplane::note::Running;
 use rlvs_linux::dataplane::table::{BpfTable, Total};
+use rlvs_linux::dataplane::{pins, sync};
 use rlvs_linux::route::Rtnetlink;
 
 use crate::acl;
@@ -33,6 +34,8 @@ pub struct Snapshot {
     pub services: Vec<Service>,
     /// Destinations that are drained.
     pub drained: Vec<Drained>,
+    /// Synchronisation daemons, with what they have done.
+    pub synchronisation: Vec<Running>,
     /// Who may open connections, in a line; `None` if everybody may, or nobody looked.
     pub access: Option<String>,
     /// Packets that were not simply forwarded.
@@ -122,6 +125,7 @@ impl Snapshot {
         let facts = if with_findings { gather(Depth::Quick)? } else { None };
         let findings = facts.map(|facts| judge(&facts)).unwrap_or_default();
         let daemon = state::ask();
+        let synchronisation = sync::list()?;
         let Some(mut table) = BpfTable::open()? else { return Ok(None) };
         let (entries, rates) = (table.services()?, table.rates(None)?);
         let drained = table.drained()?;
@@ -144,6 +148,7 @@ impl Snapshot {
             total,
             services,
             drained,
+            synchronisation,
             access,
             reasons,
             findings,

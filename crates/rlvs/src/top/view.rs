@@ -338,6 +338,7 @@ mod tests {
             services: vec![Service { entry, rates: traffic, servers, absent: Vec::new() }],
             access: None,
             drained: Vec::new(),
+            synchronisation: Vec::new(),
             reasons: Vec::new(),
             findings: Vec::new(),
             daemon: None,

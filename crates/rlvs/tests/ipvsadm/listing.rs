@@ -115,8 +115,17 @@ fn connections_have_their_columns() {
     let machine = Machine::new();
     let connection = |protocol, state, expires_s, ends: [&str; 3]| {
         let [client, virtual_address, destination] = ends.map(|end| end.parse().unwrap());
-        let engine = None;
-        Connection { protocol, state, expires_s, client, virtual_address, destination, engine }
+        let (engine, is_learnt) = (None, false);
+        Connection {
+            protocol,
+            state,
+            expires_s,
+            client,
+            virtual_address,
+            destination,
+            engine,
+            is_learnt,
+        }
     };
     machine.table.memory.borrow_mut().tracked = vec![
         connection(
