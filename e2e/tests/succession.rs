@@ -3,10 +3,10 @@
 //! The other version pretends another layout, or has one: see [`e2e::versions`].
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
-use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -31,10 +31,14 @@ struct Versions {
 
 impl Versions {
     fn new(role: &str, wiring: Wiring) -> Self {
+        // Small, as a program that is not for release searches large tables for seconds.
+        Self::of_size(role, wiring, "1000")
+    }
+
+    fn of_size(role: &str, wiring: Wiring, connections: &str) -> Self {
         let stage = Stage::bare(wiring, PROGRAM);
         let mode = if wiring == Wiring::Tuned { "native" } else { "tc" };
-        // Small, as a program that is not for release searches large tables for seconds.
-        stage.rlvs(&["attach", "--mode", mode, "--connections", "1000"]).ok();
+        stage.rlvs(&["attach", "--mode", mode, "--connections", connections]).ok();
         let two = e2e::versions::Versions::new(role, PROGRAM, stage.lab.directory());
         Self { stage, two }
     }
@@ -230,6 +234,95 @@ fn what_comes_about_meanwhile_is_taken_over_too() {
     held.iter_mut().for_each(ping);
     drop(held);
     versions.run(1, &["detach"]).ok();
+}
+
+/// Opens connections until told to stop, and returns how many. Each is used when it is opened, once more when
+/// it is old enough, and then closed.
+fn keep_opening(target: SocketAddr, stop: &AtomicBool) -> u64 {
+    const HELD: usize = 50;
+    let (mut held, mut opened) = (VecDeque::new(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        let mut one = connect(target).unwrap();
+        ping(&mut one);
+        held.push_back(one);
+        opened += 1;
+        if held.len() > HELD {
+            ping(&mut held.pop_front().unwrap());
+        }
+    }
+    held.iter_mut().for_each(ping);
+    opened
+}
+
+#[test]
+fn connections_that_are_opened_all_the_time_live_on() {
+    let versions = Versions::of_size("opening", Wiring::Tuned, "30000");
+    let stage = &versions.stage;
+    for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+        tcp_server(namespace, 7, Some(server.title));
+    }
+    let targets = [
+        (Family::V4, 7, Method::Direct),
+        (Family::V6, 7, Method::Direct),
+        (Family::V4, 1007, Method::Nat),
+        (Family::V6, 1007, Method::Nat),
+    ];
+    let serve = |(family, port, method)| {
+        stage.serve("-t", SocketAddr::new(VIPS[1].of(family), port), method, 7)
+    };
+    let targets = targets.map(serve);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stopping = Stop(&stop);
+        let (stage, stop) = (&*stage, &stop);
+        let clients = targets
+            .map(|target| scope.spawn(move || stage.as_client(|| keep_opening(target, stop))));
+        for to in [1, 0, 1] {
+            versions.upgrade(to).ok();
+        }
+        drop(stopping);
+        let opened = clients.map(|client| client.join().unwrap());
+        assert!(opened.iter().all(|opened| *opened > 50), "{opened:?}");
+        eprintln!("opened: {opened:?}");
+    });
+    versions.run(1, &["detach"]).ok();
+}
+
+#[test]
+fn a_hold_ends_with_its_holder_or_with_the_next_edit() {
+    let versions = Versions::new("hold", Wiring::Plain);
+    let stage = &versions.stage;
+    tcp_server(&stage.lab.real_servers()[0], 7, None);
+    let target = SocketAddr::new(VIPS[1].of(Family::V4), 7);
+    let server = SocketAddr::new(REAL_SERVERS[0].outside.v4.into(), 7);
+    stage.ipvsadm(&format!("-A -t {target}")).ok();
+    stage.ipvsadm(&format!("-a -t {target} -r {server} -g")).ok();
+    let mut old = stage.as_client(|| connect(target).unwrap());
+    for is_killed in [false, true] {
+        let mut command = versions.command(0, &["export", "--hold"]);
+        let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(holder.stdout.take().unwrap());
+        // Its first line comes when nothing is opened any more.
+        told.read_line(&mut String::new()).unwrap();
+        let address = std::net::SocketAddrV4::new(VIPS[1].v4, 7).into();
+        let soon = std::time::Duration::from_millis(300);
+        let refused = stage.as_client(|| TcpStream::connect_timeout(&address, soon));
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+        ping(&mut old);
+        if is_killed {
+            holder.kill().unwrap();
+            holder.wait().unwrap();
+            stage.ipvsadm("-L -n").ok();
+        } else {
+            drop(holder.stdin.take());
+            assert!(holder.wait().unwrap().success());
+        }
+        assert_eq!(stage.rlvs(&["set", "drop_packet"]).ok().trim(), "drop_packet = 0");
+        let begun = Instant::now();
+        ping(&mut stage.as_client(|| connect(target).unwrap()));
+        assert!(begun.elapsed() < TIME_MAX / 4, "{:?}", begun.elapsed());
+    }
+    versions.run(0, &["detach"]).ok();
 }
 
 #[test]

@@ -174,6 +174,8 @@ pub mod settings_flag {
     pub const TELL_SERVERS: u32 = 1 << 23;
     /// Other directors are told of templates, and not of what these control, as with `sync_persist_mode`.
     pub const TELL_TEMPLATES: u32 = 1 << 24;
+    /// No connection is opened: what would open one is dropped, while another version takes over.
+    pub const HELD: u32 = 1 << 25;
 }
 
 /// What an endpoint is looked up for.

@@ -6,7 +6,9 @@
 //! in force. The programs find these in the settings, where the sweep writes them: no process has a
 //! part in it.
 
-use crate::abi::{SLOTS4, SLOTS6, Settings, Slot4, Slot6, SweepCursor, WIDE_SLOTS, WideSlot, mode};
+use crate::abi::{
+    SLOTS4, SLOTS6, Settings, Slot4, Slot6, SweepCursor, WIDE_SLOTS, WideSlot, mode, settings_flag,
+};
 use crate::connection::Context;
 use crate::tables::Tables;
 
@@ -37,6 +39,7 @@ impl Levels {
     pub const fn by_modes(settings: &Settings, rate: u32) -> Self {
         let scarce = (rate != 0) as u32;
         let drop_rate = match settings.drop_packet {
+            _ if settings.flags & settings_flag::HELD != 0 => 1,
             mode::NEVER => 0,
             mode::ALWAYS => settings.drop_rate_wanted,
             _ => rate,
@@ -163,6 +166,9 @@ mod tests {
             let (drop_rate, strict, scarce) = levels;
             let found = Levels::by_modes(&settings(modes.0, modes.1), rate);
             assert_eq!(found, Levels { drop_rate, strict, scarce }, "{modes:?} {rate}");
+            let held = Settings { flags: settings_flag::HELD, ..settings(modes.0, modes.1) };
+            let found = Levels::by_modes(&held, rate);
+            assert_eq!(found, Levels { drop_rate: 1, strict, scarce }, "held, {modes:?} {rate}");
         }
     }
 

@@ -12,6 +12,7 @@ pub mod dataplane;
 pub mod decap;
 #[expect(unsafe_code, reason = "SIOCETHTOOL has no safe wrapper")]
 pub mod ethtool;
+pub mod features;
 pub mod ipvs;
 pub mod names;
 pub mod netlink;

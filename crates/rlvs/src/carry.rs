@@ -9,13 +9,15 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 use rlvs_control::access as rules;
 use rlvs_control::model::{DestinationEntry, DestinationId, ServiceId, Timeouts};
 use rlvs_control::table::{Removal, Table};
 use rlvs_linux::dataplane::carry::{self, End, Half, Made, SCHEMA};
+use rlvs_linux::dataplane::hold::Hold;
 use rlvs_linux::dataplane::marks::{self, Rule};
 use rlvs_linux::dataplane::parameters::{ALL, Parameter};
 use rlvs_linux::dataplane::pool::{self, Member};
@@ -45,6 +47,9 @@ struct Head {
     ends: Vec<EndWords>,
     /// How many lines follow.
     halves: usize,
+    /// Whether this version knows `export --hold`.
+    #[serde(default)]
+    holds: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,25 +79,55 @@ fn name(service: ServiceId, id: DestinationId) -> String {
     format!("{} {} {}", json::service(service), id.address, id.port)
 }
 
+/// Arguments of `rlvs export`.
+#[derive(Args, Debug)]
+pub struct ExportArguments {
+    /// Let no connection be opened from before it is told until standard input ends
+    #[arg(long)]
+    hold: bool,
+}
+
 /// Runs `rlvs export`.
 ///
 /// # Errors
 /// Nothing is attached, or a missing capability.
-pub fn export() -> Result<ExitCode> {
-    let told = carry::tell()?;
+pub fn export(arguments: &ExportArguments) -> Result<ExitCode> {
+    if !arguments.hold {
+        let told = carry::tell()?;
+        write(&head(&told)?, &told.halves)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // What it opens needs the lock that the hold has.
+    let mut head = head(&carry::tell()?)?;
+    let hold = Hold::begin()?;
+    let told = hold.tell()?;
+    (head.ends, head.halves) = (ends(&told.ends), told.halves.len());
+    write(&head, &told.halves)?;
+    io::copy(&mut io::stdin().lock(), &mut io::sink())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(head: &Head, halves: &[Half]) -> Result<()> {
     let mut out = io::BufWriter::with_capacity(1 << 20, io::stdout().lock());
-    let (ends, halves) = (&told.ends, told.halves.len());
-    serde_json::to_writer(&mut out, &head(told.made, ends, halves)?)?;
+    serde_json::to_writer(&mut out, head)?;
     writeln!(out)?;
-    for half in &told.halves {
+    for half in halves {
         serde_json::to_writer(&mut out, half)?;
         writeln!(out)?;
     }
     out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-fn head(made: Made, ends: &[End], halves: usize) -> Result<Head> {
+fn ends(ends: &[End]) -> Vec<EndWords> {
+    let end = |end: &End| EndWords {
+        name: name(end.service, end.destination.id),
+        unlisted: (!end.listed).then(|| ipvsadm::added(end.service, &bare(end))),
+    };
+    ends.iter().map(end).collect()
+}
+
+fn head(told: &carry::Told) -> Result<Head> {
     let mut table = BpfTable::open()?.context("nothing is attached")?;
     let Timeouts { tcp_s, tcp_fin_s, udp_s } = table.timeouts()?;
     let drained = table.drained()?.into_iter().filter(|one| one.listed);
@@ -109,21 +144,18 @@ fn head(made: Made, ends: &[End], halves: usize) -> Result<Head> {
         mark,
     };
     let member = |Member { address, ports }| MemberWords { address, ports };
-    let end = |end: &End| EndWords {
-        name: name(end.service, end.destination.id),
-        unlisted: (!end.listed).then(|| ipvsadm::added(end.service, &bare(end))),
-    };
     Ok(Head {
         schema: SCHEMA,
-        made: Made { timeouts_s: [tcp_s, tcp_fin_s, udp_s], ..made },
+        made: Made { timeouts_s: [tcp_s, tcp_fin_s, udp_s], ..told.made.clone() },
         settings: settings.collect::<Result<_>>()?,
         marks: marks::list()?.into_iter().map(mark).collect(),
         pool: pool::list()?.into_iter().map(member).collect(),
         access: rules::text(&access::get()?, &BTreeMap::new()),
         services,
         drained,
-        ends: ends.iter().map(end).collect(),
-        halves,
+        ends: ends(&told.ends),
+        halves: told.halves.len(),
+        holds: true,
     })
 }
 
@@ -146,14 +178,9 @@ struct Told {
 impl Told {
     /// Asks the program that made the maps, in the calling thread's network namespace.
     fn ask(program: &Path) -> Result<Self> {
-        let mut child = Command::new(program)
-            .arg("export")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("running {}", program.display()))?;
-        let told = child.stdout.take().context("its output").and_then(Self::read);
-        let status = child.wait().context("waiting for it")?;
+        let mut asked = Asked::begin(program, false)?;
+        let told = asked.read();
+        let status = asked.child.wait().context("waiting for it")?;
         ensure!(status.success(), "`{} export` failed: {status}", program.display());
         told.with_context(|| format!("what `{} export` says", program.display()))
     }
@@ -164,10 +191,42 @@ impl Told {
         lines.read_line(&mut line)?;
         let head: Head = serde_json::from_str(&line).context("the first line")?;
         ensure!(head.schema == SCHEMA, "it is of schema {}, known is {SCHEMA}", head.schema);
+        // There is no end to wait for where connections are held.
         let halves = serde_json::Deserializer::from_reader(lines).into_iter::<Half>();
+        let halves = halves.take(head.halves);
         let halves: Vec<Half> = halves.collect::<Result<_, _>>().context("a connection")?;
         ensure!(halves.len() == head.halves, "{} of {} lines", halves.len(), head.halves);
         Ok(Self { head, halves })
+    }
+}
+
+/// The program that made the maps, at work. It lets connections be opened again when this is dropped.
+struct Asked {
+    child: Child,
+}
+
+impl Asked {
+    fn begin(program: &Path, holds: bool) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.arg("export").stdout(Stdio::piped());
+        match holds {
+            true => command.arg("--hold").stdin(Stdio::piped()),
+            false => command.stdin(Stdio::null()),
+        };
+        let child = command.spawn().with_context(|| format!("running {}", program.display()))?;
+        Ok(Self { child })
+    }
+
+    fn read(&mut self) -> Result<Told> {
+        self.child.stdout.take().context("its output").and_then(Told::read)
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        // It ends with its input. Whoever has waited for it already gets its status once more.
+        drop(self.child.stdin.take());
+        drop(self.child.wait());
     }
 }
 
@@ -192,22 +251,27 @@ pub fn take_over(program: &Path) -> Result<(), rlvs_linux::dataplane::Error> {
     succession::succeed(&first.head.made, fill)
 }
 
-/// Fills the new maps: all that is known so far, then what has come about while that was done.
-fn fill(program: &Path, first: &Told) -> Result<()> {
+/// Fills the new maps: all that is known so far, then what has come about while that was done. From the last
+/// reading on no connection is opened, until what this returns is dropped.
+fn fill(program: &Path, first: &Told) -> Result<Asked> {
     put_settings(&first.head)?;
     put_services(&first.head)?;
     put_connections(first)?;
     let mut services = first.head.services.clone();
     for _ in 0..TRIES {
+        // What takes long is done before connections are held.
         let last = Told::ask(program)?;
-        let is_known = last.head.services == services;
-        if !is_known {
+        if last.head.services != services {
             put_services(&last.head)?;
             services.clone_from(&last.head.services);
         }
         put_connections(&last)?;
-        if is_known {
-            return retire(&last.head);
+        let mut asked = Asked::begin(program, first.head.holds)?;
+        let last = asked.read().with_context(|| format!("asking {}", program.display()))?;
+        if last.head.services == services {
+            put_connections(&last)?;
+            retire(&last.head)?;
+            return Ok(asked);
         }
     }
     bail!("somebody edits the table all the time; stop that and try again")

@@ -70,7 +70,7 @@ enum Command {
     Upgrade(face::UpgradeArguments),
     /// Tells all that is attached, for `upgrade --from` of a version whose maps are others
     #[command(hide = true)]
-    Export,
+    Export(carry::ExportArguments),
     /// Detaches it in every network namespace and leaves nothing behind
     Uninstall(Json),
     /// Runs the how-to in network namespaces of this machine
@@ -123,7 +123,7 @@ fn main() -> ExitCode {
         Command::Acl(arguments) => acl::run(&arguments),
         Command::Snat(arguments) => snat::run(&arguments),
         Command::Load(arguments) => configuration::run(&arguments),
-        Command::Export => carry::export(),
+        Command::Export(arguments) => carry::export(&arguments),
         Command::Upgrade(arguments) => face::upgrade(&arguments),
         Command::Uninstall(json) => face::uninstall(json),
         Command::Lab(arguments) => lab::run(&arguments),

@@ -115,7 +115,8 @@ pub fn sentence(reason: Reason) -> &'static str {
             "Dropped: a datagram without a Call-ID, to a service that persists by it (`--pe sip`)."
         }
         Reason::Thinned => {
-            "Dropped: one new connection of so many, as `rlvs set drop_packet` asks for."
+            "Dropped: one new connection of so many, as `rlvs set drop_packet` asks for; every one in the last \
+             moment of `rlvs upgrade --from`."
         }
         Reason::UnknownReply => {
             "Answered with ICMP: a NAT server's packet of no connection, as `rlvs set nat_icmp_send 1` \

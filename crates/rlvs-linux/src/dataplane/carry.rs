@@ -144,9 +144,13 @@ pub struct Told {
 pub fn tell() -> Result<Told, Error> {
     let folder = pins::open()?.ok_or(Error::NotAttached)?;
     let _lock = folder.lock()?;
-    let maps = Maps::open(&folder)?;
+    tell_of(&Maps::open(&folder)?)
+}
+
+/// As [`tell`], for who has the folder's lock.
+pub(super) fn tell_of(maps: &Maps) -> Result<Told, Error> {
     let settings = maps.settings();
-    let mut teller = Teller::new(&maps)?;
+    let mut teller = Teller::new(maps)?;
     for index in 0..maps.connections4.len() {
         let Some(bucket) = maps.connections4.read(index) else { break };
         let low_is_in_key = |slot: &abi::Slot4| (0, slot.key.get() >> 32);

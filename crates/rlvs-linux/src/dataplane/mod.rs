@@ -15,6 +15,7 @@ mod clsact;
 mod connections;
 mod endpoints;
 pub mod error;
+pub mod hold;
 mod learn;
 pub mod load;
 mod local;

@@ -5,6 +5,7 @@ use rlvs_datapath::defence::Levels;
 use rlvs_datapath::schedulers::favourites::EXPIRATION_S;
 
 use super::error::Error;
+use super::hold;
 use super::load::{self, AMEMTHRESH, DROP_RATE};
 use super::maps::Maps;
 use super::pins;
@@ -284,7 +285,7 @@ const fn shown(settings: &Settings, mode: u32) -> u32 {
 }
 
 /// Puts in force at once what the modes ask for.
-fn settle(settings: &mut Settings) {
+pub(super) fn settle(settings: &mut Settings) {
     // As full as the sweep has found the tables last; how full it says again with its next pass.
     let rate = settings.scarce * settings.drop_rate;
     settings.drop_rate = Levels::by_modes(settings, rate).drop_rate;
@@ -356,6 +357,7 @@ impl Parameter {
         let folder = pins::open()?.ok_or(Error::NotAttached)?;
         let _lock = folder.lock()?;
         let maps = Maps::open(&folder)?;
+        hold::settle(&maps)?;
         let mut settings = maps.settings();
         if let State::Carried { set, .. } = self.state {
             set(&mut settings, value);

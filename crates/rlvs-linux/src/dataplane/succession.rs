@@ -31,11 +31,8 @@ pub fn other_layout() -> Result<Option<u32>, Error> {
 ///
 /// # Errors
 /// A missing capability, a capture that runs, what `fill` said, or what the kernel did not take; as long
-/// as no interface has gone over all is as it was.
-pub fn succeed<F>(made: &Made, fill: F) -> Result<(), Error>
-where
-    F: FnOnce() -> Result<(), String>,
-{
+/// as no interface has gone over all is as it was. What `fill` returns is kept until all have.
+pub fn succeed<T>(made: &Made, fill: impl FnOnce() -> Result<T, String>) -> Result<(), Error> {
     let Some((old, found)) = pins::other()? else { return Err(Error::NotAttached) };
     let refused = |reason: String| Error::Succession { found, reason };
     if old.names()?.iter().any(|name| name.starts_with("filter_")) {
@@ -53,7 +50,7 @@ where
     let maps = Maps::open(folder)?;
     made.put(&maps)?;
     share_links(&old, folder, &maps)?;
-    pins::filling(fill).map_err(refused)?;
+    let _kept = pins::filling(fill).map_err(refused)?;
     let folder = unfinished.finish()?;
     go_over(&old, &folder)
 }

@@ -36,6 +36,7 @@ use rlvs_datapath::abi::{Destination, IDS, Schedule, Service, destination_flag, 
 use super::access::Guards;
 use super::connections;
 use super::endpoints::Endpoint;
+use super::hold;
 use super::load;
 use super::maps::Maps;
 use super::neighbours::Ways;
@@ -119,6 +120,7 @@ impl BpfTable {
     fn open_in(folder: &Folder) -> Result<Self, super::Error> {
         let lock = folder.lock()?;
         let maps = Maps::open(folder)?;
+        hold::settle(&maps)?;
         let cpus = maps.settings().cpus;
         let mut table = Self {
             maps,

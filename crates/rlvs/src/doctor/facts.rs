@@ -8,6 +8,7 @@ use rlvs_control::model::{DestinationEntry, Drained, ServiceId, Traffic};
 use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::attach::Mode;
 use rlvs_linux::dataplane::table::{Fill, Miscount};
+use rlvs_linux::features::Answer;
 use rlvs_linux::route::Mac;
 
 /// All that is known.
@@ -18,6 +19,8 @@ pub struct Facts {
     /// Whether the kernel compiles BPF programs (`net.core.bpf_jit_enable`); `None` where this
     /// namespace does not show it.
     pub jit: Option<bool>,
+    /// What the kernel said when it was asked for what the programs need.
+    pub features: Answer,
     /// Whether the programs that are attached are another version's.
     pub outdated: bool,
     /// Interfaces but loopback.

@@ -13,6 +13,7 @@ use rlvs_linux::dataplane::attach::{self, Mode, Placed};
 use rlvs_linux::dataplane::pins;
 use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::dataplane::upgrade;
+use rlvs_linux::features;
 use rlvs_linux::probe::{self, ChecksumWatch};
 use rlvs_linux::route::{Link, Mac, Rtnetlink};
 use rlvs_linux::sysctl;
@@ -49,8 +50,6 @@ pub fn gather(depth: Depth) -> Result<Option<Facts>> {
     let gone = attach::attached(&folder)?.into_iter().map(|one| one.name);
     let gone = gone.filter(|name| name.ends_with("(gone)")).collect();
     let mut facts = Facts {
-        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default(),
-        jit: sysctl::read("net/core/bpf_jit_enable").ok().map(|value| value != "0"),
         outdated: !upgrade::is_current(&folder)?,
         interfaces: placed.iter().map(interface).collect(),
         gone,
@@ -58,9 +57,8 @@ pub fn gather(depth: Depth) -> Result<Option<Facts>> {
             let value = sysctl::read(&format!("net/{family}/conf/lo/forwarding"));
             value.ok().map(|value| value != "0")
         }),
-        ..Facts::default()
+        ..of_kernel(depth)
     };
-    facts.kernel = facts.kernel.trim_end().to_owned();
     let Some(mut before) = Reading::take(depth)? else { return Ok(None) };
     facts.services =
         before.services.iter().map(|entry| service(entry, &before.overheads)).collect();
@@ -87,6 +85,17 @@ pub fn gather(depth: Depth) -> Result<Option<Facts>> {
     }
     find_ways(&mut facts)?;
     Ok(Some(facts))
+}
+
+/// Gathers the facts of the kernel, which are known where nothing is attached, too.
+pub(super) fn of_kernel(depth: Depth) -> Facts {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Facts {
+        kernel: release.trim_end().to_owned(),
+        jit: sysctl::read("net/core/bpf_jit_enable").ok().map(|value| value != "0"),
+        features: if depth == Depth::Whole { features::ask() } else { features::Answer::default() },
+        ..Facts::default()
+    }
 }
 
 /// Asks the daemon which addresses another director has.

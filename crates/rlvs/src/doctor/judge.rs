@@ -3,6 +3,7 @@
 use rlvs_control::model::{ForwardingMethod, Protocol, ServiceId};
 use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::attach::Mode;
+use rlvs_linux::features::{Answer, Feature};
 
 use super::facts::{Facts, Server, Service, Way};
 use crate::drain::{destination_name, service_name};
@@ -133,6 +134,30 @@ fn kernel(facts: &Facts, to: &mut Findings) {
             "kernel",
             "BPF programs are interpreted, not compiled: packets take many times as long",
             "sysctl -w net.core.bpf_jit_enable=1, then rlvs detach and attach",
+        );
+    }
+    features(&facts.features, to);
+}
+
+fn features(answer: &Answer, to: &mut Findings) {
+    if !answer.missing.is_empty() {
+        let name = |one: &Feature| format!("{} (Linux {})", one.name, one.since);
+        let names: Vec<String> = answer.missing.iter().map(name).collect();
+        to.error(
+            "kernel",
+            format!("it lacks what the programs need: {}", names.join(", ")),
+            "run Linux 6.1 or newer, built with CONFIG_BPF_SYSCALL and CONFIG_NET",
+        );
+    }
+    if let Some(error) = &answer.refused {
+        to.error(
+            "kernel",
+            format!(
+                "it lets no programs and maps be made ({error}): what is attached goes on, but \
+                 rlvs attach and upgrade will fail"
+            ),
+            "look for who forbids bpf(2): a seccomp filter of the container or the service \
+             (SystemCallFilter=), kernel lockdown, a limit of the security module",
         );
     }
 }

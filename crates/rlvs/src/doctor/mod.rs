@@ -14,6 +14,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
 
+use gather::of_kernel;
 pub use gather::{Depth, gather};
 use judge::{CHECKS, Finding, Severity};
 
@@ -34,7 +35,11 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let findings = match gather(Depth::Whole)? {
         Some(facts) => judge::judge(&facts),
-        None => vec![detached()],
+        None => {
+            let mut findings = judge::judge(&of_kernel(Depth::Whole));
+            findings.push(detached());
+            findings
+        }
     };
     let out = &mut io::stdout().lock();
     if arguments.json {
