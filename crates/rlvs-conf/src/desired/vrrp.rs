@@ -5,6 +5,7 @@ use std::num::NonZeroU8;
 use std::time::Duration;
 
 use rlvs_control::model::Family;
+use rlvs_control::routing::{Route, Rule};
 
 use super::{Script, Secret, Statement, User};
 
@@ -49,6 +50,10 @@ pub struct Instance {
     pub addresses: Vec<VirtualAddress>,
     /// Addresses that are not advertised, of any family.
     pub excluded_addresses: Vec<VirtualAddress>,
+    /// Routes of the master.
+    pub routes: Vec<RouteEntry>,
+    /// Rules of the master.
+    pub rules: Vec<RuleEntry>,
     /// Other interfaces that must be up.
     pub track_interfaces: Vec<Tracked>,
     /// Scripts that must be good, by name.
@@ -75,6 +80,35 @@ pub struct Instance {
     pub notify: Notify,
     /// What is not carried out.
     pub kept: Vec<Statement>,
+}
+
+/// A route, and what is said of it and not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteEntry {
+    /// The route.
+    pub route: Route,
+    /// What is not carried out.
+    pub kept: Vec<Statement>,
+}
+
+/// A rule that chooses a routing table, and what is said of it and not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleEntry {
+    /// The rule.
+    pub rule: Rule,
+    /// What is not carried out.
+    pub kept: Vec<Statement>,
+}
+
+/// What a host has whatever the state of its virtual routers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// Addresses, each with its interface.
+    pub addresses: Vec<VirtualAddress>,
+    /// Routes.
+    pub routes: Vec<RouteEntry>,
+    /// Rules.
+    pub rules: Vec<RuleEntry>,
 }
 
 /// Version of VRRP.

@@ -77,7 +77,7 @@ pub(super) const GLOBAL: &[Keyword] = &[
     done("vrrp_notify_priority_changes", SWITCH, "off", "tell of every change of priority"),
     kept("fifo_write_vrrp_states_on_reload", NONE, "", "write all states after a reload"),
     done("dynamic_interfaces", &[Arg::Maybe(&Arg::OneOf(&["allow_if_changes"]))], "off", "interfaces may be missing"),
-    kept("default_interface", &[Arg::Interface], "eth0", "for static addresses"),
+    done("default_interface", &[Arg::Interface], "eth0", "for static addresses"),
     done("lvs_sync_daemon", &[Arg::Interface, Arg::Maybe(&Arg::Name)], "off", "tell the other director of connections").options(SYNC),
     done("lvs_flush", NONE, "off", "remove foreign services at start"),
     done("lvs_flush_on_stop", &[Arg::Maybe(&Arg::OneOf(&["VS"]))], "off", "remove services at stop at once"),

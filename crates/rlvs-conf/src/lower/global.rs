@@ -35,6 +35,8 @@ pub(super) struct Defaults {
     pub(super) mail_server: bool,
     pub(super) log_all_failures: bool,
     pub(super) dynamic_interfaces: bool,
+    /// The interface of static addresses that name none.
+    pub(super) interface: String,
 }
 
 impl Default for Defaults {
@@ -60,6 +62,7 @@ impl Default for Defaults {
             mail_server: false,
             log_all_failures: false,
             dynamic_interfaces: false,
+            interface: "eth0".to_owned(),
         }
     }
 }
@@ -181,6 +184,9 @@ impl Lower<'_> {
         set(&mut to.mail_checker, node.switch("smtp_alert_checker").or(alert).map(Some));
         to.mail_server = global.mail.server.is_some();
         set(&mut to.log_all_failures, node.switch("checker_log_all_failures"));
+        if let Some(interface) = node.text("default_interface") {
+            to.interface = interface;
+        }
         to.dynamic_interfaces = global.dynamic_interfaces != DynamicInterfaces::Off;
     }
 }

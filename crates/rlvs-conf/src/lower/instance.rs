@@ -92,6 +92,8 @@ impl Lower<'_> {
             authentication: self.authentication(node, version, strict),
             addresses: self.same_family(node, addresses, family, version)?,
             excluded_addresses: self.entries_to_addresses(node, "virtual_ipaddress_excluded"),
+            routes: self.routes(node.entries("virtual_routes")),
+            rules: self.rules(node.entries("virtual_rules")),
             track_interfaces: self.track_interfaces(node, own.as_deref()),
             track_scripts: self.track_scripts(node, &desired.scripts),
             track_files: self.track_files(node),

@@ -27,6 +27,7 @@ pub fn print(desired: &Desired, secrets: Secrets) -> String {
     to.global(&desired.global);
     to.word("net_namespace", desired.namespace.as_deref());
     to.statements(&desired.kept);
+    to.fixed(&desired.fixed);
     for script in &desired.scripts {
         to.tracked_script(script);
     }

@@ -3,8 +3,9 @@
 use rlvs_control::model::Family;
 
 use crate::desired::{
-    Authentication, Broadcast, Instance, Notify, Preempt, State, SyncGroup, Tracked, TrackedFile,
-    TrackedScript, Transport, Version, VirtualAddress, VirtualMac, Weight,
+    Authentication, Broadcast, Fixed, Instance, Notify, Preempt, RouteEntry, RuleEntry, State,
+    Statement, SyncGroup, Tracked, TrackedFile, TrackedScript, Transport, Version, VirtualAddress,
+    VirtualMac, Weight,
 };
 use crate::print::{Printer, in_seconds, quoted};
 
@@ -54,6 +55,8 @@ impl Printer {
             to.authentication(instance.authentication.as_ref());
             to.behaviour(instance);
             to.addresses(instance);
+            to.routes("virtual_routes", &instance.routes);
+            to.rules("virtual_rules", &instance.rules);
             to.tracked(&instance.track_interfaces, &instance.track_scripts, &instance.track_files);
             to.notify(&instance.notify);
             to.script("notify_master_rx_lower_pri", instance.notify.lower_priority.as_ref());
@@ -145,12 +148,58 @@ impl Printer {
         });
     }
 
-    fn address(&mut self, address: &VirtualAddress) {
+    pub(super) fn fixed(&mut self, fixed: &Fixed) {
+        if !fixed.addresses.is_empty() {
+            self.address_list("static_ipaddress", &fixed.addresses);
+        }
+        self.routes("static_routes", &fixed.routes);
+        self.rules("static_rules", &fixed.rules);
+    }
+
+    fn routes(&mut self, name: &str, routes: &[RouteEntry]) {
+        let quoted_names = |entry: &RouteEntry| {
+            let mut route = entry.route.clone();
+            let names = route.hops.iter_mut().filter_map(|hop| hop.interface.as_mut());
+            names.for_each(|name| *name = quoted(name).into());
+            (route.to_string(), entry.kept.clone())
+        };
+        self.lines(name, routes.iter().map(quoted_names).collect());
+    }
+
+    fn rules(&mut self, name: &str, rules: &[RuleEntry]) {
+        let quoted_names = |entry: &RuleEntry| {
+            let mut rule = entry.rule.clone();
+            let names = rule.incoming.as_mut().into_iter().chain(&mut rule.outgoing);
+            names.for_each(|name| *name = quoted(name).into());
+            (rule.to_string(), entry.kept.clone())
+        };
+        self.lines(name, rules.iter().map(quoted_names).collect());
+    }
+
+    /// Writes a block of lines, each with what is kept of it.
+    fn lines(&mut self, name: &str, lines: Vec<(String, Vec<Statement>)>) {
+        if lines.is_empty() {
+            return;
+        }
+        self.block(name, |to| {
+            for (mut line, kept) in lines {
+                for words in to.kept_words(&kept) {
+                    line.push_str(&format!(" {words}"));
+                }
+                to.line(line);
+            }
+        });
+    }
+
+    /// Returns what is kept of an entry, to stand on its line.
+    fn kept_words(&mut self, kept: &[Statement]) -> Vec<String> {
         let start = self.out.len();
-        self.statements(&address.kept);
-        // What is kept of an address stands on its line.
-        let kept: Vec<String> =
-            self.out.split_off(start).lines().map(|line| line.trim().to_owned()).collect();
+        self.statements(kept);
+        self.out.split_off(start).lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    fn address(&mut self, address: &VirtualAddress) {
+        let kept = self.kept_words(&address.kept);
         let mut line = format!("{}/{}", address.address, address.prefix);
         let mut add = |name: &str, word: Option<String>| {
             if let Some(word) = word {

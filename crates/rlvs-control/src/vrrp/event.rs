@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::config::{Config, Refusal, VirtualAddress};
 use super::receive::Rejection;
+use crate::routing::Entry;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,8 @@ pub enum Input {
         /// The address.
         address: IpAddr,
     },
+    /// Somebody may have taken a route or a rule away.
+    RoutingChanged,
     /// A script has ended.
     Script {
         /// Its name.
@@ -113,6 +116,22 @@ pub enum Output {
         interface: Arc<str>,
         /// The address.
         address: VirtualAddress,
+    },
+    /// Add a route or a rule; that it is there is no error.
+    AddRouting {
+        /// The instance whose it is; empty if it is there whatever their state.
+        about: Arc<str>,
+        /// What is added.
+        entry: Arc<Entry>,
+        /// It was added before: if it is missing, somebody has taken it away.
+        again: bool,
+    },
+    /// Remove a route or a rule; that it is not there is no error.
+    RemoveRouting {
+        /// The instance whose it was; empty if it was there whatever their state.
+        about: Arc<str>,
+        /// What is removed.
+        entry: Arc<Entry>,
     },
     /// Too much time has passed unnoticed: hand over every packet that has come in, then
     /// [`Input::AllRead`]. Nothing is done before.
@@ -287,6 +306,11 @@ pub enum Event {
         /// The address.
         address: IpAddr,
     },
+    /// A route or a rule that somebody took away was put back.
+    RoutingRestored {
+        /// What it is.
+        entry: Arc<Entry>,
+    },
     /// A new configuration is refused; the old one goes on.
     ReloadRefused(Vec<Refusal>),
 }
@@ -309,6 +333,7 @@ impl fmt::Display for Event {
             Self::Resigned { from } => write!(to, "{from} resigns"),
             Self::TwoOwners { from } => write!(to, "{from} claims to own the addresses too"),
             Self::Restored { address } => write!(to, "{address} was taken away; it is back"),
+            Self::RoutingRestored { entry } => write!(to, "{entry} was taken away; it is back"),
             Self::ReloadRefused(refusals) => {
                 to.write_str("the new configuration is refused")?;
                 refusals.iter().try_for_each(|refusal| write!(to, "; {refusal}"))

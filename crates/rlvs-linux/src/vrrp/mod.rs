@@ -7,6 +7,7 @@
 mod channel;
 mod memory;
 mod own;
+mod routing;
 mod run;
 pub(crate) mod sys;
 

@@ -16,6 +16,7 @@ mod notify;
 mod pid;
 mod program;
 mod routers;
+mod routing;
 mod run;
 mod scripts;
 mod services;

@@ -12,6 +12,8 @@ use rlvs_control::vrrp::config::{
     ScriptConfig, Track, Tracked, Version, VirtualAddress,
 };
 
+use super::routing::{self, Routing};
+
 /// Virtual routers, and what of them is not carried out.
 #[derive(Debug, Default)]
 pub(super) struct Routers {
@@ -23,6 +25,7 @@ pub(super) struct Routers {
 /// Returns the virtual routers that are desired.
 pub(super) fn of(desired: &Desired) -> Routers {
     let mut routers = Routers::default();
+    (routers.config.fixed, routers.left_out) = routing::fixed(&desired.fixed);
     for wanted in &desired.instances {
         let Some(interface) = &wanted.interface else {
             let name = &wanted.name;
@@ -32,7 +35,12 @@ pub(super) fn of(desired: &Desired) -> Routers {
         routers.left_out.extend(left_out(wanted).map(|what| {
             format!("{}: {what} is not carried out; the instance runs without", wanted.name)
         }));
-        routers.config.instances.push(instance(desired, wanted, interface));
+        let Routing { entries, left_out } = Routing::of(&wanted.routes, &wanted.rules);
+        routers.left_out.extend(left_out.iter().map(|line| format!("{}: {line}", wanted.name)));
+        let mut config = instance(desired, wanted, interface);
+        config.routing = entries;
+        config.track.extend(routing::needed(wanted, &config));
+        routers.config.instances.push(config);
     }
     let is_there = |name: &Arc<str>| routers.config.instances.iter().any(|one| one.name == *name);
     let group = |group: &SyncGroup| GroupConfig {
@@ -98,7 +106,7 @@ fn name(text: &str) -> Arc<str> {
     text.into()
 }
 
-fn address(wanted: &desired::VirtualAddress) -> VirtualAddress {
+pub(super) fn address(wanted: &desired::VirtualAddress) -> VirtualAddress {
     let interface = wanted.interface.as_deref().map(name);
     let attributes = attributes(wanted);
     VirtualAddress { address: wanted.address, bits: wanted.prefix, interface, attributes }

@@ -153,11 +153,15 @@ impl Daemon {
             Happening::Routers(told) => self.told(told),
             Happening::RoutersDue => {
                 let waiting = self.waiting.take();
-                if let Some(config) = waiting.filter(|config| *config != Config::default())
-                    && let Err((status, why)) = self.begin_routers(config)
-                {
-                    self.log.say(Level::Error, why);
-                    return Some(status);
+                match (waiting, &self.routers) {
+                    (Some(config), Some(routers)) => routers.reload(config),
+                    (Some(config), None) if config != Config::default() => {
+                        if let Err((status, why)) = self.begin_routers(config) {
+                            self.log.say(Level::Error, why);
+                            return Some(status);
+                        }
+                    }
+                    _ => {}
                 }
             }
             Happening::RoutersLost => {
@@ -307,20 +311,22 @@ impl Daemon {
     }
 
     /// Lets the virtual routers be these.
-    fn route(&mut self, config: Config) -> Result<(), Refusal> {
+    fn route(&mut self, mut config: Config) -> Result<(), Refusal> {
         if config == self.config {
             return Ok(());
         }
         self.config = config.clone();
-        if let Some(routers) = &self.routers {
-            routers.reload(config);
-            return Ok(());
-        }
         if let Some(waiting) = &mut self.waiting {
-            *waiting = config;
-            return Ok(());
+            // What does not depend on their states does not wait.
+            let fixed = Config { fixed: config.fixed.clone(), ..Config::default() };
+            *waiting = std::mem::replace(&mut config, fixed);
         }
-        self.begin_routers(config)
+        match &self.routers {
+            Some(routers) => routers.reload(config),
+            None if config == Config::default() => {}
+            None => self.begin_routers(config)?,
+        }
+        Ok(())
     }
 
     /// Lets virtual routers wait for `vrrp_startup_delay`.
@@ -555,7 +561,8 @@ fn level_of(event: &Event) -> Level {
         Event::AddressesDiffer { .. }
         | Event::Rejected { .. }
         | Event::LowerPriority { .. }
-        | Event::Restored { .. } => Level::Warning,
+        | Event::Restored { .. }
+        | Event::RoutingRestored { .. } => Level::Warning,
         Event::IntervalLearned { .. } => Level::Info,
     }
 }
