@@ -569,6 +569,7 @@ fn instance(number: u8) -> BoxedStrategy<Instance> {
                         track_interfaces: vec![tracked],
                         track_scripts: Vec::new(),
                         track_files: Vec::new(),
+                        track_processes: Vec::new(),
                         ignore_own_interface: flags[2],
                         garp,
                         lower_priority_no_advert: flags[3],
@@ -601,6 +602,42 @@ fn tracked_file() -> BoxedStrategy<TrackedFile> {
             let overwritten = overwritten && initial.is_some();
             TrackedFile { name, path, weight, initial, overwritten }
         })
+        .boxed()
+}
+
+fn tracked_process() -> BoxedStrategy<TrackedProcess> {
+    let numbers = (1..=100u32, of(100..=65535u32), any::<bool>());
+    let compared = (0..5usize, vec(text(), 1..4), numbers, time(), time());
+    (name(), weight(), compared)
+        .prop_map(
+            |(name, weight, (compared, mut command, numbers, fork_delay, terminate_delay))| {
+                let all = [
+                    Compared::Initial,
+                    Compared::Partial,
+                    Compared::Command,
+                    Compared::Name,
+                    Compared::Program,
+                ];
+                let compared = all[compared];
+                match compared {
+                    Compared::Name | Compared::Program => command.truncate(1),
+                    Compared::Command => command.push("last".to_owned()),
+                    Compared::Initial | Compared::Partial => {}
+                }
+                let (quorum, quorum_max, none) = numbers;
+                let (quorum, quorum_max) = if none { (0, Some(0)) } else { (quorum, quorum_max) };
+                TrackedProcess {
+                    name,
+                    command,
+                    compared,
+                    weight,
+                    quorum,
+                    quorum_max,
+                    fork_delay,
+                    terminate_delay,
+                }
+            },
+        )
         .boxed()
 }
 
@@ -657,34 +694,47 @@ fn global() -> BoxedStrategy<Global> {
 
 fn desired() -> BoxedStrategy<Desired> {
     let instances = (instance(1), instance(2), instance(3)).prop_map(|(a, b, c)| vec![a, b, c]);
-    let tracked = (tracked_script(), tracked_file());
+    let tracked = (tracked_script(), tracked_file(), tracked_process());
     let namespace = of(name());
     (global(), tracked, instances, notify(), virtual_server(), weight(), namespace)
-        .prop_map(|(global, (script, file), mut instances, notify, server, weight, namespace)| {
-            let tracked = |name: &String| Tracked { name: name.clone(), weight: Some(weight) };
-            instances[0].track_scripts = vec![tracked(&script.name)];
-            instances[0].track_files = vec![tracked(&file.name)];
-            let members = instances[1..].iter().map(|instance| instance.name.clone()).collect();
-            let group = SyncGroup {
-                name: "Together".into(),
-                members,
-                track_interfaces: Vec::new(),
-                track_scripts: Vec::new(),
-                track_files: vec![Tracked { name: file.name.clone(), weight: None }],
-                notify,
-                kept: Vec::new(),
-            };
-            Desired {
+        .prop_map(
+            |(
                 global,
+                (script, file, process),
+                mut instances,
+                notify,
+                server,
+                weight,
                 namespace,
-                scripts: vec![script],
-                files: vec![file],
-                instances,
-                sync_groups: vec![group],
-                virtual_servers: vec![server],
-                ..Desired::default()
-            }
-        })
+            )| {
+                let tracked = |name: &String| Tracked { name: name.clone(), weight: Some(weight) };
+                instances[0].track_scripts = vec![tracked(&script.name)];
+                instances[0].track_files = vec![tracked(&file.name)];
+                instances[0].track_processes = vec![tracked(&process.name)];
+                let members = instances[1..].iter().map(|instance| instance.name.clone()).collect();
+                let group = SyncGroup {
+                    name: "Together".into(),
+                    members,
+                    track_interfaces: Vec::new(),
+                    track_scripts: Vec::new(),
+                    track_files: vec![Tracked { name: file.name.clone(), weight: None }],
+                    track_processes: vec![tracked(&process.name)],
+                    notify,
+                    kept: Vec::new(),
+                };
+                Desired {
+                    global,
+                    namespace,
+                    scripts: vec![script],
+                    files: vec![file],
+                    processes: vec![process],
+                    instances,
+                    sync_groups: vec![group],
+                    virtual_servers: vec![server],
+                    ..Desired::default()
+                }
+            },
+        )
         .boxed()
 }
 

@@ -24,6 +24,8 @@ pub struct Desired {
     pub scripts: Vec<TrackedScript>,
     /// `track_file` blocks; names differ.
     pub files: Vec<TrackedFile>,
+    /// `track_process` blocks; names differ.
+    pub processes: Vec<TrackedProcess>,
     /// `static_ipaddress`, `static_routes`, `static_rules`.
     pub fixed: Fixed,
     /// `vrrp_instance` blocks; names differ, and so does the triple of interface, family and id.

@@ -60,6 +60,8 @@ pub struct Instance {
     pub track_scripts: Vec<Tracked>,
     /// Files whose numbers count, by name.
     pub track_files: Vec<Tracked>,
+    /// Processes that must run, by name.
+    pub track_processes: Vec<Tracked>,
     /// The own interface may be down.
     pub ignore_own_interface: bool,
     /// Gratuitous ARPs and neighbour advertisements.
@@ -249,7 +251,7 @@ pub struct Tracked {
 pub struct Weight {
     /// The change.
     pub change: i16,
-    /// Good and bad exchanged.
+    /// It has the other sign; with 0, good and bad are exchanged.
     pub reverse: bool,
 }
 
@@ -318,6 +320,8 @@ pub struct SyncGroup {
     pub track_scripts: Vec<Tracked>,
     /// Files whose numbers count.
     pub track_files: Vec<Tracked>,
+    /// Processes that must run, by name.
+    pub track_processes: Vec<Tracked>,
     /// Programs that learn of changes.
     pub notify: Notify,
     /// What is not carried out.
@@ -337,6 +341,42 @@ pub struct TrackedFile {
     pub initial: Option<i32>,
     /// A number that is there is overwritten at the start.
     pub overwritten: bool,
+}
+
+/// Processes that instances follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrackedProcess {
+    /// Its name.
+    pub name: String,
+    /// The program and its arguments; never empty.
+    pub command: Vec<String>,
+    /// What of it is compared.
+    pub compared: Compared,
+    /// What it does to the priority.
+    pub weight: Weight,
+    /// Processes at least.
+    pub quorum: u32,
+    /// Processes at most.
+    pub quorum_max: Option<u32>,
+    /// How long it must last that there are more, until it counts.
+    pub fork_delay: Duration,
+    /// How long it must last that there are fewer, until it counts.
+    pub terminate_delay: Duration,
+}
+
+/// What of a process is held against a [`TrackedProcess`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// Its name, 15 bytes at most.
+    Name,
+    /// The first word of its command.
+    Program,
+    /// All words of its command.
+    Command,
+    /// As many words of its command, the last of which may be longer.
+    Initial,
+    /// As many words of its command.
+    Partial,
 }
 
 /// A command that instances follow.

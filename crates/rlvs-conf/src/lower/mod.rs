@@ -49,6 +49,11 @@ pub(crate) fn lower(
             desired.files.extend(lower.file_block(node));
         }
     }
+    for node in nodes.iter().filter(|node| track::PROCESSES.contains(&node.row.name)) {
+        if lower.is_new(node, desired.processes.iter().map(|process| &*process.name)) {
+            desired.processes.extend(lower.process_block(node));
+        }
+    }
     lower.fixed(nodes, &mut desired.fixed);
     lower.instances(named("vrrp_instance"), &mut desired);
     lower.sync_groups(named("vrrp_sync_group"), &mut desired);

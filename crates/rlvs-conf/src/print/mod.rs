@@ -27,6 +27,9 @@ pub fn print(desired: &Desired, secrets: Secrets) -> String {
     to.global(&desired.global);
     to.word("net_namespace", desired.namespace.as_deref());
     to.statements(&desired.kept);
+    for process in &desired.processes {
+        to.tracked_process(process);
+    }
     to.fixed(&desired.fixed);
     for script in &desired.scripts {
         to.tracked_script(script);

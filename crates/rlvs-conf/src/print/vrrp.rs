@@ -3,9 +3,9 @@
 use rlvs_control::model::Family;
 
 use crate::desired::{
-    Authentication, Broadcast, Fixed, Instance, Notify, Preempt, RouteEntry, RuleEntry, State,
-    Statement, SyncGroup, Tracked, TrackedFile, TrackedScript, Transport, Version, VirtualAddress,
-    VirtualMac, Weight,
+    Authentication, Broadcast, Compared, Fixed, Instance, Notify, Preempt, RouteEntry, RuleEntry,
+    State, Statement, SyncGroup, Tracked, TrackedFile, TrackedProcess, TrackedScript, Transport,
+    Version, VirtualAddress, VirtualMac, Weight,
 };
 use crate::print::{Printer, in_seconds, quoted};
 
@@ -29,6 +29,31 @@ impl Printer {
             if let Some(initial) = file.initial {
                 let overwrite = if file.overwritten { " overwrite" } else { "" };
                 to.line(format!("init_file {initial}{overwrite}"));
+            }
+        });
+    }
+
+    pub(super) fn tracked_process(&mut self, process: &TrackedProcess) {
+        self.block(format!("track_process {}", quoted(&process.name)), |to| {
+            let words: Vec<String> = process.command.iter().map(|word| quoted(word)).collect();
+            to.line(format!("process {}", words.join(" ")));
+            match process.compared {
+                Compared::Name | Compared::Command => {}
+                Compared::Program => to.line("full_command"),
+                Compared::Initial => to.line("param_match initial"),
+                Compared::Partial => to.line("param_match partial"),
+            }
+            to.line(weight_words(process.weight));
+            if process.quorum > 0 {
+                to.number("quorum", process.quorum);
+            }
+            if let Some(most) = process.quorum_max {
+                to.number("quorum_max", most);
+            }
+            let delays =
+                [("fork_delay", process.fork_delay), ("terminate_delay", process.terminate_delay)];
+            for (name, delay) in delays.into_iter().filter(|(_, delay)| !delay.is_zero()) {
+                to.time(name, delay);
             }
         });
     }
@@ -57,7 +82,10 @@ impl Printer {
             to.addresses(instance);
             to.routes("virtual_routes", &instance.routes);
             to.rules("virtual_rules", &instance.rules);
-            to.tracked(&instance.track_interfaces, &instance.track_scripts, &instance.track_files);
+            to.tracked("track_interface", &instance.track_interfaces);
+            to.tracked("track_script", &instance.track_scripts);
+            to.tracked("track_file", &instance.track_files);
+            to.tracked("track_process", &instance.track_processes);
             to.notify(&instance.notify);
             to.script("notify_master_rx_lower_pri", instance.notify.lower_priority.as_ref());
             to.statements(&instance.kept);
@@ -238,20 +266,16 @@ impl Printer {
         self.line(line);
     }
 
-    fn tracked(&mut self, interfaces: &[Tracked], scripts: &[Tracked], files: &[Tracked]) {
-        for (name, all) in
-            [("track_interface", interfaces), ("track_script", scripts), ("track_file", files)]
-        {
-            if all.is_empty() {
-                continue;
-            }
-            self.block(name, |to| {
-                for tracked in all {
-                    let weight = tracked.weight.map(|weight| format!(" {}", weight_words(weight)));
-                    to.line(format!("{}{}", quoted(&tracked.name), weight.unwrap_or_default()));
-                }
-            });
+    fn tracked(&mut self, name: &str, all: &[Tracked]) {
+        if all.is_empty() {
+            return;
         }
+        self.block(name, |to| {
+            for tracked in all {
+                let weight = tracked.weight.map(|weight| format!(" {}", weight_words(weight)));
+                to.line(format!("{}{}", quoted(&tracked.name), weight.unwrap_or_default()));
+            }
+        });
     }
 
     fn notify(&mut self, notify: &Notify) {
@@ -271,7 +295,10 @@ impl Printer {
                     to.line(quoted(member));
                 }
             });
-            to.tracked(&group.track_interfaces, &group.track_scripts, &group.track_files);
+            to.tracked("track_interface", &group.track_interfaces);
+            to.tracked("track_script", &group.track_scripts);
+            to.tracked("track_file", &group.track_files);
+            to.tracked("track_process", &group.track_processes);
             to.notify(&group.notify);
             to.statements(&group.kept);
         });

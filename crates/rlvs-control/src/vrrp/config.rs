@@ -293,7 +293,7 @@ pub struct Track {
     pub what: Tracked,
     /// 0: failing is a fault. Above: added while it is well. Below: added while it fails.
     pub weight: i16,
-    /// Whether well and failing are exchanged (`reverse`).
+    /// The weight has the other sign, and failing at weight 0 is being well (`reverse`).
     pub reverse: bool,
 }
 
@@ -306,6 +306,8 @@ pub enum Tracked {
     Script(Arc<str>),
     /// A number from outside, by name, times the weight (`track_file`).
     Value(Arc<str>),
+    /// Whether as many processes run as shall, by name (`track_process`).
+    Process(Arc<str>),
 }
 
 /// A script whose results come in as [`Input::Script`](super::Input::Script) (`vrrp_script`).

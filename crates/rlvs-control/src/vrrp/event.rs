@@ -40,6 +40,13 @@ pub enum Input {
         /// The number.
         value: i32,
     },
+    /// As many tracked processes run as shall, or not.
+    Process {
+        /// Their name.
+        name: Arc<str>,
+        /// Whether it is so.
+        good: bool,
+    },
     /// An earlier process ended without order while an instance was master, and its addresses are
     /// all there; sent before the first [`Input::Links`].
     Resume {
@@ -213,6 +220,8 @@ pub enum Why {
     Script(Arc<str>),
     /// A tracked number is not 0.
     Value(Arc<str>),
+    /// Tracked processes do not run, or too many of them.
+    Process(Arc<str>),
     /// What failed is well again.
     Recovered,
     /// An earlier process was master until just now, so nobody else can be.
@@ -236,6 +245,7 @@ impl fmt::Display for Why {
             Self::NoSource => to.write_str("the interface has no address to speak from"),
             Self::Script(name) => write!(to, "script {name} fails"),
             Self::Value(name) => write!(to, "{name} is not 0"),
+            Self::Process(name) => write!(to, "process {name} does not run as it shall"),
             Self::Resumed => to.write_str("going on where an earlier process was cut off"),
             Self::Recovered => to.write_str("all is well again"),
             Self::Stop => to.write_str("stopping"),

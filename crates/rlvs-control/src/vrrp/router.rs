@@ -102,12 +102,16 @@ impl Router {
             Input::Script { name, good } => {
                 if let Some(script) = self.facts.scripts.get_mut(&name) {
                     script.result(good);
-                    self.settle(now);
+                    self.settle_if_begun(now);
                 }
             }
             Input::Value { name, value } => {
                 self.facts.values.insert(name, value);
-                self.settle(now);
+                self.settle_if_begun(now);
+            }
+            Input::Process { name, good } => {
+                self.facts.processes.insert(name, good);
+                self.settle_if_begun(now);
             }
             Input::Resume { name, silent } => {
                 for instance in self.instances.iter_mut().filter(|one| one.config.name == name) {
@@ -251,6 +255,13 @@ impl Router {
         }
     }
 
+    /// As [`Self::settle`], but while no interface is known nothing follows from anything.
+    fn settle_if_begun(&mut self, now: Instant) {
+        if !self.facts.links.is_empty() {
+            self.settle(now);
+        }
+    }
+
     /// Lets every instance know what it depends on.
     fn settle(&mut self, now: Instant) {
         let situations: Vec<Situation> =
@@ -370,9 +381,7 @@ impl Router {
             let state = states.get(&config.name).copied().unwrap_or(State::Initialize);
             Group { config, state }
         }));
-        if !self.facts.links.is_empty() {
-            self.settle(now);
-        }
+        self.settle_if_begun(now);
         Ok(())
     }
 

@@ -54,6 +54,7 @@ pub(super) fn find(options: &Running) -> Found {
         desired.sync_groups.clear();
         desired.scripts.clear();
         desired.files.clear();
+        desired.processes.clear();
         desired.fixed = desired::Fixed::default();
     }
     if !options.services {

@@ -46,7 +46,15 @@ pub(super) fn of(desired: &Desired) -> Routers {
     let group = |group: &SyncGroup| GroupConfig {
         name: name(&group.name),
         members: group.members.iter().map(|member| name(member)).filter(is_there).collect(),
-        track: tracks(desired, &group.track_interfaces, &group.track_scripts, &group.track_files),
+        track: tracks(
+            desired,
+            [
+                &group.track_interfaces,
+                &group.track_scripts,
+                &group.track_files,
+                &group.track_processes,
+            ],
+        ),
     };
     routers.config.groups = desired.sync_groups.iter().map(group).collect();
     let script = |script: &TrackedScript| ScriptConfig {
@@ -95,8 +103,15 @@ fn instance(desired: &Desired, wanted: &Instance, interface: &str) -> InstanceCo
         Some(Authentication::Header(_)) | None => None,
     };
     config.announce = announce(desired, wanted);
-    config.track =
-        tracks(desired, &wanted.track_interfaces, &wanted.track_scripts, &wanted.track_files);
+    config.track = tracks(
+        desired,
+        [
+            &wanted.track_interfaces,
+            &wanted.track_scripts,
+            &wanted.track_files,
+            &wanted.track_processes,
+        ],
+    );
     config.answer_lower = !wanted.lower_priority_no_advert;
     config.answer_higher = wanted.higher_priority_send_advert;
     config
@@ -198,9 +213,7 @@ fn announce(desired: &Desired, wanted: &Instance) -> Announce {
 
 fn tracks(
     desired: &Desired,
-    interfaces: &[desired::Tracked],
-    scripts: &[desired::Tracked],
-    files: &[desired::Tracked],
+    [interfaces, scripts, files, processes]: [&[desired::Tracked]; 4],
 ) -> Vec<Track> {
     let track =
         |what, weight: Weight| Track { what, weight: weight.change, reverse: weight.reverse };
@@ -217,7 +230,12 @@ fn tracks(
         let weight = one.weight.or(own.map(|file| file.weight)).unwrap_or_default();
         track(Tracked::Value(name(&one.name)), weight)
     });
-    interfaces.chain(scripts).chain(files).collect()
+    let processes = processes.iter().map(|one| {
+        let own = desired.processes.iter().find(|process| process.name == one.name);
+        let weight = one.weight.or(own.map(|process| process.weight)).unwrap_or_default();
+        track(Tracked::Process(name(&one.name)), weight)
+    });
+    interfaces.chain(scripts).chain(files).chain(processes).collect()
 }
 
 /// Returns what an instance asks for and does not get.

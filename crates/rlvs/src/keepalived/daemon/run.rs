@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rlvs_conf::desired::Desired;
 use rlvs_control::table::Error;
 use rlvs_control::vrrp::config::Config;
-use rlvs_control::vrrp::{Event, State, Who};
+use rlvs_control::vrrp::{Event, Input, State, Who};
 use rlvs_linux::dataplane::succession;
 use rlvs_linux::process::trim_memory;
 use rlvs_linux::vrrp::{Told, Vrrp};
@@ -22,6 +22,7 @@ use super::files::Files;
 use super::log::{Fields, Level, Log};
 use super::manager::Manager;
 use super::notify::Notifier;
+use super::processes::Processes;
 use super::routers::{self, Routers};
 use super::scripts::Scripts;
 use super::services::Services;
@@ -53,6 +54,7 @@ pub(super) struct Daemon {
     sync: Synchronisation,
     scripts: Scripts,
     files: Files,
+    processes: Processes,
     notifier: Notifier,
     manager: Manager,
     chronicle: Chronicle,
@@ -91,6 +93,7 @@ impl Daemon {
             sync: Synchronisation::new(backend),
             scripts: Scripts::default(),
             files: Files::default(),
+            processes: Processes::default(),
             notifier: Notifier::new(&found.desired, log),
             manager: Manager::find(),
             chronicle: Chronicle::new(&options.file),
@@ -100,6 +103,7 @@ impl Daemon {
         };
         daemon.delay_routers()?;
         daemon.follow_files();
+        daemon.follow_processes();
         daemon.route(config)?;
         daemon.follow();
         daemon.serve_desired()?;
@@ -180,6 +184,7 @@ impl Daemon {
             }
             Happening::Script { name, good, news } => self.script(&name, good, news),
             Happening::Number { name, number } => self.number(&name, number),
+            Happening::Processes { name, good, count } => self.process(&name, good, count),
             Happening::Asked(to) => self.answer(to),
         }
         None
@@ -260,6 +265,7 @@ impl Daemon {
         (self.desired, self.read_from) = (Arc::new(found.desired), found.files);
         self.follow();
         self.follow_files();
+        self.follow_processes();
         self.route(config).map_err(|(_, why)| why)?;
         self.serve_desired().map_err(|(_, why)| why)?;
         self.synchronise();
@@ -271,6 +277,15 @@ impl Daemon {
         self.log.say(Level::Info, format!("track_file {name} says {number}"));
         if let Some(routers) = &self.routers {
             routers.value(name, number);
+        }
+    }
+
+    /// As many processes run as shall, or not.
+    fn process(&mut self, name: &str, good: bool, count: usize) {
+        let (level, is) = if good { (Level::Info, "well") } else { (Level::Warning, "not well") };
+        self.log.say(level, format!("track_process {name}: {count} run, which is {is}"));
+        if let Some(routers) = &self.routers {
+            routers.process(name, good);
         }
     }
 
@@ -307,6 +322,15 @@ impl Daemon {
         failed.iter().for_each(|line| self.log.say(Level::Error, line));
         if let Some(routers) = &self.routers {
             numbers.iter().for_each(|(name, number)| routers.value(name, *number));
+        }
+    }
+
+    /// Watches the tracked processes of the configuration, as the files.
+    fn follow_processes(&mut self) {
+        let (known, said) = self.processes.update(&self.desired.processes, &self.sender);
+        said.iter().for_each(|line| self.log.say(Level::Notice, line));
+        if let Some(routers) = &self.routers {
+            known.iter().for_each(|(name, good)| routers.process(name, *good));
         }
     }
 
@@ -353,7 +377,11 @@ impl Daemon {
     }
 
     fn begin_routers(&mut self, config: Config) -> Result<(), Refusal> {
-        let (routers, told) = Vrrp::start_with(config, self.files.numbers()).map_err(|error| {
+        let number = |(name, value): (&str, i32)| Input::Value { name: name.into(), value };
+        let process = |(name, good): (&str, bool)| Input::Process { name: name.into(), good };
+        let known = self.files.numbers().map(number);
+        let known = known.chain(self.processes.known().map(process));
+        let (routers, told) = Vrrp::start_with(config, known).map_err(|error| {
             let status = match error {
                 rlvs_linux::vrrp::Error::Refused(_) => STATUS_CONFIGURATION,
                 _ => STATUS_FATAL,
