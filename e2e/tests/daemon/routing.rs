@@ -146,8 +146,11 @@ fn routes_move_with_the_master_beside_the_real_one() {
     let both = || (holds(First), holds(Second));
     let there = real(&site, First, &with(200, words));
     wait_until("the real one has all", &((true, 2), (false, 0)), both);
+    // Somebody else's route to the same destination is left alone, also by a backup that begins.
+    ip(&site, Second, "route add 10.1.0.0/24 via 192.168.1.101 dev eth0");
     let mut daemon = Daemon::start(&site, Second, &with(100, words));
     daemon.wait_said("INIT to BACKUP", 1);
+    assert_eq!(ip(&site, Second, "route show 10.1.0.0/24").lines().count(), 1);
     end(there);
     wait_until("ours has all", &((false, 0), (true, 2)), both);
     let there = real(&site, First, &with(200, words));
@@ -156,6 +159,7 @@ fn routes_move_with_the_master_beside_the_real_one() {
     wait_until("ours has all again", &((false, 0), (true, 2)), both);
     assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
     assert_eq!(both(), ((false, 0), (false, 0)));
+    assert_eq!(ip(&site, Second, "route show 10.1.0.0/24").lines().count(), 1);
 }
 
 #[test]

@@ -281,10 +281,11 @@ fn is_it(wanted: &TrackedProcess, running: &Running) -> bool {
         Compared::Command => running.command.len() == all && same(all),
         Compared::Partial => same(all),
         Compared::Initial => {
-            let last = running.command.get(all - 1).zip(words().last());
+            let before = all.saturating_sub(1);
+            let last = running.command.get(before).zip(words().next_back());
             // A program is not longer than it is called.
             let begins = last.is_some_and(|(has, wanted)| has.starts_with(wanted));
-            if all == 1 { same(1) } else { same(all - 1) && begins }
+            if before == 0 { same(1) } else { same(before) && begins }
         }
     }
 }
