@@ -673,22 +673,29 @@ fn global() -> BoxedStrategy<Global> {
             group,
         },
     );
-    (mail, fifo, of(daemon), of(user()), of(text()), group4, group6, any::<[bool; 3]>())
-        .prop_map(|(mail, fifo, sync_daemon, script_user, router_id, group4, group6, flags)| {
-            Global {
-                router_id,
-                mail,
-                script_user,
-                script_security: flags[0],
-                group4,
-                group6,
-                fifo,
-                sync_daemon,
-                flush: flags[1],
-                initial_notifies: flags[2],
-                ..Global::default()
-            }
-        })
+    let once = (script(), 1..=1000u64)
+        .prop_map(|(script, s)| Once { script, timeout: Duration::from_secs(s) });
+    let fifos = (fifo, of(once.boxed()));
+    (mail, fifos, of(daemon), of(user()), of(text()), group4, group6, any::<[bool; 3]>())
+        .prop_map(
+            |(mail, (fifo, once), sync_daemon, script_user, router_id, group4, group6, flags)| {
+                Global {
+                    router_id,
+                    mail,
+                    script_user,
+                    script_security: flags[0],
+                    startup: once.clone().filter(|_| flags[1]),
+                    shutdown: once,
+                    group4,
+                    group6,
+                    fifo,
+                    sync_daemon,
+                    flush: flags[1],
+                    initial_notifies: flags[2],
+                    ..Global::default()
+                }
+            },
+        )
         .boxed()
 }
 

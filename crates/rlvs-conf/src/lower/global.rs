@@ -4,12 +4,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::desired::{
-    DynamicInterfaces, Fifo, FlushOnStop, Garp, Global, Removed, SyncDaemon, Timeouts, Version,
+    DynamicInterfaces, Fifo, FlushOnStop, Garp, Global, Once, Removed, SyncDaemon, Timeouts,
+    Version,
 };
 use crate::diagnostic::Diagnostic;
 use crate::lower::{Lower, common};
 use crate::tree::Node;
 use crate::value::Meaning;
+
+/// Longest run of a program at the start or the end.
+const ONCE: Duration = Duration::from_secs(10);
 
 /// What instances and services take from `global_defs`.
 #[derive(Clone, Debug)]
@@ -76,6 +80,10 @@ fn set<T>(to: &mut T, value: Option<T>) {
 
 impl Lower<'_> {
     pub(super) fn global(&mut self, node: &Node, global: &mut Global) {
+        let startup = self.once(node, "startup_script", "startup_script_timeout");
+        set(&mut global.startup, startup.map(Some));
+        let shutdown = self.once(node, "shutdown_script", "shutdown_script_timeout");
+        set(&mut global.shutdown, shutdown.map(Some));
         set(&mut global.router_id, node.text("router_id").map(Some));
         if let Some(user) = node.child("script_user") {
             global.script_user = user.user(0);
@@ -188,6 +196,14 @@ impl Lower<'_> {
             to.interface = interface;
         }
         to.dynamic_interfaces = global.dynamic_interfaces != DynamicInterfaces::Off;
+    }
+}
+
+impl Lower<'_> {
+    /// Returns a program that is run once.
+    fn once(&mut self, node: &Node, name: &str, timeout: &str) -> Option<Once> {
+        let timeout = node.whole_seconds(timeout).unwrap_or(ONCE);
+        self.script(node, name).map(|script| Once { script, timeout })
     }
 }
 

@@ -29,7 +29,9 @@ use super::services::Services;
 use super::signals::{self, Wish};
 use super::sync::Synchronisation;
 use super::watch::Watch;
-use super::{Asker, Happening, Refusal, STATUS_CONFIGURATION, STATUS_FATAL, STATUS_SOFTWARE, dump};
+use super::{
+    Asker, Happening, Refusal, STATUS_CONFIGURATION, STATUS_FATAL, STATUS_SOFTWARE, dump, program,
+};
 use crate::face;
 use crate::ipvsadm::Backend;
 
@@ -78,6 +80,8 @@ impl Daemon {
         if found.empty {
             log.say(Level::Warning, format!("{shown} asks for nothing; nothing is done"));
         }
+        let global = &found.desired.global;
+        program::run_once(global.startup.as_ref(), "startup_script", global, log);
         let Routers { config, left_out } = routers::of(&found.desired);
         left_out.iter().for_each(|line| log.say(Level::Warning, line));
         let backend = backend(options)?;
@@ -216,6 +220,8 @@ impl Daemon {
         }
         let failed = self.sync.stop();
         self.say_failed(failed);
+        let global = &self.desired.global;
+        program::run_once(global.shutdown.as_ref(), "shutdown_script", global, &self.log);
         self.log.say(Level::Info, "stopped");
     }
 
