@@ -47,7 +47,7 @@ pub fn read(path: &Path, surroundings: &mut dyn Surroundings, options: &Options)
     let lexer = lexer::Lexer::new(options, surroundings, &mut sources, &mut diagnostics);
     let tokens = lexer.run(path);
     let nodes = tree::parse(tokens, &mut sources, &mut diagnostics);
-    let desired = lower::lower(&nodes, surroundings, &mut diagnostics);
+    let desired = lower::lower(&nodes, surroundings, &sources, &mut diagnostics);
     diagnostics.sort();
     Configuration { desired, diagnostics, sources }
 }

@@ -40,6 +40,12 @@ pub trait Surroundings {
         let _ = path;
         None
     }
+    /// Returns the number of a name in a table of routing: `rt_tables`, `rt_protos`, `rt_scopes`,
+    /// `rt_dsfield`.
+    fn routing_number(&self, table: &str, name: &str) -> Option<u32> {
+        let _ = (table, name);
+        None
+    }
     /// Returns whether there is such a user.
     fn has_user(&self, name: &str) -> Option<bool> {
         let _ = name;

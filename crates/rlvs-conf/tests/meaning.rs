@@ -232,20 +232,88 @@ fn the_language_is_keepalived_s() {
 
 #[test]
 fn what_is_not_carried_out_is_kept_as_it_was_written() {
-    let blocks = "static_routes {\n    10.9.0.0/24 via 10.0.0.9 dev Eth0 table 7\n}\n\
-                  vrrp_track_process P {\n    process \"/bin/A b\" -D\n    weight 5 reverse\n}\n";
-    let read = read_text(blocks);
+    let blocks = "static_routes {\n    10.9.0.0/24 via 10.0.0.9 dev Eth0 realms 3/4\n}\n\
+                  static_rules {\n    inet not to fd09::/64 table 7 priority 3 realms 5\n}\n";
+    let read = read_text(&blocks.replace("inet not", "inet6 not"));
     assert!(!read.diagnostics.has_errors());
     let text = print(&read.desired, Secrets::Shown);
-    assert!(text.ends_with(blocks), "{text}");
+    assert!(text.ends_with(&blocks.replace("inet not", "inet6 not")), "{text}");
     let instance = "vrrp_instance V {\n interface eth0\n virtual_router_id 1\n use_vmac Vm0\n virtual_routes {\n \
-                    default via 10.0.0.9\n }\n virtual_ipaddress {\n 10.0.0.1 use_vmac\n }\n}\n";
+                    default via 10.0.0.9 rtt 3\n }\n virtual_ipaddress {\n 10.0.0.1 use_vmac\n }\n}\n";
     let read = read_text(instance);
     let text = print(&read.desired, Secrets::Shown);
-    for words in ["use_vmac Vm0\n", "default via 10.0.0.9\n", "10.0.0.1/32 use_vmac\n"] {
+    for words in ["use_vmac Vm0\n", "0.0.0.0/0 via 10.0.0.9 rtt 3\n", "10.0.0.1/32 use_vmac\n"] {
         assert!(text.contains(words), "{text}");
     }
     assert_eq!(read_text(&text).desired, read.desired);
+}
+
+#[test]
+fn routes_and_rules_mean_one_thing_each() {
+    let block = |words: &str, rule: bool| {
+        let name = if rule { "static_rules" } else { "static_routes" };
+        let read = read_text(&format!("{name} {{\n {words}\n}}\n"));
+        let fixed = read.desired.fixed;
+        let route = fixed.routes.first().map(|entry| entry.route.to_string());
+        let rule = fixed.rules.first().map(|entry| entry.rule.to_string());
+        route.or(rule).unwrap_or_else(|| read.diagnostics.iter().last().unwrap().message.clone())
+    };
+    for (words, expected) in [
+        ("10.1.0.0/24 gw 10.0.0.1 oif eth1", "10.1.0.0/24 via 10.0.0.1 dev eth1"),
+        ("src 10.0.0.2 to 10.1.0.1 dev e table local", "10.1.0.1/32 dev e src 10.0.0.2 table 255"),
+        ("default via inet6 fd00::1 metric 3", "::/0 via fd00::1 metric 3"),
+        ("inet6 default dev e", "::/0 dev e"),
+        ("default6 via fd00::1", "::/0 via fd00::1"),
+        (
+            "default via 10.0.0.1 proto static scope link",
+            "0.0.0.0/0 via 10.0.0.1 scope 253 proto 4",
+        ),
+        ("throw 10.1.0.0/16 table 0x10", "throw 10.1.0.0/16 table 16"),
+        (
+            "10.1.0.0/24 dev e mtu lock 1400 advmss 1300",
+            "10.1.0.0/24 dev e mtu lock 1400 advmss 1300",
+        ),
+        (
+            "10.1.0.0/24 nexthop via 10.0.0.1 onlink nexthop dev e weight 9",
+            "10.1.0.0/24 nexthop via 10.0.0.1 weight 1 onlink nexthop dev e weight 9",
+        ),
+        (
+            "10.1.0.0/24 via 10.0.0.1 or 10.0.0.2",
+            "10.1.0.0/24 nexthop via 10.0.0.1 weight 1 nexthop via 10.0.0.2 weight 1",
+        ),
+        ("via 10.0.0.1", "a route without a destination"),
+        ("10.1.0.0/33 dev e", "the length of the prefix of `10.1.0.0/33` is not from 0 to 32"),
+        ("10.1.0.0/24 via fd00::1", "a route of IPv4 and of IPv6 addresses"),
+        ("10.1.0.0/24 via east", "`east` is no IP address"),
+        ("10.1.0.0/24 dev e table east", "there is no routing table `east`"),
+        ("10.1.0.0/24 dev e scope 256", "there is no scope `256`"),
+        ("10.1.0.0/24 dev e mtu lock", "`lock` is no number"),
+        ("10.1.0.0/24 dev e weight 3", "a `weight` without a `nexthop`"),
+    ] {
+        assert_eq!(block(words, false), expected, "{words}");
+    }
+    for (words, expected) in [
+        ("from all lookup main pref 3", "inet table 254 priority 3"),
+        ("to fd00::/64 goto 9 priority 3", "inet6 to fd00::/64 goto 9 priority 3"),
+        (
+            "dev a oif b fwmark 7 nop priority 3",
+            "inet iif a oif b fwmark 0x7/0xffffffff nop priority 3",
+        ),
+        ("not fwmark 0x7/9 table 3 priority 0", "inet not fwmark 0x7/0x9 table 3 priority 0"),
+        (
+            "ipproto tcp sport 1-2 dport 80 uidrange 5-6 l3mdev priority 3",
+            "inet ipproto 6 sport 1-2 dport 80-80 uidrange 5-6 l3mdev priority 3",
+        ),
+        ("from 10.1.0.0/16 table 3", "inet from 10.1.0.0/16 table 3 priority 16384"),
+        ("10.1.0.0/16 table 3 priority 3", "`10.1.0.0/16` is not known here"),
+        ("from 10.1.0.0/16 priority 3", "a rule that does nothing"),
+        ("from 10.1.0.0/16 to fd00::/8 nop priority 3", "a rule of IPv4 and of IPv6 addresses"),
+        ("dport 90-80 nop priority 3", "`90-80` is no number or range that fits here"),
+        ("dport 65536 nop priority 3", "`65536` is no number or range that fits here"),
+        ("ipproto 256 nop priority 3", "there is no IP protocol `256`"),
+    ] {
+        assert_eq!(block(words, true), expected, "{words}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use rlvs_conf::desired::*;
 use rlvs_conf::{Secrets, print, read_text};
 use rlvs_control::model::{Family, ForwardingMethod, Netmask, Protocol, Tunnel, TunnelChecksum};
+use rlvs_control::routing::{Action, Bound, Hop, Line, Metric, Network, Route, RouteKind, Rule};
 
 /// A name that is no keyword.
 fn name() -> impl Strategy<Value = String> {
@@ -391,6 +392,109 @@ fn transport(family: Family) -> BoxedStrategy<Transport> {
     .boxed()
 }
 
+fn network(family: Family) -> BoxedStrategy<Network> {
+    let most = if family == Family::V4 { 32 } else { 128u8 };
+    (of_family(family), 0..=most).prop_map(|(address, bits)| Network { address, bits }).boxed()
+}
+
+fn hop(family: Family) -> BoxedStrategy<Hop> {
+    (of(of_family(family)), name(), 1..=256u16, any::<bool>())
+        .prop_map(|(gateway, interface, weight, onlink)| Hop {
+            gateway,
+            interface: Some(interface.as_str().into()),
+            weight,
+            onlink,
+        })
+        .boxed()
+}
+
+fn route() -> BoxedStrategy<RouteEntry> {
+    let metrics = vec((0..Metric::WORDS.len(), any::<u8>(), any::<bool>()), 0..4);
+    let numbers = (any::<u32>(), of(any::<u32>()), any::<[u8; 3]>());
+    family()
+        .prop_flat_map(move |family| {
+            let hops = vec(hop(family), 0..4);
+            let ends = (network(family), of(of_family(family)));
+            let kind = of(0..RouteKind::WORDS.len());
+            (kind, ends, numbers.clone(), metrics.clone(), hops, any::<bool>())
+        })
+        .prop_map(|(kind, (destination, source), numbers, metrics, mut hops, untracked)| {
+            let (table, metric, [scope, protocol, tos]) = numbers;
+            if let [hop] = hops.as_mut_slice() {
+                hop.weight = 0;
+            }
+            let metrics = metrics.into_iter().map(|(at, value, locked)| {
+                let metric = Metric::WORDS[at].1;
+                let locked = locked && [Metric::Mtu, Metric::Advmss].contains(&metric);
+                let flag = [Metric::QuickAck, Metric::FastOpenNoCookie].contains(&metric);
+                let value = u32::from(if flag { value % 2 } else { value });
+                (metric, Bound { value, locked })
+            });
+            let route = Route {
+                kind: kind.map_or(RouteKind::Unicast, |at| RouteKind::WORDS[at].1),
+                destination,
+                source,
+                table,
+                metric,
+                scope,
+                protocol,
+                tos,
+                metrics: metrics.collect(),
+                hops,
+                untracked,
+                line: Line::default(),
+            };
+            RouteEntry { route, kept: Vec::new() }
+        })
+        .boxed()
+}
+
+fn rule() -> BoxedStrategy<RuleEntry> {
+    let action = prop_oneof![
+        any::<u32>().prop_map(Action::Table),
+        any::<u32>().prop_map(Action::Goto),
+        (0..Action::WORDS.len()).prop_map(|at| Action::WORDS[at].1),
+    ];
+    let ports = of((any::<u16>(), any::<u16>()).prop_map(|(a, b)| (a.min(b), a.max(b))));
+    let users = of((any::<u32>(), any::<u32>()).prop_map(|(a, b)| (a.min(b), a.max(b))));
+    let who = (users, of(any::<u8>()), ports.clone(), ports, of((any::<u32>(), any::<u32>())));
+    let numbers = (any::<u32>(), of(any::<u32>()), of(any::<u32>()), any::<[u8; 2]>());
+    let names = (of(name()), of(name())).boxed();
+    family()
+        .prop_flat_map(move |family| {
+            let ends = (of(network(family)), of(network(family)));
+            let all = (Just(family), ends, names.clone(), who.clone(), numbers.clone());
+            (all, action.clone(), any::<[bool; 2]>())
+        })
+        .prop_map(|((family, (from, to), names, who, numbers), action, flags)| {
+            let (users, ip_protocol, source_ports, destination_ports, mark) = who;
+            let (priority, tunnel, suppressed_bits, [tos, protocol]) = numbers;
+            let rule = Rule {
+                family,
+                inverted: flags[0],
+                from,
+                to,
+                incoming: names.0.map(|name| name.as_str().into()),
+                outgoing: names.1.map(|name| name.as_str().into()),
+                mark,
+                tos,
+                ip_protocol,
+                source_ports,
+                destination_ports,
+                users,
+                tunnel: tunnel.map(u64::from),
+                suppressed_bits,
+                priority,
+                action,
+                protocol,
+                untracked: flags[1],
+                line: Line::default(),
+            };
+            RuleEntry { rule, kept: Vec::new() }
+        })
+        .boxed()
+}
+
 fn instance(number: u8) -> BoxedStrategy<Instance> {
     (family(), any::<bool>(), any::<bool>())
         .prop_flat_map(move |(family, v2, master)| {
@@ -416,6 +520,7 @@ fn instance(number: u8) -> BoxedStrategy<Instance> {
                 vec(virtual_address(family), 1..4),
                 vec(virtual_address(family), 0..2),
                 of(weight()),
+                (vec(route(), 0..3), vec(rule(), 0..3)),
             );
             (who, how, what, any::<[bool; 9]>()).prop_map(
                 move |(
@@ -425,7 +530,10 @@ fn instance(number: u8) -> BoxedStrategy<Instance> {
                     flags,
                 )| {
                     let (transport, source, authentication, preempt, garp, notify) = how;
-                    let (mut addresses, excluded_addresses, weight) = what;
+                    let (mut addresses, excluded_addresses, weight, (mut routes, mut rules)) = what;
+                    // Those that are there twice are left out.
+                    routes.dedup();
+                    rules.dedup();
                     let mut met = Vec::new();
                     addresses.retain(|one| {
                         let new = !met.contains(&one.address);
@@ -456,9 +564,12 @@ fn instance(number: u8) -> BoxedStrategy<Instance> {
                         authentication,
                         addresses,
                         excluded_addresses,
+                        routes,
+                        rules,
                         track_interfaces: vec![tracked],
                         track_scripts: Vec::new(),
                         track_files: Vec::new(),
+                        track_processes: Vec::new(),
                         ignore_own_interface: flags[2],
                         garp,
                         lower_priority_no_advert: flags[3],
@@ -494,6 +605,42 @@ fn tracked_file() -> BoxedStrategy<TrackedFile> {
         .boxed()
 }
 
+fn tracked_process() -> BoxedStrategy<TrackedProcess> {
+    let numbers = (1..=100u32, of(100..=65535u32), any::<bool>());
+    let compared = (0..5usize, vec(text(), 1..4), numbers, time(), time());
+    (name(), weight(), compared)
+        .prop_map(
+            |(name, weight, (compared, mut command, numbers, fork_delay, terminate_delay))| {
+                let all = [
+                    Compared::Initial,
+                    Compared::Partial,
+                    Compared::Command,
+                    Compared::Name,
+                    Compared::Program,
+                ];
+                let compared = all[compared];
+                match compared {
+                    Compared::Name | Compared::Program => command.truncate(1),
+                    Compared::Command => command.push("last".to_owned()),
+                    Compared::Initial | Compared::Partial => {}
+                }
+                let (quorum, quorum_max, none) = numbers;
+                let (quorum, quorum_max) = if none { (0, Some(0)) } else { (quorum, quorum_max) };
+                TrackedProcess {
+                    name,
+                    command,
+                    compared,
+                    weight,
+                    quorum,
+                    quorum_max,
+                    fork_delay,
+                    terminate_delay,
+                }
+            },
+        )
+        .boxed()
+}
+
 fn global() -> BoxedStrategy<Global> {
     let ends = (vec(text(), 0..3), of(text()), of((name(), 1..u16::MAX)));
     let mail = (ends, of(text()), time(), any::<bool>(), any::<bool>()).prop_map(
@@ -526,55 +673,75 @@ fn global() -> BoxedStrategy<Global> {
             group,
         },
     );
-    (mail, fifo, of(daemon), of(user()), of(text()), group4, group6, any::<[bool; 3]>())
-        .prop_map(|(mail, fifo, sync_daemon, script_user, router_id, group4, group6, flags)| {
-            Global {
-                router_id,
-                mail,
-                script_user,
-                script_security: flags[0],
-                group4,
-                group6,
-                fifo,
-                sync_daemon,
-                flush: flags[1],
-                initial_notifies: flags[2],
-                ..Global::default()
-            }
-        })
+    let once = (script(), 1..=1000u64)
+        .prop_map(|(script, s)| Once { script, timeout: Duration::from_secs(s) });
+    let fifos = (fifo, of(once.boxed()));
+    (mail, fifos, of(daemon), of(user()), of(text()), group4, group6, any::<[bool; 3]>())
+        .prop_map(
+            |(mail, (fifo, once), sync_daemon, script_user, router_id, group4, group6, flags)| {
+                Global {
+                    router_id,
+                    mail,
+                    script_user,
+                    script_security: flags[0],
+                    startup: once.clone().filter(|_| flags[1]),
+                    shutdown: once,
+                    group4,
+                    group6,
+                    fifo,
+                    sync_daemon,
+                    flush: flags[1],
+                    initial_notifies: flags[2],
+                    ..Global::default()
+                }
+            },
+        )
         .boxed()
 }
 
 fn desired() -> BoxedStrategy<Desired> {
     let instances = (instance(1), instance(2), instance(3)).prop_map(|(a, b, c)| vec![a, b, c]);
-    let tracked = (tracked_script(), tracked_file());
+    let tracked = (tracked_script(), tracked_file(), tracked_process());
     let namespace = of(name());
     (global(), tracked, instances, notify(), virtual_server(), weight(), namespace)
-        .prop_map(|(global, (script, file), mut instances, notify, server, weight, namespace)| {
-            let tracked = |name: &String| Tracked { name: name.clone(), weight: Some(weight) };
-            instances[0].track_scripts = vec![tracked(&script.name)];
-            instances[0].track_files = vec![tracked(&file.name)];
-            let members = instances[1..].iter().map(|instance| instance.name.clone()).collect();
-            let group = SyncGroup {
-                name: "Together".into(),
-                members,
-                track_interfaces: Vec::new(),
-                track_scripts: Vec::new(),
-                track_files: vec![Tracked { name: file.name.clone(), weight: None }],
-                notify,
-                kept: Vec::new(),
-            };
-            Desired {
+        .prop_map(
+            |(
                 global,
+                (script, file, process),
+                mut instances,
+                notify,
+                server,
+                weight,
                 namespace,
-                scripts: vec![script],
-                files: vec![file],
-                instances,
-                sync_groups: vec![group],
-                virtual_servers: vec![server],
-                ..Desired::default()
-            }
-        })
+            )| {
+                let tracked = |name: &String| Tracked { name: name.clone(), weight: Some(weight) };
+                instances[0].track_scripts = vec![tracked(&script.name)];
+                instances[0].track_files = vec![tracked(&file.name)];
+                instances[0].track_processes = vec![tracked(&process.name)];
+                let members = instances[1..].iter().map(|instance| instance.name.clone()).collect();
+                let group = SyncGroup {
+                    name: "Together".into(),
+                    members,
+                    track_interfaces: Vec::new(),
+                    track_scripts: Vec::new(),
+                    track_files: vec![Tracked { name: file.name.clone(), weight: None }],
+                    track_processes: vec![tracked(&process.name)],
+                    notify,
+                    kept: Vec::new(),
+                };
+                Desired {
+                    global,
+                    namespace,
+                    scripts: vec![script],
+                    files: vec![file],
+                    processes: vec![process],
+                    instances,
+                    sync_groups: vec![group],
+                    virtual_servers: vec![server],
+                    ..Desired::default()
+                }
+            },
+        )
         .boxed()
 }
 

@@ -323,7 +323,10 @@ impl World {
                     router.handle(Input::AllRead, now);
                 }
                 Output::Log { event, .. } => self.note(number, &event.to_string()),
-                Output::SendFrame { .. } | Output::Notify { .. } => {}
+                Output::SendFrame { .. }
+                | Output::Notify { .. }
+                | Output::AddRouting { .. }
+                | Output::RemoveRouting { .. } => {}
             }
         }
         self.check_addresses(number);

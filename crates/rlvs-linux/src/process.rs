@@ -1,5 +1,7 @@
 //! Child processes that do not outlive their purpose, and waiting for them without spinning.
 
+pub mod watch;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;

@@ -3,6 +3,7 @@
 //! The one module that knows `netlink-packet-route`; `ingress` has the filters. Everything is asked
 //! of the kernel at the moment it is wanted; nothing is cached.
 
+mod entry;
 mod ingress;
 mod monitor;
 mod virtual_address;
@@ -28,7 +29,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-pub use monitor::Monitor;
+pub use monitor::{Monitor, RoutingMonitor};
 
 use crate::netlink;
 use crate::netns::{self, Namespace};

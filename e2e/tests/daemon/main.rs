@@ -9,6 +9,7 @@ mod mails;
 mod metrics;
 mod reload;
 mod rights;
+mod routing;
 mod site;
 mod state;
 mod succession;

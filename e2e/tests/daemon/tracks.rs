@@ -3,14 +3,17 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use e2e::lab::wait_for;
+use e2e::lab::{tool, wait_for};
 use nix::sys::signal::Signal;
 use rlvs::lab::site::Host::{First, Second};
+use rlvs_linux::process::Guard;
 
-use crate::router;
 use crate::site::{Daemon, Site};
-use crate::words::{end, real};
+use crate::words::{end, ip, real};
+use crate::{router, when};
 
 /// How a virtual router is: its priority, or fault.
 type Standing = Option<u8>;
@@ -112,5 +115,143 @@ fn a_tracked_file_is_followed_as_by_the_real_one() {
     fs::write(path("fatal"), "0").unwrap();
     both("all is well", Some(94));
     end(there);
+    assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
+}
+
+#[test]
+fn weights_are_reversed_as_by_the_real_one() {
+    let site = Site::new();
+    let good = site.directory().join("good");
+    for host in [First, Second] {
+        ip(&site, host, "link add other type veth peer name end");
+        ip(&site, host, "link set end up");
+    }
+    let weights = ["10 reverse", "-10 reverse"];
+    let text = |vrid: u8, weight: &str| {
+        let script = format!(
+            "vrrp_script S {{\n script \"/usr/bin/test -e {}\"\n interval 1\n weight {weight}\n}}\n",
+            good.display()
+        );
+        let tracks = format!(
+            "advert_int 1\n track_interface {{\n other weight {weight}\n }}\n track_script {{\n S\n }}"
+        );
+        let instance = router(100).replace("advert_int 1", &tracks);
+        let instance = instance.replace("router_id 51", &format!("router_id {vrid}"));
+        let instance = instance.replace("192.168.1.200", &format!("192.168.1.2{vrid}"));
+        format!("global_defs {{\n script_user root\n}}\n{script}{instance}")
+    };
+    for (number, weight) in (0..).zip(weights) {
+        let mut seen = Vec::new();
+        for well in [true, false] {
+            let state = if well { "up" } else { "down" };
+            for host in [First, Second] {
+                ip(&site, host, &format!("link set other {state}"));
+            }
+            if well {
+                fs::write(&good, "").unwrap();
+            } else {
+                fs::remove_file(&good).unwrap();
+            }
+            let there = real(&site, Second, &text(50 + number, weight));
+            let log = site.directory().join("real-Second.log");
+            let mut daemon = Daemon::start(&site, First, &text(10 + number, weight));
+            // Each of the two has been taken into account by both.
+            daemon.wait_said("INIT to BACKUP", 1);
+            daemon.wait_said("script S:", 1);
+            wait_for("the real one", || {
+                let said = fs::read_to_string(&log).unwrap();
+                when(said.contains("VRRP_Script(S)") && said.contains("Entering BACKUP STATE"))
+            });
+            let counts = (weight.starts_with("10")) == well;
+            let change: i32 = weight.split(' ').next().unwrap().parse().unwrap();
+            let expected = u8::try_from(100 - if counts { 2 * change } else { 0 }).unwrap();
+            wait_for(&format!("{weight} {state}: {expected}"), || {
+                let standing = (ours(&daemon), theirs(&log));
+                let expected = (Some(expected), Some(expected));
+                if standing == expected {
+                    Ok(())
+                } else {
+                    Err(format!("{standing:?}\n{}", daemon.said()))
+                }
+            });
+            seen.push(expected);
+            end(there);
+            assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
+        }
+        assert_ne!(seen[0], seen[1]);
+    }
+}
+
+/// A program of a name of its own, which runs until it is ended.
+fn program(site: &Site, name: &str) -> PathBuf {
+    let path = site.directory().join(name);
+    fs::copy(tool("sleep").unwrap(), &path).unwrap();
+    path
+}
+
+fn run_program(path: &PathBuf, words: &[&str]) -> Guard {
+    Guard::new(Command::new(path).args(words).stdin(Stdio::null()).spawn().unwrap())
+}
+
+#[test]
+fn tracked_processes_are_followed() {
+    let site = Site::new();
+    // A name that nothing else on this machine has.
+    let name = format!("p{}", std::process::id());
+    let path = program(&site, &name);
+    let shown = path.display();
+    let text = format!(
+        "track_process named {{\n process {name}\n quorum 2\n quorum_max 3\n weight 20\n}}\n\
+         vrrp_track_process exact {{\n process \"{shown}\" 1001\n weight 5\n terminate_delay 1\n}}\n\
+         track_process none {{\n process {shown} 13\n param_match partial\n quorum_max 0\n weight 0\n}}\n{}",
+        router(100)
+            .replace("advert_int 1", "advert_int 1\n track_process {\n named\n exact\n none\n }",)
+    );
+    let first = run_program(&path, &["1000"]);
+    let mut daemon = Daemon::start(&site, First, &text);
+    daemon.wait_said("INIT to BACKUP", 1);
+    let standing = |what: &str, expected: Standing| {
+        wait_for(what, || {
+            let seen = ours(&daemon);
+            if seen == expected { Ok(()) } else { Err(format!("{seen:?}\n{}", daemon.said())) }
+        });
+    };
+    standing("too few", Some(100));
+    let second = run_program(&path, &["1001"]);
+    standing("a second, of these words", Some(125));
+    let third = run_program(&path, &["1000"]);
+    let fourth = run_program(&path, &["1000"]);
+    standing("too many", Some(105));
+    drop(fourth);
+    standing("enough", Some(125));
+    let forbidden = run_program(&path, &["13", "14"]);
+    standing("one that must not run", None);
+    drop(forbidden);
+    standing("it has gone", Some(125));
+    // It goes, and another comes in time.
+    drop(second);
+    let other = run_program(&path, &["1001"]);
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_said(" reloaded: ", 1);
+    standing("all is as it was", Some(125));
+    assert!(!daemon.said().contains("exact: 0"), "{}", daemon.said());
+    let gone = Instant::now();
+    drop(other);
+    standing("it counts a second later", Some(120));
+    assert!(gone.elapsed() >= Duration::from_secs(1), "{:?}", gone.elapsed());
+    // Nobody looks: the kernel tells at once, for a second has not passed.
+    let gone = Instant::now();
+    drop((first, third));
+    standing("none is left", Some(100));
+    assert!(gone.elapsed() < Duration::from_millis(900), "{:?}", gone.elapsed());
+    assert!(!daemon.said().contains("/proc is looked at"), "{}", daemon.said());
+    // A shell that becomes another program, and a name that is given later.
+    let script = format!("exec -a {name} {shown} 1000");
+    let mut shell = Command::new(tool("bash").unwrap());
+    let shell = Guard::new(shell.args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap());
+    let another = run_program(&path, &["1000"]);
+    standing("two again", Some(120));
+    drop((shell, another));
+    standing("and none", Some(100));
     assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
 }

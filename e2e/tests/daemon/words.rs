@@ -403,3 +403,45 @@ fn the_dump_tells_how_servers_are() {
         if lines.iter().all(|line| said.contains(line)) { Ok(()) } else { Err(said) }
     });
 }
+
+#[test]
+fn programs_are_run_before_all_else_and_after() {
+    let site = Site::new();
+    let out = site.directory().join("out");
+    let shown = out.display();
+    let script = |what: &str, status: u8| {
+        format!(
+            "\"/bin/sh -c '(echo {what}; ip -o addr show dev eth0 | grep -c 192.168.1.200) >> {shown}; \
+             exit {status}'\""
+        )
+    };
+    let text = |start: &str, stop: &str| {
+        format!(
+            "global_defs {{\n script_user root\n startup_script {start}\n startup_script_timeout 1\n \
+             shutdown_script {stop}\n}}\n{}",
+            router(255)
+        )
+    };
+    // The real one and ours, each one after the other on the same host.
+    let told = || std::mem::take(&mut fs::read_to_string(&out).unwrap());
+    let good = text(&script("start", 0), &script("stop", 3));
+    let there = real(&site, First, &good);
+    wait_until("the address", &true, || site.vip_is_at(First));
+    end(there);
+    let theirs = told();
+    assert_eq!(theirs, "start\n0\nstop\n0\n");
+    fs::remove_file(&out).unwrap();
+    let mut daemon = Daemon::start(&site, First, &good);
+    wait_until("the address", &true, || site.vip_is_at(First));
+    assert_eq!(told(), "start\n0\n");
+    assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
+    assert_eq!(told(), theirs);
+    let said = daemon.said();
+    assert!(said.contains("startup_script: it succeeds"), "{said}");
+    assert!(said.contains("it ended with exit status: 3; all goes on"), "{said}");
+    // One that does not end is ended, and all goes on.
+    let mut daemon = Daemon::start(&site, First, &text("\"/bin/sleep 600\"", "/bin/true"));
+    daemon.wait_said("it took longer than 1s and was ended; all goes on", 1);
+    wait_until("the address", &true, || site.vip_is_at(First));
+    assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
+}

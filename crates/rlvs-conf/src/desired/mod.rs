@@ -24,6 +24,10 @@ pub struct Desired {
     pub scripts: Vec<TrackedScript>,
     /// `track_file` blocks; names differ.
     pub files: Vec<TrackedFile>,
+    /// `track_process` blocks; names differ.
+    pub processes: Vec<TrackedProcess>,
+    /// `static_ipaddress`, `static_routes`, `static_rules`.
+    pub fixed: Fixed,
     /// `vrrp_instance` blocks; names differ, and so does the triple of interface, family and id.
     pub instances: Vec<Instance>,
     /// `vrrp_sync_group` blocks; their members exist, and each is in one group at most.
@@ -96,6 +100,15 @@ pub struct Script {
     pub user: Option<User>,
 }
 
+/// A program that is run once and waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Once {
+    /// The program.
+    pub script: Script,
+    /// Longest run.
+    pub timeout: Duration,
+}
+
 /// A named pipe that learns of changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fifo {
@@ -130,6 +143,10 @@ pub struct Global {
     pub startup_delay: Duration,
     /// Whether interfaces may be missing at start, and come later.
     pub dynamic_interfaces: DynamicInterfaces,
+    /// Program that is run to its end before anything is done.
+    pub startup: Option<Once>,
+    /// Program that is run when all has been put in order at the end.
+    pub shutdown: Option<Once>,
     /// Pipe that learns of instances.
     pub vrrp_fifo: Fifo,
     /// Pipe that learns of services.
@@ -165,6 +182,8 @@ impl Default for Global {
             gna_interval: Duration::ZERO,
             startup_delay: Duration::ZERO,
             dynamic_interfaces: DynamicInterfaces::Off,
+            startup: None,
+            shutdown: None,
             vrrp_fifo: Fifo::default(),
             service_fifo: Fifo::default(),
             fifo: Fifo::default(),

@@ -5,6 +5,7 @@ use std::num::NonZeroU8;
 use std::time::Duration;
 
 use rlvs_control::model::Family;
+use rlvs_control::routing::{Route, Rule};
 
 use super::{Script, Secret, Statement, User};
 
@@ -49,12 +50,18 @@ pub struct Instance {
     pub addresses: Vec<VirtualAddress>,
     /// Addresses that are not advertised, of any family.
     pub excluded_addresses: Vec<VirtualAddress>,
+    /// Routes of the master.
+    pub routes: Vec<RouteEntry>,
+    /// Rules of the master.
+    pub rules: Vec<RuleEntry>,
     /// Other interfaces that must be up.
     pub track_interfaces: Vec<Tracked>,
     /// Scripts that must be good, by name.
     pub track_scripts: Vec<Tracked>,
     /// Files whose numbers count, by name.
     pub track_files: Vec<Tracked>,
+    /// Processes that must run, by name.
+    pub track_processes: Vec<Tracked>,
     /// The own interface may be down.
     pub ignore_own_interface: bool,
     /// Gratuitous ARPs and neighbour advertisements.
@@ -75,6 +82,35 @@ pub struct Instance {
     pub notify: Notify,
     /// What is not carried out.
     pub kept: Vec<Statement>,
+}
+
+/// A route, and what is said of it and not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteEntry {
+    /// The route.
+    pub route: Route,
+    /// What is not carried out.
+    pub kept: Vec<Statement>,
+}
+
+/// A rule that chooses a routing table, and what is said of it and not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleEntry {
+    /// The rule.
+    pub rule: Rule,
+    /// What is not carried out.
+    pub kept: Vec<Statement>,
+}
+
+/// What a host has whatever the state of its virtual routers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// Addresses, each with its interface.
+    pub addresses: Vec<VirtualAddress>,
+    /// Routes.
+    pub routes: Vec<RouteEntry>,
+    /// Rules.
+    pub rules: Vec<RuleEntry>,
 }
 
 /// Version of VRRP.
@@ -215,7 +251,7 @@ pub struct Tracked {
 pub struct Weight {
     /// The change.
     pub change: i16,
-    /// Good and bad exchanged.
+    /// It has the other sign; with 0, good and bad are exchanged.
     pub reverse: bool,
 }
 
@@ -284,6 +320,8 @@ pub struct SyncGroup {
     pub track_scripts: Vec<Tracked>,
     /// Files whose numbers count.
     pub track_files: Vec<Tracked>,
+    /// Processes that must run, by name.
+    pub track_processes: Vec<Tracked>,
     /// Programs that learn of changes.
     pub notify: Notify,
     /// What is not carried out.
@@ -303,6 +341,42 @@ pub struct TrackedFile {
     pub initial: Option<i32>,
     /// A number that is there is overwritten at the start.
     pub overwritten: bool,
+}
+
+/// Processes that instances follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrackedProcess {
+    /// Its name.
+    pub name: String,
+    /// The program and its arguments; never empty.
+    pub command: Vec<String>,
+    /// What of it is compared.
+    pub compared: Compared,
+    /// What it does to the priority.
+    pub weight: Weight,
+    /// Processes at least.
+    pub quorum: u32,
+    /// Processes at most.
+    pub quorum_max: Option<u32>,
+    /// How long it must last that there are more, until it counts.
+    pub fork_delay: Duration,
+    /// How long it must last that there are fewer, until it counts.
+    pub terminate_delay: Duration,
+}
+
+/// What of a process is held against a [`TrackedProcess`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// Its name, 15 bytes at most.
+    Name,
+    /// The first word of its command.
+    Program,
+    /// All words of its command.
+    Command,
+    /// As many words of its command, the last of which may be longer.
+    Initial,
+    /// As many words of its command.
+    Partial,
 }
 
 /// A command that instances follow.

@@ -182,8 +182,12 @@ const COUNT: Arg = Arg::Number(0, U32);
 /// A whole number but 0.
 const COUNT1: Arg = Arg::Number(1, U32);
 /// `reverse`
-const REVERSE: Keyword =
-    done("reverse", NONE, "", "the weight counts when it fails, with the other sign");
+const REVERSE: Keyword = done(
+    "reverse",
+    NONE,
+    "",
+    "the weight counts with the other sign; with 0 it is a fault while it is good",
+);
 
 /// Returns the row of a keyword in a block.
 pub fn find(block: &'static [Keyword], name: &str) -> Option<&'static Keyword> {

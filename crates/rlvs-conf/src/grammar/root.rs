@@ -19,15 +19,15 @@ const TRACK_FILE: &[Keyword] = &[
 
 #[rustfmt::skip]
 const TRACK_PROCESS: &[Keyword] = &[
-    kept("process", &[Arg::Text, Arg::Many(&Arg::Text)], "required", "program that must run"),
-    kept("param_match", &[Arg::OneOf(&["initial", "partial"])], "", "how arguments are compared"),
-    kept("weight", WEIGHT254, "0", "change of priority; 0: fault").options(&[REVERSE]),
-    kept("quorum", &[Arg::Number(1, 65535)], "1", "processes at least"),
-    kept("quorum_max", &[Arg::Number(0, 65535)], "", "processes at most"),
-    kept("delay", MOMENT, "0", "wait before a change counts"),
-    kept("fork_delay", MOMENT, "0", "wait before a new process counts"),
-    kept("terminate_delay", MOMENT, "0", "wait before a lost process counts"),
-    kept("full_command", NONE, "", "compare the whole path"),
+    done("process", &[Arg::Text, Arg::Many(&Arg::Text)], "required", "program that must run"),
+    done("param_match", &[Arg::OneOf(&["initial", "partial"])], "", "how arguments are compared"),
+    done("weight", WEIGHT254, "1", "change of priority; 0: fault").options(&[REVERSE]),
+    done("quorum", &[Arg::Number(1, 65535)], "1", "processes at least"),
+    done("quorum_max", &[Arg::Number(0, 65535)], "", "processes at most"),
+    done("delay", MOMENT, "0", "wait before a change counts"),
+    done("fork_delay", MOMENT, "0", "wait before a new process counts"),
+    done("terminate_delay", MOMENT, "0", "wait before a lost process counts"),
+    done("full_command", NONE, "", "compare the whole path"),
 ];
 
 #[rustfmt::skip]
@@ -95,12 +95,12 @@ pub const ROOT: &[Keyword] = &[
     done("virtual_server_group", &[Arg::Name], "", "addresses of a service").entries(Arg::Addresses, service::GROUP),
     done("track_file", &[Arg::Name], "", "a file that instances follow").block(TRACK_FILE),
     done("vrrp_track_file", &[Arg::Name], "", "a file that instances follow").block(TRACK_FILE),
-    kept("track_process", &[Arg::Name], "", "a process that instances follow").block(TRACK_PROCESS),
-    kept("vrrp_track_process", &[Arg::Name], "", "a process that instances follow").block(TRACK_PROCESS),
+    done("track_process", &[Arg::Name], "", "a process that instances follow").block(TRACK_PROCESS),
+    done("vrrp_track_process", &[Arg::Name], "", "a process that instances follow").block(TRACK_PROCESS),
     kept("bfd_instance", &[Arg::Name], "", "a BFD session").block(BFD),
-    kept("static_ipaddress", NONE, "", "addresses that stay").entries(Arg::Prefix, route::ADDRESS),
-    kept("static_routes", NONE, "", "routes that stay").entries(Arg::Text, route::ROUTE),
-    kept("static_rules", NONE, "", "rules that stay").entries(Arg::Text, route::RULE),
+    done("static_ipaddress", NONE, "", "addresses that stay").entries(Arg::Prefix, route::ADDRESS),
+    done("static_routes", NONE, "", "routes that stay").entries(Arg::Text, route::ROUTE),
+    done("static_rules", NONE, "", "rules that stay").entries(Arg::Text, route::RULE),
     kept("track_group", &[Arg::Name], "", "instances that follow static addresses, routes, rules").block(TRACK_GROUP),
     kept("garp_group", NONE, "", "interfaces that share a pace").block(GARP_GROUP),
     kept("SSL", NONE, "", "certificates of SSL_GET").block(SSL),

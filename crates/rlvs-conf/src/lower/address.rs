@@ -60,9 +60,17 @@ impl Lower<'_> {
     }
 
     pub(super) fn entries_to_addresses(&mut self, node: &Node, name: &str) -> Vec<VirtualAddress> {
+        self.read_addresses(node.entries(name))
+    }
+
+    /// Lowers entries of addresses.
+    pub(super) fn read_addresses<'n>(
+        &mut self,
+        entries: impl Iterator<Item = &'n Node>,
+    ) -> Vec<VirtualAddress> {
         let mut addresses: Vec<VirtualAddress> = Vec::new();
         let mut met = std::collections::BTreeSet::new();
-        for entry in node.entries(name) {
+        for entry in entries {
             let Some(mut address) = virtual_address(entry) else { continue };
             let made = matches!(address.broadcast, Broadcast::Ones | Broadcast::Zeros);
             if made && address.prefix > 30 && address.address.is_ipv4() {

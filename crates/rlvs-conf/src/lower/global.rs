@@ -4,12 +4,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::desired::{
-    DynamicInterfaces, Fifo, FlushOnStop, Garp, Global, Removed, SyncDaemon, Timeouts, Version,
+    DynamicInterfaces, Fifo, FlushOnStop, Garp, Global, Once, Removed, SyncDaemon, Timeouts,
+    Version,
 };
 use crate::diagnostic::Diagnostic;
 use crate::lower::{Lower, common};
 use crate::tree::Node;
 use crate::value::Meaning;
+
+/// Longest run of a program at the start or the end.
+const ONCE: Duration = Duration::from_secs(10);
 
 /// What instances and services take from `global_defs`.
 #[derive(Clone, Debug)]
@@ -35,6 +39,8 @@ pub(super) struct Defaults {
     pub(super) mail_server: bool,
     pub(super) log_all_failures: bool,
     pub(super) dynamic_interfaces: bool,
+    /// The interface of static addresses that name none.
+    pub(super) interface: String,
 }
 
 impl Default for Defaults {
@@ -60,6 +66,7 @@ impl Default for Defaults {
             mail_server: false,
             log_all_failures: false,
             dynamic_interfaces: false,
+            interface: "eth0".to_owned(),
         }
     }
 }
@@ -73,6 +80,10 @@ fn set<T>(to: &mut T, value: Option<T>) {
 
 impl Lower<'_> {
     pub(super) fn global(&mut self, node: &Node, global: &mut Global) {
+        let startup = self.once(node, "startup_script", "startup_script_timeout");
+        set(&mut global.startup, startup.map(Some));
+        let shutdown = self.once(node, "shutdown_script", "shutdown_script_timeout");
+        set(&mut global.shutdown, shutdown.map(Some));
         set(&mut global.router_id, node.text("router_id").map(Some));
         if let Some(user) = node.child("script_user") {
             global.script_user = user.user(0);
@@ -181,7 +192,18 @@ impl Lower<'_> {
         set(&mut to.mail_checker, node.switch("smtp_alert_checker").or(alert).map(Some));
         to.mail_server = global.mail.server.is_some();
         set(&mut to.log_all_failures, node.switch("checker_log_all_failures"));
+        if let Some(interface) = node.text("default_interface") {
+            to.interface = interface;
+        }
         to.dynamic_interfaces = global.dynamic_interfaces != DynamicInterfaces::Off;
+    }
+}
+
+impl Lower<'_> {
+    /// Returns a program that is run once.
+    fn once(&mut self, node: &Node, name: &str, timeout: &str) -> Option<Once> {
+        let timeout = node.whole_seconds(timeout).unwrap_or(ONCE);
+        self.script(node, name).map(|script| Once { script, timeout })
     }
 }
 

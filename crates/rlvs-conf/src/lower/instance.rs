@@ -13,7 +13,7 @@ use crate::desired::{
 };
 use crate::diagnostic::{Diagnostic, Objection};
 use crate::lower::address::family_without;
-use crate::lower::{Lower, common};
+use crate::lower::{Lower, common, track};
 use crate::source::Span;
 use crate::tree::Node;
 use crate::value::{Meaning, Value};
@@ -92,9 +92,12 @@ impl Lower<'_> {
             authentication: self.authentication(node, version, strict),
             addresses: self.same_family(node, addresses, family, version)?,
             excluded_addresses: self.entries_to_addresses(node, "virtual_ipaddress_excluded"),
+            routes: self.routes(node.entries("virtual_routes")),
+            rules: self.rules(node.entries("virtual_rules")),
             track_interfaces: self.track_interfaces(node, own.as_deref()),
             track_scripts: self.track_scripts(node, &desired.scripts),
-            track_files: self.track_files(node),
+            track_files: self.track_known(node, "track_file", track::FILES),
+            track_processes: self.track_known(node, "track_process", track::PROCESSES),
             ignore_own_interface: node.has("dont_track_primary"),
             garp: self.garp(node),
             lower_priority_no_advert: node

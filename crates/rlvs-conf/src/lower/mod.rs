@@ -5,6 +5,7 @@ mod checker;
 mod common;
 mod global;
 mod instance;
+mod routing;
 mod service;
 mod target;
 mod track;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use crate::desired::{Checker, Desired, Timing};
 use crate::diagnostic::{Diagnostic, Diagnostics, Objection};
-use crate::source::Span;
+use crate::source::{Sources, Span};
 use crate::surroundings::Surroundings;
 use crate::tree::Node;
 
@@ -22,6 +23,7 @@ use crate::tree::Node;
 pub(crate) fn lower(
     nodes: &[Node],
     surroundings: &dyn Surroundings,
+    sources: &Sources,
     diagnostics: &mut Diagnostics,
 ) -> Desired {
     let defaults = global::Defaults::default();
@@ -29,7 +31,7 @@ pub(crate) fn lower(
     let known = known.collect();
     let (script_at, timing, checkers) = (None, None, None);
     let mut lower =
-        Lower { surroundings, diagnostics, defaults, known, script_at, timing, checkers };
+        Lower { surroundings, sources, diagnostics, defaults, known, script_at, timing, checkers };
     let mut desired = Desired::default();
     let named = |name: &'static str| nodes.iter().filter(move |node| node.row.name == name);
     for node in named("global_defs") {
@@ -47,6 +49,12 @@ pub(crate) fn lower(
             desired.files.extend(lower.file_block(node));
         }
     }
+    for node in nodes.iter().filter(|node| track::PROCESSES.contains(&node.row.name)) {
+        if lower.is_new(node, desired.processes.iter().map(|process| &*process.name)) {
+            desired.processes.extend(lower.process_block(node));
+        }
+    }
+    lower.fixed(nodes, &mut desired.fixed);
     lower.instances(named("vrrp_instance"), &mut desired);
     lower.sync_groups(named("vrrp_sync_group"), &mut desired);
     for node in named("virtual_server_group") {
@@ -63,6 +71,7 @@ pub(crate) fn lower(
 /// What lowering has at hand.
 struct Lower<'a> {
     surroundings: &'a dyn Surroundings,
+    sources: &'a Sources,
     diagnostics: &'a mut Diagnostics,
     defaults: global::Defaults,
     /// Blocks of the top level, by keyword and name.

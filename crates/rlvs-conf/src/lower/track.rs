@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::desired::{Desired, Notify, SyncGroup, Tracked, TrackedFile, TrackedScript, Weight};
+use crate::desired::{
+    Compared, Desired, Notify, SyncGroup, Tracked, TrackedFile, TrackedProcess, TrackedScript,
+    Weight,
+};
 use crate::diagnostic::{Diagnostic, Objection};
 use crate::lower::{Lower, Met, common};
 use crate::nearest::nearest;
@@ -12,9 +15,12 @@ use crate::tree::Node;
 /// Keywords of files that something follows.
 pub(super) const FILES: &[&str] = &["track_file", "vrrp_track_file"];
 /// Keywords of processes that something follows.
-const PROCESSES: &[&str] = &["track_process", "vrrp_track_process"];
+pub(super) const PROCESSES: &[&str] = &["track_process", "vrrp_track_process"];
 /// Keywords of sessions that something follows.
 pub(super) const SESSIONS: &[&str] = &["bfd_instance"];
+
+/// The longest name that the kernel keeps of a process.
+const NAME_BYTES_MAX: usize = 15;
 
 impl Lower<'_> {
     /// Lowers a `vrrp_script`.
@@ -61,13 +67,67 @@ impl Lower<'_> {
         })
     }
 
-    /// Lowers `track_file` of an instance or a group.
-    pub(super) fn track_files(&mut self, node: &Node) -> Vec<Tracked> {
+    /// Lowers a `track_process`.
+    pub(super) fn process_block(&mut self, node: &Node) -> Option<TrackedProcess> {
+        let Some(process) = node.child("process").filter(|child| !child.args.is_empty()) else {
+            let found = Diagnostic::error(node.span, "a `track_process` without `process`");
+            self.say(found.expected("expected a `process` in it"));
+            return None;
+        };
+        let command: Vec<String> = process.args.iter().map(|word| word.text.clone()).collect();
+        let compared = match node.text("param_match").as_deref() {
+            Some("initial") => Compared::Initial,
+            Some(_) => Compared::Partial,
+            None if command.len() > 1 => Compared::Command,
+            None if node.has("full_command") => Compared::Program,
+            None => Compared::Name,
+        };
+        self.check_name(process, &command, compared);
+        let delay = node.time("delay").unwrap_or_default();
+        let quorum_max = node.number("quorum_max");
+        let quorum: u32 = node.number("quorum").unwrap_or(1);
+        if node.has("quorum") && quorum_max.is_some_and(|most| most < quorum) {
+            let text = format!("{quorum} processes at least, and fewer at most: it is never well");
+            self.say(Diagnostic::error(node.span, text));
+        }
+        // Where none shall run, none is needed.
+        let quorum = if quorum_max == Some(0) { 0 } else { quorum };
+        Some(TrackedProcess {
+            name: node.name(),
+            command,
+            compared,
+            weight: weight(node).unwrap_or(Weight { change: 1, reverse: false }),
+            quorum,
+            quorum_max,
+            fork_delay: node.time("fork_delay").unwrap_or(delay),
+            terminate_delay: node.time("terminate_delay").unwrap_or(delay),
+        })
+    }
+
+    /// Says if no process can have such a name.
+    fn check_name(&mut self, process: &Node, command: &[String], compared: Compared) {
+        let Some(name) = command.first().filter(|_| compared == Compared::Name) else { return };
+        let why = match name {
+            name if name.contains('/') => "a process's name has no folder",
+            name if name.len() > NAME_BYTES_MAX => "a process's name has 15 bytes at most",
+            _ => return,
+        };
+        let found = Diagnostic::warning(process.span, format!("{why}: no process is {name}"));
+        self.say(found.help("with `full_command` the command is compared instead"));
+    }
+
+    /// Lowers what an instance or a group follows by the name of a block.
+    pub(super) fn track_known(
+        &mut self,
+        node: &Node,
+        list: &str,
+        keywords: &[&str],
+    ) -> Vec<Tracked> {
         let mut met = Met::default();
         let mut tracked = Vec::new();
-        for entry in node.entries("track_file") {
+        for entry in node.entries(list) {
             let Some(value) = entry.args.first() else { continue };
-            if self.check_known(FILES, &value.text, value.span) {
+            if self.check_known(keywords, &value.text, value.span) {
                 self.track(entry, &mut met, &mut tracked);
             }
         }
@@ -117,10 +177,8 @@ impl Lower<'_> {
 
     /// Looks for what an instance or a group follows and is not carried out yet.
     pub(super) fn check_tracked(&mut self, node: &Node) {
-        for (list, keywords) in [("track_process", PROCESSES), ("track_bfd", SESSIONS)] {
-            for value in node.entries(list).filter_map(|entry| entry.args.first()) {
-                self.check_known(keywords, &value.text, value.span);
-            }
+        for value in node.entries("track_bfd").filter_map(|entry| entry.args.first()) {
+            self.check_known(SESSIONS, &value.text, value.span);
         }
     }
 
@@ -170,7 +228,8 @@ impl Lower<'_> {
                 members,
                 track_interfaces: self.track_interfaces(node, None),
                 track_scripts: self.track_scripts(node, &desired.scripts),
-                track_files: self.track_files(node),
+                track_files: self.track_known(node, "track_file", FILES),
+                track_processes: self.track_known(node, "track_process", PROCESSES),
                 notify: self.notify(node),
                 kept: common::kept(&node.children),
             };

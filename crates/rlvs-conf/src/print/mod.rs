@@ -6,8 +6,8 @@ mod vrrp;
 use std::time::Duration;
 
 use crate::desired::{
-    Desired, DynamicInterfaces, Fifo, FlushOnStop, Global, Removed, Script, Secret, Statement,
-    User, Word,
+    Desired, DynamicInterfaces, Fifo, FlushOnStop, Global, Once, Removed, Script, Secret,
+    Statement, User, Word,
 };
 use crate::grammar::seconds;
 use crate::shell;
@@ -27,6 +27,10 @@ pub fn print(desired: &Desired, secrets: Secrets) -> String {
     to.global(&desired.global);
     to.word("net_namespace", desired.namespace.as_deref());
     to.statements(&desired.kept);
+    for process in &desired.processes {
+        to.tracked_process(process);
+    }
+    to.fixed(&desired.fixed);
     for script in &desired.scripts {
         to.tracked_script(script);
     }
@@ -154,6 +158,8 @@ impl Printer {
                 DynamicInterfaces::On => to.line("dynamic_interfaces"),
                 DynamicInterfaces::AllowChanges => to.line("dynamic_interfaces allow_if_changes"),
             }
+            to.once("startup_script", global.startup.as_ref());
+            to.once("shutdown_script", global.shutdown.as_ref());
             to.fifo("vrrp_notify_fifo", &global.vrrp_fifo);
             to.fifo("lvs_notify_fifo", &global.service_fifo);
             to.fifo("notify_fifo", &global.fifo);
@@ -179,6 +185,13 @@ impl Printer {
         self.time("smtp_connect_timeout", mail.timeout);
         self.flag("no_email_faults", mail.no_faults);
         self.flag("no_checker_emails", mail.no_services);
+    }
+
+    fn once(&mut self, name: &str, once: Option<&Once>) {
+        if let Some(Once { script, timeout }) = once {
+            self.script(name, Some(script));
+            self.time(&format!("{name}_timeout"), *timeout);
+        }
     }
 
     fn fifo(&mut self, name: &str, fifo: &Fifo) {

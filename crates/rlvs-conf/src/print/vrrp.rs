@@ -3,8 +3,9 @@
 use rlvs_control::model::Family;
 
 use crate::desired::{
-    Authentication, Broadcast, Instance, Notify, Preempt, State, SyncGroup, Tracked, TrackedFile,
-    TrackedScript, Transport, Version, VirtualAddress, VirtualMac, Weight,
+    Authentication, Broadcast, Compared, Fixed, Instance, Notify, Preempt, RouteEntry, RuleEntry,
+    State, Statement, SyncGroup, Tracked, TrackedFile, TrackedProcess, TrackedScript, Transport,
+    Version, VirtualAddress, VirtualMac, Weight,
 };
 use crate::print::{Printer, in_seconds, quoted};
 
@@ -32,6 +33,31 @@ impl Printer {
         });
     }
 
+    pub(super) fn tracked_process(&mut self, process: &TrackedProcess) {
+        self.block(format!("track_process {}", quoted(&process.name)), |to| {
+            let words: Vec<String> = process.command.iter().map(|word| quoted(word)).collect();
+            to.line(format!("process {}", words.join(" ")));
+            match process.compared {
+                Compared::Name | Compared::Command => {}
+                Compared::Program => to.line("full_command"),
+                Compared::Initial => to.line("param_match initial"),
+                Compared::Partial => to.line("param_match partial"),
+            }
+            to.line(weight_words(process.weight));
+            if process.quorum > 0 {
+                to.number("quorum", process.quorum);
+            }
+            if let Some(most) = process.quorum_max {
+                to.number("quorum_max", most);
+            }
+            let delays =
+                [("fork_delay", process.fork_delay), ("terminate_delay", process.terminate_delay)];
+            for (name, delay) in delays.into_iter().filter(|(_, delay)| !delay.is_zero()) {
+                to.time(name, delay);
+            }
+        });
+    }
+
     pub(super) fn instance(&mut self, instance: &Instance) {
         self.block(format!("vrrp_instance {}", quoted(&instance.name)), |to| {
             to.word("interface", instance.interface.as_deref());
@@ -54,7 +80,12 @@ impl Printer {
             to.authentication(instance.authentication.as_ref());
             to.behaviour(instance);
             to.addresses(instance);
-            to.tracked(&instance.track_interfaces, &instance.track_scripts, &instance.track_files);
+            to.routes("virtual_routes", &instance.routes);
+            to.rules("virtual_rules", &instance.rules);
+            to.tracked("track_interface", &instance.track_interfaces);
+            to.tracked("track_script", &instance.track_scripts);
+            to.tracked("track_file", &instance.track_files);
+            to.tracked("track_process", &instance.track_processes);
             to.notify(&instance.notify);
             to.script("notify_master_rx_lower_pri", instance.notify.lower_priority.as_ref());
             to.statements(&instance.kept);
@@ -145,12 +176,58 @@ impl Printer {
         });
     }
 
-    fn address(&mut self, address: &VirtualAddress) {
+    pub(super) fn fixed(&mut self, fixed: &Fixed) {
+        if !fixed.addresses.is_empty() {
+            self.address_list("static_ipaddress", &fixed.addresses);
+        }
+        self.routes("static_routes", &fixed.routes);
+        self.rules("static_rules", &fixed.rules);
+    }
+
+    fn routes(&mut self, name: &str, routes: &[RouteEntry]) {
+        let quoted_names = |entry: &RouteEntry| {
+            let mut route = entry.route.clone();
+            let names = route.hops.iter_mut().filter_map(|hop| hop.interface.as_mut());
+            names.for_each(|name| *name = quoted(name).into());
+            (route.to_string(), entry.kept.clone())
+        };
+        self.lines(name, routes.iter().map(quoted_names).collect());
+    }
+
+    fn rules(&mut self, name: &str, rules: &[RuleEntry]) {
+        let quoted_names = |entry: &RuleEntry| {
+            let mut rule = entry.rule.clone();
+            let names = rule.incoming.as_mut().into_iter().chain(&mut rule.outgoing);
+            names.for_each(|name| *name = quoted(name).into());
+            (rule.to_string(), entry.kept.clone())
+        };
+        self.lines(name, rules.iter().map(quoted_names).collect());
+    }
+
+    /// Writes a block of lines, each with what is kept of it.
+    fn lines(&mut self, name: &str, lines: Vec<(String, Vec<Statement>)>) {
+        if lines.is_empty() {
+            return;
+        }
+        self.block(name, |to| {
+            for (mut line, kept) in lines {
+                for words in to.kept_words(&kept) {
+                    line.push_str(&format!(" {words}"));
+                }
+                to.line(line);
+            }
+        });
+    }
+
+    /// Returns what is kept of an entry, to stand on its line.
+    fn kept_words(&mut self, kept: &[Statement]) -> Vec<String> {
         let start = self.out.len();
-        self.statements(&address.kept);
-        // What is kept of an address stands on its line.
-        let kept: Vec<String> =
-            self.out.split_off(start).lines().map(|line| line.trim().to_owned()).collect();
+        self.statements(kept);
+        self.out.split_off(start).lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    fn address(&mut self, address: &VirtualAddress) {
+        let kept = self.kept_words(&address.kept);
         let mut line = format!("{}/{}", address.address, address.prefix);
         let mut add = |name: &str, word: Option<String>| {
             if let Some(word) = word {
@@ -189,20 +266,16 @@ impl Printer {
         self.line(line);
     }
 
-    fn tracked(&mut self, interfaces: &[Tracked], scripts: &[Tracked], files: &[Tracked]) {
-        for (name, all) in
-            [("track_interface", interfaces), ("track_script", scripts), ("track_file", files)]
-        {
-            if all.is_empty() {
-                continue;
-            }
-            self.block(name, |to| {
-                for tracked in all {
-                    let weight = tracked.weight.map(|weight| format!(" {}", weight_words(weight)));
-                    to.line(format!("{}{}", quoted(&tracked.name), weight.unwrap_or_default()));
-                }
-            });
+    fn tracked(&mut self, name: &str, all: &[Tracked]) {
+        if all.is_empty() {
+            return;
         }
+        self.block(name, |to| {
+            for tracked in all {
+                let weight = tracked.weight.map(|weight| format!(" {}", weight_words(weight)));
+                to.line(format!("{}{}", quoted(&tracked.name), weight.unwrap_or_default()));
+            }
+        });
     }
 
     fn notify(&mut self, notify: &Notify) {
@@ -222,7 +295,10 @@ impl Printer {
                     to.line(quoted(member));
                 }
             });
-            to.tracked(&group.track_interfaces, &group.track_scripts, &group.track_files);
+            to.tracked("track_interface", &group.track_interfaces);
+            to.tracked("track_script", &group.track_scripts);
+            to.tracked("track_file", &group.track_files);
+            to.tracked("track_process", &group.track_processes);
             to.notify(&group.notify);
             to.statements(&group.kept);
         });

@@ -10,6 +10,7 @@ use rlvs_wire::vrrp::{ADDRESSES_MAX, INTERVAL_CS_MAX, OWNER, virtual_mac};
 
 use super::receive;
 use crate::model::Family;
+use crate::routing::Entry;
 
 /// The longest interval that version 2 can tell.
 const INTERVAL_V2_MAX: Duration = Duration::from_secs(255);
@@ -27,6 +28,18 @@ pub struct Config {
     pub groups: Vec<GroupConfig>,
     /// The scripts that instances or groups track.
     pub scripts: Vec<ScriptConfig>,
+    /// What this host has whatever the state of its virtual routers.
+    pub fixed: Fixed,
+}
+
+/// Addresses, routes and rules that are there from the start to the end (`static_ipaddress`,
+/// `static_routes`, `static_rules`).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Fixed {
+    /// The addresses; each has its interface.
+    pub addresses: Vec<VirtualAddress>,
+    /// Routes and rules, in the order in which they are added.
+    pub routing: Vec<Arc<Entry>>,
 }
 
 /// One virtual router (`vrrp_instance`).
@@ -54,6 +67,9 @@ pub struct InstanceConfig {
     pub addresses: Vec<VirtualAddress>,
     /// The addresses of any family that it holds besides (`virtual_ipaddress_excluded`).
     pub excluded: Vec<VirtualAddress>,
+    /// The routes and rules that the master has, in the order in which they are added
+    /// (`virtual_routes`, `virtual_rules`).
+    pub routing: Vec<Arc<Entry>>,
     /// To whom it speaks.
     pub delivery: Delivery,
     /// The address to speak from, if not the interface's own.
@@ -97,6 +113,7 @@ impl InstanceConfig {
             preempt: Preempt::After(Duration::ZERO),
             addresses: Vec::new(),
             excluded: Vec::new(),
+            routing: Vec::new(),
             delivery: Delivery::Multicast,
             source: None,
             password: None,
@@ -276,7 +293,7 @@ pub struct Track {
     pub what: Tracked,
     /// 0: failing is a fault. Above: added while it is well. Below: added while it fails.
     pub weight: i16,
-    /// Whether well and failing are exchanged (`reverse`).
+    /// The weight has the other sign, and failing at weight 0 is being well (`reverse`).
     pub reverse: bool,
 }
 
@@ -289,6 +306,8 @@ pub enum Tracked {
     Script(Arc<str>),
     /// A number from outside, by name, times the weight (`track_file`).
     Value(Arc<str>),
+    /// Whether as many processes run as shall, by name (`track_process`).
+    Process(Arc<str>),
 }
 
 /// A script whose results come in as [`Input::Script`](super::Input::Script) (`vrrp_script`).

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::config::{Config, Refusal, VirtualAddress};
 use super::receive::Rejection;
+use crate::routing::Entry;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,8 @@ pub enum Input {
         /// The address.
         address: IpAddr,
     },
+    /// Somebody may have taken a route or a rule away.
+    RoutingChanged,
     /// A script has ended.
     Script {
         /// Its name.
@@ -36,6 +39,13 @@ pub enum Input {
         name: Arc<str>,
         /// The number.
         value: i32,
+    },
+    /// As many tracked processes run as shall, or not.
+    Process {
+        /// Their name.
+        name: Arc<str>,
+        /// Whether it is so.
+        good: bool,
     },
     /// An earlier process ended without order while an instance was master, and its addresses are
     /// all there; sent before the first [`Input::Links`].
@@ -113,6 +123,22 @@ pub enum Output {
         interface: Arc<str>,
         /// The address.
         address: VirtualAddress,
+    },
+    /// Add a route or a rule; that it is there is no error.
+    AddRouting {
+        /// The instance whose it is; empty if it is there whatever their state.
+        about: Arc<str>,
+        /// What is added.
+        entry: Arc<Entry>,
+        /// It was added before: if it is missing, somebody has taken it away.
+        again: bool,
+    },
+    /// Remove a route or a rule; that it is not there is no error.
+    RemoveRouting {
+        /// The instance whose it was; empty if it was there whatever their state.
+        about: Arc<str>,
+        /// What is removed.
+        entry: Arc<Entry>,
     },
     /// Too much time has passed unnoticed: hand over every packet that has come in, then
     /// [`Input::AllRead`]. Nothing is done before.
@@ -194,6 +220,8 @@ pub enum Why {
     Script(Arc<str>),
     /// A tracked number is not 0.
     Value(Arc<str>),
+    /// Tracked processes do not run, or too many of them.
+    Process(Arc<str>),
     /// What failed is well again.
     Recovered,
     /// An earlier process was master until just now, so nobody else can be.
@@ -217,6 +245,7 @@ impl fmt::Display for Why {
             Self::NoSource => to.write_str("the interface has no address to speak from"),
             Self::Script(name) => write!(to, "script {name} fails"),
             Self::Value(name) => write!(to, "{name} is not 0"),
+            Self::Process(name) => write!(to, "process {name} does not run as it shall"),
             Self::Resumed => to.write_str("going on where an earlier process was cut off"),
             Self::Recovered => to.write_str("all is well again"),
             Self::Stop => to.write_str("stopping"),
@@ -287,6 +316,11 @@ pub enum Event {
         /// The address.
         address: IpAddr,
     },
+    /// A route or a rule that somebody took away was put back.
+    RoutingRestored {
+        /// What it is.
+        entry: Arc<Entry>,
+    },
     /// A new configuration is refused; the old one goes on.
     ReloadRefused(Vec<Refusal>),
 }
@@ -309,6 +343,7 @@ impl fmt::Display for Event {
             Self::Resigned { from } => write!(to, "{from} resigns"),
             Self::TwoOwners { from } => write!(to, "{from} claims to own the addresses too"),
             Self::Restored { address } => write!(to, "{address} was taken away; it is back"),
+            Self::RoutingRestored { entry } => write!(to, "{entry} was taken away; it is back"),
             Self::ReloadRefused(refusals) => {
                 to.write_str("the new configuration is refused")?;
                 refusals.iter().try_for_each(|refusal| write!(to, "; {refusal}"))

@@ -23,6 +23,7 @@ use super::announce::Announcer;
 use super::config::{InstanceConfig, VirtualAddress};
 use super::event::{Event, LinkState, Output, State, Who, Why};
 use super::receive::Counters;
+use super::routing;
 use super::track::Ability;
 
 /// A virtual router and everything that it remembers.
@@ -168,7 +169,7 @@ impl Instance {
             && (self.left_behind.take().is_some() || from == State::Initialize)
         {
             // What an earlier process left behind.
-            self.remove_addresses(out);
+            self.remove_held(out);
         }
         (self.deadline, self.preempt_at, self.lower_told) = (None, None, None);
         (self.answered, self.master_interval) = (None, self.config.interval);
@@ -201,7 +202,7 @@ impl Instance {
     /// Lets go of what an earlier process left behind: another is master.
     pub(super) fn let_go(&mut self, out: &mut Outputs) {
         if self.left_behind.take().is_some() {
-            self.remove_addresses(out);
+            self.remove_held(out);
         }
     }
 
@@ -214,6 +215,7 @@ impl Instance {
         let announce = self.config.announce;
         self.announcer.clear();
         self.add_addresses(&addresses, announce.repeat, now, out);
+        routing::add(&self.config.name, &self.config.routing, out);
         self.announcer.start(&announce, now);
     }
 
@@ -225,7 +227,7 @@ impl Instance {
             self.send_advert(RESIGN, now, out);
             self.counters.resignations_sent += 1;
         }
-        self.remove_addresses(out);
+        self.remove_held(out);
         self.last_advert = None;
     }
 
@@ -235,7 +237,9 @@ impl Instance {
         self.deadline = Some(now + self.config.interval);
     }
 
-    fn remove_addresses(&self, out: &mut Outputs) {
+    /// Removes all that only a master has.
+    fn remove_held(&self, out: &mut Outputs) {
+        routing::remove(&self.config.name, &self.config.routing, out);
         for address in self.config.held().filter(|one| !self.kept.contains(&one.address)) {
             self.remove_address(address, out);
         }
@@ -247,18 +251,23 @@ impl Instance {
             return;
         }
         let old = std::mem::replace(&mut self.config, new);
+        let is_master = self.state == State::Master;
+        if is_master {
+            routing::remove_others(&self.config.name, &old.routing, &self.config.routing, out);
+        }
         let held: Vec<VirtualAddress> = self.config.held().cloned().collect();
         let gone = old.held().filter(|one| !held.contains(one));
         for address in gone.filter(|one| !self.kept.contains(&one.address)) {
             self.announcer.forget(address);
-            if self.state == State::Master {
+            if is_master {
                 self.remove_address(address, out);
             }
         }
-        if self.state == State::Master {
+        if is_master {
             let added: Vec<VirtualAddress> =
                 held.into_iter().filter(|one| old.held().all(|other| other != one)).collect();
             self.add_addresses(&added, self.config.announce.repeat, now, out);
+            routing::add_others(&self.config.name, &self.config.routing, &old.routing, out);
             self.deadline = Some(now);
         } else if self.state == State::Backup {
             if self.config.version == Version::V2 || self.master.is_none() {

@@ -7,7 +7,7 @@
 //! packet that waits in its sockets and then says [`Input::AllRead`]. So a process that was frozen
 //! hears who has taken over before it speaks.
 //!
-//! Absent: authentication by AH and by trailer (`auth_hmac`), routes and rules that move along.
+//! Absent: authentication by AH and by trailer (`auth_hmac`).
 
 mod announce;
 pub mod config;
@@ -16,6 +16,7 @@ mod hear;
 mod instance;
 mod receive;
 mod router;
+mod routing;
 mod speak;
 #[cfg(test)]
 mod tests;

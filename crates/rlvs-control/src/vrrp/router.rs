@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::config::{Config, Delivery, GroupConfig, InstanceConfig, Refusal, Track};
+use super::config::{Config, Delivery, Fixed, GroupConfig, InstanceConfig, Refusal, Track};
 use super::event::{Event, Input, LinkState, Output, Received, State, Who, Why};
 use super::instance::{Instance, Outputs, Situation};
 use super::receive::Counters;
+use super::routing;
 use super::track::{Ability, Facts, Script};
 use crate::model::Family;
 
@@ -17,6 +18,8 @@ use crate::model::Family;
 pub struct Router {
     instances: Vec<Instance>,
     groups: Vec<Group>,
+    /// What is there whatever their state.
+    fixed: Fixed,
     facts: Facts,
     outputs: Outputs,
     /// [`Output::ReadFirst`] is out and not answered.
@@ -58,6 +61,7 @@ impl Router {
         let mut router = Self {
             instances: Vec::new(),
             groups: Vec::new(),
+            fixed: Fixed::default(),
             facts: Facts::default(),
             outputs: Outputs::new(),
             reading: false,
@@ -83,16 +87,31 @@ impl Router {
                 for instance in &mut self.instances {
                     instance.restore(&interface, address, now, &mut self.outputs);
                 }
+                self.fixed.restore(&interface, address, &mut self.outputs);
+            }
+            Input::RoutingChanged => {
+                let masters = self.instances.iter().filter(|one| one.state == State::Master);
+                let of_masters = masters.map(|one| (&one.config.name, &one.config.routing));
+                let nobody = Arc::from("");
+                for (about, entries) in
+                    [(&nobody, &self.fixed.routing)].into_iter().chain(of_masters)
+                {
+                    routing::restore(about, entries, &mut self.outputs);
+                }
             }
             Input::Script { name, good } => {
                 if let Some(script) = self.facts.scripts.get_mut(&name) {
                     script.result(good);
-                    self.settle(now);
+                    self.settle_if_begun(now);
                 }
             }
             Input::Value { name, value } => {
                 self.facts.values.insert(name, value);
-                self.settle(now);
+                self.settle_if_begun(now);
+            }
+            Input::Process { name, good } => {
+                self.facts.processes.insert(name, good);
+                self.settle_if_begun(now);
             }
             Input::Resume { name, silent } => {
                 for instance in self.instances.iter_mut().filter(|one| one.config.name == name) {
@@ -155,6 +174,11 @@ impl Router {
     /// Returns the configurations in force.
     pub fn instances(&self) -> impl Iterator<Item = &InstanceConfig> {
         self.instances.iter().map(|instance| &instance.config)
+    }
+
+    /// Returns what is there whatever the state of the instances.
+    pub fn fixed(&self) -> &Fixed {
+        &self.fixed
     }
 
     fn packet(&mut self, packet: &Received, now: Instant) {
@@ -228,6 +252,13 @@ impl Router {
     fn expire(&mut self, now: Instant) {
         for index in 0..self.instances.len() {
             self.act(index, now, |instance, out| instance.expire(now, out));
+        }
+    }
+
+    /// As [`Self::settle`], but while no interface is known nothing follows from anything.
+    fn settle_if_begun(&mut self, now: Instant) {
+        if !self.facts.links.is_empty() {
+            self.settle(now);
         }
     }
 
@@ -317,6 +348,7 @@ impl Router {
         if !refusals.is_empty() {
             return Err(refusals);
         }
+        self.fixed.become_other(config.fixed, &mut self.outputs);
         let mut old = std::mem::take(&mut self.instances);
         let mut kept = Vec::new();
         for wanted in &config.instances {
@@ -349,9 +381,7 @@ impl Router {
             let state = states.get(&config.name).copied().unwrap_or(State::Initialize);
             Group { config, state }
         }));
-        if !self.facts.links.is_empty() {
-            self.settle(now);
-        }
+        self.settle_if_begun(now);
         Ok(())
     }
 
@@ -359,6 +389,7 @@ impl Router {
         for instance in &mut self.instances {
             instance.transition(State::Stopped, Why::Stop, now, &mut self.outputs);
         }
+        self.fixed.become_other(Fixed::default(), &mut self.outputs);
         self.stopped = true;
     }
 

@@ -17,6 +17,7 @@ pub(super) struct Facts {
     pub(super) links: BTreeMap<Arc<str>, LinkState>,
     pub(super) scripts: BTreeMap<Arc<str>, Script>,
     pub(super) values: BTreeMap<Arc<str>, i32>,
+    pub(super) processes: BTreeMap<Arc<str>, bool>,
 }
 
 /// The results of a script so far.
@@ -82,12 +83,12 @@ impl Ability {
 impl Facts {
     /// Tells whether something tracked is well; `None` if that is not known.
     fn is_well(&self, track: &Track) -> Option<bool> {
-        let well = match &track.what {
+        Some(match &track.what {
             Tracked::Interface(name) => self.links.get(name).is_some_and(|link| link.running),
             Tracked::Script(name) => self.scripts.get(name)?.good?,
             Tracked::Value(name) => self.value(name) == 0,
-        };
-        Some(well != track.reverse)
+            Tracked::Process(name) => *self.processes.get(name)?,
+        })
     }
 
     fn value(&self, name: &Arc<str>) -> i64 {
@@ -109,6 +110,7 @@ impl Facts {
         let why = match &track.what {
             Tracked::Interface(name) => Why::LinkDown(name.clone()),
             Tracked::Script(name) => Why::Script(name.clone()),
+            Tracked::Process(name) => Why::Process(name.clone()),
             Tracked::Value(name) => {
                 if track.weight != 0 && self.product(track, name) <= VALUE_FAULT {
                     return Ability::Faulty(Why::Value(name.clone()));
@@ -116,7 +118,7 @@ impl Facts {
                 Why::Value(name.clone())
             }
         };
-        match self.is_well(track) {
+        match self.is_well(track).map(|well| well != track.reverse) {
             _ if track.weight != 0 => Ability::Able,
             Some(true) => Ability::Able,
             Some(false) => Ability::Faulty(why),
@@ -124,14 +126,17 @@ impl Facts {
         }
     }
 
+    /// Returns what something tracked adds to the priority. `reverse` changes the sign, not when it
+    /// counts (as keepalived).
     fn added(&self, track: &Track) -> i64 {
         let weight = i64::from(track.weight);
-        match (&track.what, self.is_well(track)) {
-            (Tracked::Value(name), _) => self.product(track, name),
+        let added = match (&track.what, self.is_well(track)) {
+            (Tracked::Value(name), _) => return self.product(track, name),
             (_, Some(true)) => weight.max(0),
             (_, Some(false)) => weight.min(0),
             (_, None) => 0,
-        }
+        };
+        if track.reverse { -added } else { added }
     }
 
     /// Returns the priority of an instance with all weights, 1 to 254 unless it is an owner.

@@ -7,6 +7,7 @@
 mod channel;
 mod memory;
 mod own;
+mod routing;
 mod run;
 pub(crate) mod sys;
 
@@ -114,19 +115,19 @@ impl Vrrp {
         Self::start_with(config, [])
     }
 
-    /// As [`start`](Self::start), with tracked numbers that are known before anything is done.
+    /// As [`start`](Self::start), with what is known before anything is done.
     ///
     /// # Errors
     /// As there.
-    pub fn start_with<'a>(
+    pub fn start_with(
         config: Config,
-        values: impl IntoIterator<Item = (&'a str, i32)>,
+        known: impl IntoIterator<Item = Input>,
     ) -> Result<(Self, Receiver<Told>), Error> {
         let failed = |operation| move |source| Error::System { operation, source };
         let now = Instant::now();
         let mut router = Router::new(config, now).map_err(Error::Refused)?;
-        for (name, value) in values {
-            router.handle(Input::Value { name: name.into(), value }, now);
+        for input in known {
+            router.handle(input, now);
         }
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_value_and_flags(0, flags)
@@ -155,6 +156,11 @@ impl Vrrp {
     /// Reports a tracked number.
     pub fn value(&self, name: &str, value: i32) {
         self.input(Input::Value { name: name.into(), value });
+    }
+
+    /// Reports whether as many tracked processes run as shall.
+    pub fn process(&self, name: &str, good: bool) {
+        self.input(Input::Process { name: name.into(), good });
     }
 
     /// Returns how each instance is; nothing if the thread has ended.

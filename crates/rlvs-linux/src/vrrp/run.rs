@@ -18,6 +18,7 @@ use rlvs_control::vrrp::{Input, LinkState, Output, Received, Router, State, Who}
 use super::channel::Channel;
 use super::memory::Memory;
 use super::own::OwnInterfaces;
+use super::routing::Routing;
 use super::{Command, Error, Told, frame_socket, rest};
 use crate::route::{self, Link, Mac, Monitor, Prefix, Rtnetlink};
 
@@ -33,6 +34,7 @@ pub(super) struct Runner {
     channels: BTreeMap<(Arc<str>, Family), Channel>,
     links: BTreeMap<Arc<str>, Link>,
     own: OwnInterfaces,
+    routing: Routing,
     memory: Memory,
     wake: Arc<EventFd>,
     orders: Receiver<Command>,
@@ -59,6 +61,7 @@ impl Runner {
             channels: BTreeMap::new(),
             links: BTreeMap::new(),
             own: OwnInterfaces::default(),
+            routing: Routing::default(),
             memory: Memory::open(),
             wake,
             orders,
@@ -81,8 +84,11 @@ impl Runner {
             self.wait();
             // Packets come first: whoever has slept must hear before it speaks.
             self.read_packets();
+            let lost = self.routing.has_lost();
             if self.monitor.has_changed() {
                 self.look_at_links();
+            } else if lost {
+                self.input(Input::RoutingChanged);
             }
             self.obey();
             self.router.handle_timeout(Instant::now());
@@ -102,6 +108,7 @@ impl Runner {
             PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
         ];
+        descriptors.extend(self.routing.as_fd().map(|one| PollFd::new(one, PollFlags::POLLIN)));
         let channels = self.channels.values();
         let channels = channels.filter(|channel| channel.hears());
         descriptors.extend(channels.map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN)));
@@ -162,6 +169,8 @@ impl Runner {
         self.links = links.into_iter().map(|link| (link.name.as_str().into(), link)).collect();
         self.make_virtual_macs();
         self.open_channels();
+        let watched = self.routing.watch(&self.router);
+        self.check(watched, &[]);
         if !std::mem::replace(&mut self.has_looked, true) {
             self.remember();
         }
@@ -170,6 +179,8 @@ impl Runner {
         for (interface, address) in self.missing() {
             self.input(Input::AddressRemoved { interface, address });
         }
+        // The kernel drops routes with the interface or the address that they need.
+        self.input(Input::RoutingChanged);
     }
 
     /// Lets the router know whose addresses an earlier process has left behind as master.
@@ -200,20 +211,21 @@ impl Runner {
         }
     }
 
-    /// Returns the addresses of all instances that are not where they would be. Only a master's are
-    /// put back, which is the router's decision.
+    /// Returns the addresses, fixed and of all instances, that are not where they would be. Only a master's
+    /// and fixed ones are put back, which is the router's decision.
     fn missing(&self) -> Vec<(Arc<str>, IpAddr)> {
-        let mut missing = Vec::new();
-        for config in self.router.instances() {
-            for VirtualAddress { address, interface, .. } in config.held() {
-                let interface = interface.as_ref().unwrap_or(config.outward());
-                let Some(link) = self.links.get(interface) else { continue };
-                if link.addresses.iter().all(|one| one.address != *address) {
-                    missing.push((interface.clone(), *address));
-                }
-            }
-        }
-        missing
+        let of_instances = self.router.instances().flat_map(|config| {
+            let place =
+                |one: &VirtualAddress| one.interface.as_ref().unwrap_or(config.outward()).clone();
+            config.held().map(move |one| (place(one), one.address))
+        });
+        let fixed = self.router.fixed().addresses.iter();
+        let fixed = fixed.filter_map(|one| Some((one.interface.clone()?, one.address)));
+        let is_missing = |(interface, address): &(Arc<str>, IpAddr)| {
+            let link = self.links.get(interface);
+            link.is_some_and(|link| link.addresses.iter().all(|one| one.address != *address))
+        };
+        of_instances.chain(fixed).filter(is_missing).collect()
     }
 
     /// Makes the interfaces that have a virtual router's own hardware address; the kernel's notice
@@ -282,6 +294,14 @@ impl Runner {
                 Output::SendFrame { interface, frame } => self.send_frame(&interface, &frame),
                 Output::AddAddress { interface, address } => self.add(&interface, &address),
                 Output::RemoveAddress { interface, address } => self.remove(&interface, &address),
+                Output::AddRouting { about, entry, again } => {
+                    let added = self.routing.add(&mut self.route, &self.links, about, entry, again);
+                    added.into_iter().for_each(|told| self.tell(told));
+                }
+                Output::RemoveRouting { entry, .. } => {
+                    let removed = self.routing.remove(&mut self.route, &self.links, &entry);
+                    self.check(removed, &[libc::ESRCH, libc::ENOENT, libc::ENODEV]);
+                }
                 Output::ReadFirst => {
                     let packets = self.waiting_packets();
                     let now = Instant::now();

@@ -74,9 +74,34 @@ impl Surroundings for Host {
         })
     }
 
+    fn routing_number(&self, table: &str, name: &str) -> Option<u32> {
+        // The administrator's come first.
+        let folders = ["/etc/iproute2", "/usr/share/iproute2"];
+        let patterns = folders
+            .iter()
+            .flat_map(|folder| [format!("{folder}/{table}"), format!("{folder}/{table}.d/*.conf")]);
+        let files = patterns.filter_map(|pattern| glob::glob(&pattern).ok()).flatten().flatten();
+        files
+            .filter_map(|path| fs::read_to_string(path).ok())
+            .find_map(|text| number_in(&text, name))
+    }
+
     fn has_user(&self, name: &str) -> Option<bool> {
         self.asked.then(|| User::from_name(name).is_ok_and(|user| user.is_some()))
     }
+}
+
+/// Returns the number of a name in a table of iproute2: a number and a name on each line.
+fn number_in(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut words = line.split('#').next()?.split_ascii_whitespace();
+        let number = words.next()?;
+        let is_it = words.next() == Some(name);
+        is_it.then(|| match number.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16).ok(),
+            None => number.parse().ok(),
+        })?
+    })
 }
 
 fn runnable(path: &Path) -> bool {
@@ -111,6 +136,13 @@ fn at_home(pattern: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_found_among_comments() {
+        let text = "# 7\tseven\n255\tlocal\n0x10 low # 9 nine\n\n100\tuplink # mine\n";
+        let found = ["seven", "local", "low", "nine", "uplink"].map(|name| number_in(text, name));
+        assert_eq!(found, [None, Some(255), Some(16), None, Some(100)]);
+    }
 
     #[test]
     fn braces_are_expanded_in_order() {

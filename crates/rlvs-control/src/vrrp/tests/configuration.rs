@@ -34,7 +34,7 @@ fn weights_move_the_priority_within_1_and_254() {
         |name: &str, weight, reverse| Track { what: Tracked::Value(name.into()), weight, reverse };
     let interface =
         |weight, reverse| Track { what: Tracked::Interface("eth1".into()), weight, reverse };
-    config.track = vec![track("a", 1, false), interface(50, false), interface(-7, true)];
+    config.track = vec![track("a", 1, false), interface(50, false), interface(7, true)];
     let mut bench = Bench::one(config, 2);
     let mut check = |value: i32, expected: u8| {
         bench.input(Input::Value { name: "a".into(), value });
@@ -47,6 +47,53 @@ fn weights_move_the_priority_within_1_and_254() {
     check(-253, 1);
     bench.input(Input::Value { name: "a".into(), value: -254 });
     assert_eq!(bench.state(), State::Fault);
+}
+
+#[test]
+fn what_is_known_before_the_interfaces_is_no_fault() {
+    let mut config = instance(Version::V2, 100);
+    let track = |what, weight, reverse| Track { what, weight, reverse };
+    let process = || Tracked::Process("p".into());
+    config.track = vec![track(Tracked::Value("f".into()), 0, false), track(process(), 20, false)];
+    let start = Instant::now();
+    let wanted = Config { instances: vec![config.clone()], ..Config::default() };
+    let router = Router::new(wanted, start).expect("a right configuration");
+    let mut bench = Bench { router, start, now: start, out: Vec::new() };
+    bench.input(Input::Value { name: "f".into(), value: 0 });
+    bench.input(Input::Process { name: "p".into(), good: true });
+    assert_eq!((bench.state(), bench.out.len()), (State::Initialize, 0));
+    bench.input(Input::Links(links(true, 2, &[])));
+    let priority = |bench: &Bench| bench.router.status()[0].priority;
+    assert_eq!((bench.state(), priority(&bench)), (State::Backup, 120));
+    bench.input(Input::Process { name: "p".into(), good: false });
+    assert_eq!((bench.state(), priority(&bench)), (State::Backup, 100));
+    // The sign, and not when it counts.
+    for (weight, reverse, good, expected) in [
+        (20, true, true, 80),
+        (20, true, false, 100),
+        (-20, false, true, 100),
+        (-20, false, false, 80),
+        (-20, true, true, 100),
+        (-20, true, false, 120),
+    ] {
+        config.track = vec![track(process(), weight, reverse)];
+        let wanted = Config { instances: vec![config.clone()], ..Config::default() };
+        bench.input(Input::Reload(wanted));
+        bench.input(Input::Process { name: "p".into(), good });
+        assert_eq!(priority(&bench), expected, "{weight} {reverse} {good}");
+    }
+    for (reverse, good, expected) in [
+        (false, true, State::Backup),
+        (false, false, State::Fault),
+        (true, false, State::Backup),
+        (true, true, State::Fault),
+    ] {
+        config.track = vec![track(process(), 0, reverse)];
+        let wanted = Config { instances: vec![config.clone()], ..Config::default() };
+        bench.input(Input::Reload(wanted));
+        bench.input(Input::Process { name: "p".into(), good });
+        assert_eq!(bench.state(), expected, "{reverse} {good}");
+    }
 }
 
 #[test]

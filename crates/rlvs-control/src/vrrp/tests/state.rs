@@ -1,6 +1,7 @@
 //! When states change, and what happens then.
 
 use super::*;
+use crate::routing::{Entry, Network, Route};
 
 #[test]
 fn a_backup_waits_three_intervals_and_skew_then_takes_over_in_order() {
@@ -21,11 +22,53 @@ fn a_backup_waits_three_intervals_and_skew_then_takes_over_in_order() {
             Output::SendFrame { .. } => "frame",
             Output::Notify { .. } => "notify",
             Output::Log { .. } => "log",
-            Output::RemoveAddress { .. } | Output::ReadFirst => "other",
+            _ => "other",
         })
         .collect();
     let expected = ["advert", "add", "frame", "frame", "frame", "frame", "frame", "notify", "log"];
     assert_eq!(kinds, expected);
+}
+
+#[test]
+fn routes_come_after_addresses_and_go_before_them() {
+    let entry = |bits: u8, untracked: bool| {
+        let destination = Network { address: address("10.1.0.0"), bits };
+        Arc::new(Entry::Route(Route { untracked, ..Route::to(destination) }))
+    };
+    let (first, second, third) = (entry(24, false), entry(23, true), entry(22, false));
+    let mut config = instance(Version::V2, 100);
+    config.routing = vec![first.clone(), second.clone()];
+    let mut bench = Bench::one(config.clone(), 2);
+    let changes = |bench: &mut Bench| -> Vec<(bool, Option<u8>)> {
+        let of = |output: &Output| match output {
+            Output::AddAddress { .. } => Some((true, None)),
+            Output::RemoveAddress { .. } => Some((false, None)),
+            Output::AddRouting { entry, .. } => Some((true, bits(entry))),
+            Output::RemoveRouting { entry, .. } => Some((false, bits(entry))),
+            _ => None,
+        };
+        bench.out.drain(..).filter_map(|output| of(&output)).collect()
+    };
+    // What an earlier process may have left.
+    assert_eq!(changes(&mut bench), [(false, Some(23)), (false, Some(24)), (false, None)]);
+    bench.input(Input::RoutingChanged);
+    bench.until(State::Master, SECOND * 4);
+    assert_eq!(changes(&mut bench), [(true, None), (true, Some(24)), (true, Some(23))]);
+    bench.input(Input::RoutingChanged);
+    assert_eq!(changes(&mut bench), [(true, Some(24))]);
+    config.routing = vec![third, first];
+    let new = Config { instances: vec![config], ..Config::default() };
+    bench.input(Input::Reload(new));
+    assert_eq!(changes(&mut bench), [(false, Some(23)), (true, Some(22))]);
+    bench.hear(1, 200);
+    assert_eq!(changes(&mut bench), [(false, Some(24)), (false, Some(22)), (false, None)]);
+}
+
+fn bits(entry: &Entry) -> Option<u8> {
+    match entry {
+        Entry::Route(route) => Some(route.destination.bits),
+        Entry::Rule(_) => None,
+    }
 }
 
 #[test]

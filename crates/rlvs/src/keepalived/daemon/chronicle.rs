@@ -220,6 +220,7 @@ pub(super) fn name_of(event: &Event) -> &'static str {
         Event::Resigned { .. } => "resigned",
         Event::TwoOwners { .. } => "two_owners",
         Event::Restored { .. } => "restored",
+        Event::RoutingRestored { .. } => "routing_restored",
         Event::ReloadRefused(_) => "reload_refused",
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use rlvs_conf::desired::Desired;
+use rlvs_conf::desired::{self, Desired};
 use rlvs_conf::{Configuration, Severity, Surroundings, Unread, read};
 
 use super::super::host::{self, Host};
@@ -47,12 +47,15 @@ pub(super) fn find(options: &Running) -> Found {
         _ => None,
     };
     let mut desired = found.desired;
-    let empty = desired.instances.is_empty() && desired.virtual_servers.is_empty();
+    let fixed = desired.fixed != desired::Fixed::default();
+    let empty = desired.instances.is_empty() && desired.virtual_servers.is_empty() && !fixed;
     if !options.vrrp {
         desired.instances.clear();
         desired.sync_groups.clear();
         desired.scripts.clear();
         desired.files.clear();
+        desired.processes.clear();
+        desired.fixed = desired::Fixed::default();
     }
     if !options.services {
         desired.virtual_servers.clear();
@@ -114,5 +117,9 @@ impl Surroundings for Here {
 
     fn has_user(&self, name: &str) -> Option<bool> {
         self.0.has_user(name)
+    }
+
+    fn routing_number(&self, table: &str, name: &str) -> Option<u32> {
+        self.0.routing_number(table, name)
     }
 }

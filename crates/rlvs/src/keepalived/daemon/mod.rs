@@ -1,7 +1,7 @@
 //! The daemon: carries out a configuration until it is asked to end.
 //!
 //! One thread decides what is done with a signal, an event, a new configuration; all others only tell
-//! it (`Happening`): the virtual routers, each tracked script, the tracked files, the signals. The log has a thread of
+//! it (`Happening`): the virtual routers, each tracked script, the tracked files, the tracked processes, the signals. The log has a thread of
 //! its own, so that nothing waits for whoever reads it.
 
 mod capability;
@@ -14,8 +14,10 @@ mod mail;
 mod manager;
 mod notify;
 mod pid;
+mod processes;
 mod program;
 mod routers;
+mod routing;
 mod run;
 mod scripts;
 mod services;
@@ -69,6 +71,8 @@ enum Happening {
     Script { name: String, good: bool, news: Option<String> },
     /// A tracked file says another number.
     Number { name: String, number: i32 },
+    /// As many tracked processes run as shall, or not; and how many that are.
+    Processes { name: String, good: bool, count: usize },
     /// Somebody wants to know how the daemon is.
     Asked(Asker),
 }

@@ -4,14 +4,20 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use nix::unistd::{Gid, Group, Uid, User};
-use rlvs_conf::desired::{self, Global, Script};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Gid, Group, Pid, Uid, User};
+use rlvs_conf::desired::{self, Global, Once, Script};
+use rlvs_linux::process::{die_with_parent, wait_for};
 
 use super::log::{Level, Log};
 
 /// Who runs scripts if nobody is named and this user exists.
 const SCRIPT_USER: &str = "keepalived_script";
+
+/// How long a program that is asked to end may take before it is killed.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Makes a command of a program in a process group of its own.
 ///
@@ -35,6 +41,47 @@ pub(super) fn command(
         command.uid(uid.as_raw()).gid(gid.as_raw());
     }
     Ok(command)
+}
+
+/// Runs a program to its end, with which it must be content.
+///
+/// # Errors
+/// What is wrong with it; also that it took longer than `time`, for which it is ended.
+pub(super) fn run(
+    words: &[String],
+    user: Option<&desired::User>,
+    global: &Global,
+    time: Duration,
+) -> Result<(), String> {
+    let mut command = command(words, user, global)?;
+    die_with_parent(&mut command, Signal::SIGKILL);
+    let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
+    let wait = |child: &mut _, time| wait_for(child, time).map_err(|error| error.to_string());
+    if let Some(status) = wait(&mut child, time)? {
+        return if status.success() { Ok(()) } else { Err(format!("it ended with {status}")) };
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        if let Ok(group) = i32::try_from(child.id()) {
+            // It may end in this moment.
+            killpg(Pid::from_raw(group), signal).ok();
+        }
+        if wait(&mut child, GRACE)?.is_some() {
+            break;
+        }
+    }
+    Err(format!("it took longer than {time:?} and was ended"))
+}
+
+/// Runs a program at the start or the end. Whatever comes of it is logged, and all goes on.
+pub(super) fn run_once(once: Option<&Once>, when: &str, global: &Global, log: &Log) {
+    let Some(Once { script, timeout }) = once else { return };
+    let shown = script.command.join(" ");
+    log.say(Level::Info, format!("{when}: {shown} is run"));
+    let (words, user) = (&script.command, script.user.as_ref());
+    match run(words, user, global, *timeout) {
+        Ok(()) => log.say(Level::Info, format!("{when}: it succeeds")),
+        Err(why) => log.say(Level::Warning, format!("{when}: {shown}: {why}; all goes on")),
+    }
 }
 
 /// Starts a program and lets it run; what comes of it is logged.

@@ -12,6 +12,8 @@ use rlvs_control::vrrp::config::{
     ScriptConfig, Track, Tracked, Version, VirtualAddress,
 };
 
+use super::routing::{self, Routing};
+
 /// Virtual routers, and what of them is not carried out.
 #[derive(Debug, Default)]
 pub(super) struct Routers {
@@ -23,6 +25,7 @@ pub(super) struct Routers {
 /// Returns the virtual routers that are desired.
 pub(super) fn of(desired: &Desired) -> Routers {
     let mut routers = Routers::default();
+    (routers.config.fixed, routers.left_out) = routing::fixed(&desired.fixed);
     for wanted in &desired.instances {
         let Some(interface) = &wanted.interface else {
             let name = &wanted.name;
@@ -32,13 +35,26 @@ pub(super) fn of(desired: &Desired) -> Routers {
         routers.left_out.extend(left_out(wanted).map(|what| {
             format!("{}: {what} is not carried out; the instance runs without", wanted.name)
         }));
-        routers.config.instances.push(instance(desired, wanted, interface));
+        let Routing { entries, left_out } = Routing::of(&wanted.routes, &wanted.rules);
+        routers.left_out.extend(left_out.iter().map(|line| format!("{}: {line}", wanted.name)));
+        let mut config = instance(desired, wanted, interface);
+        config.routing = entries;
+        config.track.extend(routing::needed(wanted, &config));
+        routers.config.instances.push(config);
     }
     let is_there = |name: &Arc<str>| routers.config.instances.iter().any(|one| one.name == *name);
     let group = |group: &SyncGroup| GroupConfig {
         name: name(&group.name),
         members: group.members.iter().map(|member| name(member)).filter(is_there).collect(),
-        track: tracks(desired, &group.track_interfaces, &group.track_scripts, &group.track_files),
+        track: tracks(
+            desired,
+            [
+                &group.track_interfaces,
+                &group.track_scripts,
+                &group.track_files,
+                &group.track_processes,
+            ],
+        ),
     };
     routers.config.groups = desired.sync_groups.iter().map(group).collect();
     let script = |script: &TrackedScript| ScriptConfig {
@@ -87,8 +103,15 @@ fn instance(desired: &Desired, wanted: &Instance, interface: &str) -> InstanceCo
         Some(Authentication::Header(_)) | None => None,
     };
     config.announce = announce(desired, wanted);
-    config.track =
-        tracks(desired, &wanted.track_interfaces, &wanted.track_scripts, &wanted.track_files);
+    config.track = tracks(
+        desired,
+        [
+            &wanted.track_interfaces,
+            &wanted.track_scripts,
+            &wanted.track_files,
+            &wanted.track_processes,
+        ],
+    );
     config.answer_lower = !wanted.lower_priority_no_advert;
     config.answer_higher = wanted.higher_priority_send_advert;
     config
@@ -98,7 +121,7 @@ fn name(text: &str) -> Arc<str> {
     text.into()
 }
 
-fn address(wanted: &desired::VirtualAddress) -> VirtualAddress {
+pub(super) fn address(wanted: &desired::VirtualAddress) -> VirtualAddress {
     let interface = wanted.interface.as_deref().map(name);
     let attributes = attributes(wanted);
     VirtualAddress { address: wanted.address, bits: wanted.prefix, interface, attributes }
@@ -190,9 +213,7 @@ fn announce(desired: &Desired, wanted: &Instance) -> Announce {
 
 fn tracks(
     desired: &Desired,
-    interfaces: &[desired::Tracked],
-    scripts: &[desired::Tracked],
-    files: &[desired::Tracked],
+    [interfaces, scripts, files, processes]: [&[desired::Tracked]; 4],
 ) -> Vec<Track> {
     let track =
         |what, weight: Weight| Track { what, weight: weight.change, reverse: weight.reverse };
@@ -209,7 +230,12 @@ fn tracks(
         let weight = one.weight.or(own.map(|file| file.weight)).unwrap_or_default();
         track(Tracked::Value(name(&one.name)), weight)
     });
-    interfaces.chain(scripts).chain(files).collect()
+    let processes = processes.iter().map(|one| {
+        let own = desired.processes.iter().find(|process| process.name == one.name);
+        let weight = one.weight.or(own.map(|process| process.weight)).unwrap_or_default();
+        track(Tracked::Process(name(&one.name)), weight)
+    });
+    interfaces.chain(scripts).chain(files).chain(processes).collect()
 }
 
 /// Returns what an instance asks for and does not get.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rlvs_conf::desired::Desired;
 use rlvs_control::table::Error;
 use rlvs_control::vrrp::config::Config;
-use rlvs_control::vrrp::{Event, State, Who};
+use rlvs_control::vrrp::{Event, Input, State, Who};
 use rlvs_linux::dataplane::succession;
 use rlvs_linux::process::trim_memory;
 use rlvs_linux::vrrp::{Told, Vrrp};
@@ -22,13 +22,16 @@ use super::files::Files;
 use super::log::{Fields, Level, Log};
 use super::manager::Manager;
 use super::notify::Notifier;
+use super::processes::Processes;
 use super::routers::{self, Routers};
 use super::scripts::Scripts;
 use super::services::Services;
 use super::signals::{self, Wish};
 use super::sync::Synchronisation;
 use super::watch::Watch;
-use super::{Asker, Happening, Refusal, STATUS_CONFIGURATION, STATUS_FATAL, STATUS_SOFTWARE, dump};
+use super::{
+    Asker, Happening, Refusal, STATUS_CONFIGURATION, STATUS_FATAL, STATUS_SOFTWARE, dump, program,
+};
 use crate::face;
 use crate::ipvsadm::Backend;
 
@@ -53,6 +56,7 @@ pub(super) struct Daemon {
     sync: Synchronisation,
     scripts: Scripts,
     files: Files,
+    processes: Processes,
     notifier: Notifier,
     manager: Manager,
     chronicle: Chronicle,
@@ -76,6 +80,8 @@ impl Daemon {
         if found.empty {
             log.say(Level::Warning, format!("{shown} asks for nothing; nothing is done"));
         }
+        let global = &found.desired.global;
+        program::run_once(global.startup.as_ref(), "startup_script", global, log);
         let Routers { config, left_out } = routers::of(&found.desired);
         left_out.iter().for_each(|line| log.say(Level::Warning, line));
         let backend = backend(options)?;
@@ -91,6 +97,7 @@ impl Daemon {
             sync: Synchronisation::new(backend),
             scripts: Scripts::default(),
             files: Files::default(),
+            processes: Processes::default(),
             notifier: Notifier::new(&found.desired, log),
             manager: Manager::find(),
             chronicle: Chronicle::new(&options.file),
@@ -100,6 +107,7 @@ impl Daemon {
         };
         daemon.delay_routers()?;
         daemon.follow_files();
+        daemon.follow_processes();
         daemon.route(config)?;
         daemon.follow();
         daemon.serve_desired()?;
@@ -153,11 +161,15 @@ impl Daemon {
             Happening::Routers(told) => self.told(told),
             Happening::RoutersDue => {
                 let waiting = self.waiting.take();
-                if let Some(config) = waiting.filter(|config| *config != Config::default())
-                    && let Err((status, why)) = self.begin_routers(config)
-                {
-                    self.log.say(Level::Error, why);
-                    return Some(status);
+                match (waiting, &self.routers) {
+                    (Some(config), Some(routers)) => routers.reload(config),
+                    (Some(config), None) if config != Config::default() => {
+                        if let Err((status, why)) = self.begin_routers(config) {
+                            self.log.say(Level::Error, why);
+                            return Some(status);
+                        }
+                    }
+                    _ => {}
                 }
             }
             Happening::RoutersLost => {
@@ -176,6 +188,7 @@ impl Daemon {
             }
             Happening::Script { name, good, news } => self.script(&name, good, news),
             Happening::Number { name, number } => self.number(&name, number),
+            Happening::Processes { name, good, count } => self.process(&name, good, count),
             Happening::Asked(to) => self.answer(to),
         }
         None
@@ -207,6 +220,8 @@ impl Daemon {
         }
         let failed = self.sync.stop();
         self.say_failed(failed);
+        let global = &self.desired.global;
+        program::run_once(global.shutdown.as_ref(), "shutdown_script", global, &self.log);
         self.log.say(Level::Info, "stopped");
     }
 
@@ -256,6 +271,7 @@ impl Daemon {
         (self.desired, self.read_from) = (Arc::new(found.desired), found.files);
         self.follow();
         self.follow_files();
+        self.follow_processes();
         self.route(config).map_err(|(_, why)| why)?;
         self.serve_desired().map_err(|(_, why)| why)?;
         self.synchronise();
@@ -267,6 +283,15 @@ impl Daemon {
         self.log.say(Level::Info, format!("track_file {name} says {number}"));
         if let Some(routers) = &self.routers {
             routers.value(name, number);
+        }
+    }
+
+    /// As many processes run as shall, or not.
+    fn process(&mut self, name: &str, good: bool, count: usize) {
+        let (level, is) = if good { (Level::Info, "well") } else { (Level::Warning, "not well") };
+        self.log.say(level, format!("track_process {name}: {count} run, which is {is}"));
+        if let Some(routers) = &self.routers {
+            routers.process(name, good);
         }
     }
 
@@ -306,21 +331,32 @@ impl Daemon {
         }
     }
 
+    /// Watches the tracked processes of the configuration, as the files.
+    fn follow_processes(&mut self) {
+        let (known, said) = self.processes.update(&self.desired.processes, &self.sender);
+        said.iter().for_each(|line| self.log.say(Level::Notice, line));
+        if let Some(routers) = &self.routers {
+            known.iter().for_each(|(name, good)| routers.process(name, *good));
+        }
+    }
+
     /// Lets the virtual routers be these.
-    fn route(&mut self, config: Config) -> Result<(), Refusal> {
+    fn route(&mut self, mut config: Config) -> Result<(), Refusal> {
         if config == self.config {
             return Ok(());
         }
         self.config = config.clone();
-        if let Some(routers) = &self.routers {
-            routers.reload(config);
-            return Ok(());
-        }
         if let Some(waiting) = &mut self.waiting {
-            *waiting = config;
-            return Ok(());
+            // What does not depend on their states does not wait.
+            let fixed = Config { fixed: config.fixed.clone(), ..Config::default() };
+            *waiting = std::mem::replace(&mut config, fixed);
         }
-        self.begin_routers(config)
+        match &self.routers {
+            Some(routers) => routers.reload(config),
+            None if config == Config::default() => {}
+            None => self.begin_routers(config)?,
+        }
+        Ok(())
     }
 
     /// Lets virtual routers wait for `vrrp_startup_delay`.
@@ -347,7 +383,11 @@ impl Daemon {
     }
 
     fn begin_routers(&mut self, config: Config) -> Result<(), Refusal> {
-        let (routers, told) = Vrrp::start_with(config, self.files.numbers()).map_err(|error| {
+        let number = |(name, value): (&str, i32)| Input::Value { name: name.into(), value };
+        let process = |(name, good): (&str, bool)| Input::Process { name: name.into(), good };
+        let known = self.files.numbers().map(number);
+        let known = known.chain(self.processes.known().map(process));
+        let (routers, told) = Vrrp::start_with(config, known).map_err(|error| {
             let status = match error {
                 rlvs_linux::vrrp::Error::Refused(_) => STATUS_CONFIGURATION,
                 _ => STATUS_FATAL,
@@ -555,7 +595,8 @@ fn level_of(event: &Event) -> Level {
         Event::AddressesDiffer { .. }
         | Event::Rejected { .. }
         | Event::LowerPriority { .. }
-        | Event::Restored { .. } => Level::Warning,
+        | Event::Restored { .. }
+        | Event::RoutingRestored { .. } => Level::Warning,
         Event::IntervalLearned { .. } => Level::Info,
     }
 }

@@ -1,19 +1,12 @@
 //! Scripts that virtual routers follow: each has a thread that runs it again and again.
 
 use std::collections::BTreeMap;
-use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use rlvs_conf::desired::{Global, TrackedScript};
-use rlvs_linux::process::{die_with_parent, wait_for};
 
 use super::{Happening, program};
-
-/// How long a script that is asked to end may take before it is killed.
-const GRACE: Duration = Duration::from_millis(500);
 
 /// The scripts that run.
 #[derive(Debug, Default)]
@@ -73,7 +66,9 @@ impl Runner {
     fn run(mut self, ended: &Receiver<()>) {
         loop {
             let begun = Instant::now();
-            let result = self.once();
+            let script = &self.script;
+            let (words, user) = (&script.command, script.user.as_ref());
+            let result = program::run(words, user, &self.global, script.timeout);
             let good = result.is_ok();
             let why = result.err().unwrap_or_else(|| "it succeeds".to_owned());
             let news = (self.said.as_ref() != Some(&why)).then(|| why.clone());
@@ -88,30 +83,4 @@ impl Runner {
             }
         }
     }
-
-    /// Runs the script, and says what is wrong.
-    fn once(&self) -> Result<(), String> {
-        let (words, user) = (&self.script.command, self.script.user.as_ref());
-        let mut command = program::command(words, user, &self.global)?;
-        die_with_parent(&mut command, Signal::SIGKILL);
-        let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
-        let wait = |child: &mut _, time| wait_for(child, time).map_err(|error| error.to_string());
-        if let Some(status) = wait(&mut child, self.script.timeout)? {
-            return judge(status);
-        }
-        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            if let Ok(group) = i32::try_from(child.id()) {
-                // It may end in this moment.
-                killpg(Pid::from_raw(group), signal).ok();
-            }
-            if wait(&mut child, GRACE)?.is_some() {
-                break;
-            }
-        }
-        Err(format!("it took longer than {:?} and was ended", self.script.timeout))
-    }
-}
-
-fn judge(status: ExitStatus) -> Result<(), String> {
-    if status.success() { Ok(()) } else { Err(format!("it ended with {status}")) }
 }
