@@ -6,7 +6,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 
 use e2e::association::{self, Speaker};
-use e2e::lab::{Method, OWN_VIP, Random, Stage, connect, tcp_server, udp_client, udp_server};
+use e2e::lab::{
+    Method, OWN_VIP, Random, Stage, connect, tcp_server, udp_client, udp_server, wait_until,
+};
 use rlvs::lab::topology::{CLIENT, DIRECTOR, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 
@@ -186,6 +188,47 @@ fn a_client_on_the_director_gets_fragments_associations_and_errors() {
             };
             let speaker = director.run(work).unwrap();
             associate(&speaker, 4001, target);
+        }
+    }
+}
+
+/// XDP, which leaves to TC what stays here, has picked for it already: of either method and IP version.
+#[test]
+fn single_datagrams_go_to_this_host_and_another_in_turn() {
+    for wiring in WIRINGS {
+        let stage = Stage::attached(wiring, PROGRAM);
+        for method in [Method::Direct, Method::Nat] {
+            for (family, vip) in FAMILIES.into_iter().zip(VIPS) {
+                let target = SocketAddr::new(vip.of(family), PORT);
+                let other = SocketAddr::new(method.address(&REAL_SERVERS[0], family), PORT);
+                let own = SocketAddr::new(DIRECTOR.of(family), OWN_PORT);
+                let own = if method == Method::Nat { own } else { SocketAddr::new(own.ip(), PORT) };
+                stage.ipvsadm(&format!("-A -u {target} -s rr -o")).ok();
+                for real in [own, other] {
+                    let option = method.option();
+                    stage.ipvsadm(&format!("-a -u {target} -r {real} {option}")).ok();
+                }
+                stage.as_client(|| {
+                    let socket = udp_client(target).unwrap();
+                    for length in 0..10 {
+                        // Nobody may listen: what comes back of one is no error of the next.
+                        while socket.send(&vec![7; length]).is_err() {}
+                    }
+                });
+                let picked = || -> Vec<Vec<u32>> {
+                    let stats = stage.ipvsadm(&format!("-L -n --stats -u {target}")).ok();
+                    let rows = stats.lines().filter(|line| line.trim().starts_with("->"));
+                    let words = rows.map(|line| line.split_ascii_whitespace().skip(2).take(2));
+                    let numbers = words.map(|words| words.map(|word| word.parse().ok()).collect());
+                    // The heading has none.
+                    numbers
+                        .filter_map(|row: Option<Vec<u32>>| row.filter(|row| !row.is_empty()))
+                        .collect()
+                };
+                let said = format!("{wiring:?} {method:?} {target}: connections and packets");
+                wait_until(&said, &vec![vec![5, 5]; 2], picked);
+                stage.ipvsadm("-C").ok();
+            }
         }
     }
 }

@@ -3,8 +3,9 @@
 
 use std::net::{SocketAddr, UdpSocket};
 
-use e2e::lab::{Method, Stage, connect, tcp_server};
-use rlvs::lab::topology::{REAL_SERVERS, VIPS, Wiring};
+use e2e::association::{self, Speaker};
+use e2e::lab::{Method, Random, Stage, connect, tcp_server};
+use rlvs::lab::topology::{CLIENT, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
@@ -151,4 +152,57 @@ fn a_mark_joins_ports() {
         ["mark", "del", "77", "--to", &vip.to_string(), "--protocol", "tcp", "--port", &port];
     stage.rlvs(&words).ok();
     assert_eq!(stage.rlvs(&["mark", "list"]).ok(), expected[0]);
+}
+
+/// A client's associations with any port of an address go to one server, each to the port that it named, and
+/// another port nobody serves is answered by nobody. The kernel here may have no SCTP: raw sockets speak it.
+fn associations_of_any_port(wiring: Wiring) {
+    let stage = Stage::attached(wiring, PROGRAM);
+    for (method, number) in [(Method::Direct, 0), (Method::Nat, 1)] {
+        for family in [Family::V4, Family::V6] {
+            let vip = VIPS[number].of(family);
+            let service = SocketAddr::new(vip, 0);
+            for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
+                let at = if method == Method::Nat { server.inside.of(family) } else { vip };
+                PORTS.iter().for_each(|&port| association::server(namespace, (at, port).into()));
+            }
+            stage.ipvsadm(&format!("-A --sctp-service {service} -s rr -p 100")).ok();
+            add(&stage, &format!("--sctp-service {service}"), family, method, 0);
+            let speaker = stage.as_client(|| Speaker::open(CLIENT.of(family))).unwrap();
+            for (from, port) in [(4001, PORTS[0]), (4002, PORTS[1]), (4003, PORTS[0])] {
+                let target = SocketAddr::new(vip, port);
+                for (chunk, answer) in [
+                    (association::INIT, association::INIT_ACK),
+                    (association::COOKIE_ECHO, association::COOKIE_ACK),
+                    (association::DATA, association::SACK),
+                ] {
+                    let payload = Random(u64::from(from) + u64::from(chunk)).bytes(777);
+                    speaker.say(from, target, chunk, &payload).unwrap();
+                    let said = format!("{wiring:?} {method:?} {target} {chunk}");
+                    let heard = speaker.hear().unwrap_or_else(|error| panic!("{said}: {error}"));
+                    let ends = (heard.from, heard.source, heard.target);
+                    assert_eq!(ends, (vip, port, from), "{said}");
+                    assert!(heard.chunk == answer && heard.payload == payload, "{said}");
+                }
+            }
+            let mut active: Vec<u32> = stage
+                .counts("--sctp-service", service)
+                .into_iter()
+                .map(|(_, active, _)| active)
+                .collect();
+            active.sort_unstable();
+            assert_eq!(active, [0, 3], "{wiring:?} {method:?}: {}", stage.listing());
+            stage.ipvsadm("-C").ok();
+        }
+    }
+}
+
+#[test]
+fn associations_of_any_port_go_to_one_server_through_tc() {
+    associations_of_any_port(Wiring::Plain);
+}
+
+#[test]
+fn associations_of_any_port_go_to_one_server_through_native_xdp() {
+    associations_of_any_port(Wiring::Tuned);
 }

@@ -92,7 +92,7 @@ fn plain_request<A: Ip, F: Frame, T: Tables>(
         }
         verdict
     };
-    request(context, frame, packet, id, found, track, too_big)
+    request(context, frame, packet, id, true, found, track, too_big)
 }
 
 /// Returns what replacing one end of a packet by an address and port does to checksums.
@@ -119,13 +119,15 @@ pub(crate) fn real_port(service: &Service, destination: &Destination, port: u16)
 }
 
 /// A packet from a client, to a destination; `track` notes it on its connection once the way is known,
-/// `too_big` is told what the way takes if the packet is longer.
+/// `too_big` is told what the way takes if the packet is longer. One that `is_first` is no later fragment.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the two kinds of packets differ in all of them")]
 pub(crate) fn request<A: Ip, F: Frame, T: Tables>(
     context: &Context<'_, T>,
     frame: &mut F,
     packet: &Packet<A>,
     id: u32,
+    is_first: bool,
     found: Option<Found<'_, WideSlot>>,
     track: impl FnOnce(&Found<'_, WideSlot>),
     too_big: impl FnOnce(&mut F, u32) -> Verdict,
@@ -146,7 +148,12 @@ pub(crate) fn request<A: Ip, F: Frame, T: Tables>(
         }
         Err(Verdict::Pass(Reason::Local)) if F::RESOLVES => None,
         Err(Verdict::Drop(Reason::Unreachable)) => return Verdict::Next(Stage::lost::<A>()),
-        Err(verdict) => return verdict,
+        Err(verdict) => {
+            if found.is_none() {
+                context.keep_choice(frame, packet, id, verdict, is_first);
+            }
+            return verdict;
+        }
     };
     let port = match &found {
         Some(found) => ports_of(context.tables.read(&found.slot.key)).2,
@@ -268,8 +275,8 @@ impl<T: Tables> Context<'_, T> {
         if is_that { id } else { 0 }
     }
 
-    /// Has the stage that cuts a packet, if that follows, take the destination that was chosen for it alone; one
-    /// that `is_new` has been chosen by this packet.
+    /// Has the stage that cuts a packet, if that follows, or TC, if XDP leaves the packet to it, take the
+    /// destination that was chosen for it alone; one that `is_new` has been chosen by this packet.
     #[inline(always)]
     pub(crate) fn keep_choice<A: Ip, F: Frame>(
         &self,
@@ -279,14 +286,12 @@ impl<T: Tables> Context<'_, T> {
         verdict: Verdict,
         is_new: bool,
     ) {
-        if !matches!(verdict, Verdict::Next(_)) {
-            return;
-        }
+        let is_next = matches!(verdict, Verdict::Next(_));
         if F::RESOLVES {
-            if let Some(scratch) = self.tables.scratch(self.tables.cpu()) {
+            if is_next && let Some(scratch) = self.tables.scratch(self.tables.cpu()) {
                 self.tables.write(&scratch.once, id.into());
             }
-        } else if is_new {
+        } else if is_new && (is_next || matches!(verdict, Verdict::Pass(_))) {
             self.hand_on(frame, packet, id);
         }
     }

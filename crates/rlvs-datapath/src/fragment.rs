@@ -379,7 +379,7 @@ impl<T: Tables> Context<'_, T> {
     }
 
     /// Leaves TC the destination that XDP has chosen for a datagram alone, whole or a first fragment, which
-    /// TC has to cut: what one CPU's stages leave for each other others may have written over by then.
+    /// TC has to cut, resolve a neighbour for or pass to this host: what one CPU's stages leave for each other others may have written over by then.
     #[inline(always)]
     pub(crate) fn hand_on<A: Ip, F: Frame>(
         &self,
@@ -410,12 +410,14 @@ impl<T: Tables> Context<'_, T> {
         self.tables.forget(id.into()) as u32
     }
 
-    /// Returns the key of what is handed on of an IPv4 datagram; no other is cut.
+    /// Returns the key of what is handed on of a datagram: its flow, with its number in IPv4, its length in
+    /// IPv6, where the number would be.
     #[inline(always)]
     fn handed<A: Ip, F: Frame>(&self, frame: &mut F, packet: &Packet<A>) -> u64 {
         let number = frame.head::<34>().map_or(0, |head| u16_at(head, IP + ipv4::IDENTIFICATION));
+        let ports = u32::from(packet.source_port) << 16 | u32::from(packet.target_port);
         let ends = (packet.source, packet.target);
-        self.datagram_of(ends, number.into(), packet.protocol) ^ HANDED
+        self.datagram_of(ends, ports ^ u32::from(number), packet.protocol) ^ HANDED
     }
 
     /// Puts a value into the datagram's own slot, else into a free one, else into the oldest.

@@ -62,8 +62,8 @@ pub fn choose<A: Ip, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut 
         return Verdict::Pass(Reason::Local);
     }
     context.tables.write(&scratch.service, service.into());
-    // What has to be cut comes by XDP first.
-    if F::RESOLVES && A::FAMILY == 4 {
+    // What XDP leaves to TC has been chosen for there.
+    if F::RESOLVES {
         let id = context.take_handed(frame, &packet, record.flags);
         if id != 0 {
             return context.go_once::<A>(scratch, id);

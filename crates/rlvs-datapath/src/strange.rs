@@ -154,7 +154,7 @@ fn request<A: Ip, F: Frame, T: Tables>(
         }
         verdict
     };
-    apart::request(context, frame, packet, id, found, track, too_big)
+    apart::request(context, frame, packet, id, !place.is_later(), found, track, too_big)
 }
 
 /// One that belongs to no connection.

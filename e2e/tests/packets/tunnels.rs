@@ -5,11 +5,15 @@ use std::net::IpAddr;
 use e2e::bpf::Input;
 use e2e::network::{self, GATEWAY_MAC, Network, client, server, server_mac, vip};
 use e2e::packet::{Kind, Message, Packet, set_udp_checksum, transport};
-use e2e::scene::{TCP, TUNNEL_PORT, UDP, description, request, service, tunnelled};
+use e2e::scene::{
+    TCP, TUNNEL_PORT, UDP, description, destination, plain, request, service, tunnelled,
+};
 use e2e::table::Description;
 use e2e::unusual::fragments;
 use e2e::world::World;
-use rlvs_datapath::abi::{Service, service_flag, settings_flag, tunnel_checksum, tunnel_form};
+use rlvs_datapath::abi::{
+    Service, method, service_flag, settings_flag, tunnel_checksum, tunnel_form,
+};
 use rlvs_datapath::frame::Verdict;
 use rlvs_datapath::reason::Reason;
 use rlvs_datapath::stage::Stage;
@@ -441,6 +445,45 @@ fn a_single_datagram_that_may_be_cut_is_left_to_the_stack() {
             // What was handed on once is taken: the same by TC alone is chosen for.
             let again = world.step_tc(&Input::new(&frames[0], network.inside.index));
             assert_eq!((again.verdict, counted(&again.changes)), (Verdict::Arrive, 1));
+        }
+    });
+}
+
+/// A datagram scheduled alone for a neighbour that is not resolved, or for this host: XDP, which leaves it to TC,
+/// has picked its server.
+#[test]
+fn a_single_datagram_that_is_left_to_tc_is_picked_once() {
+    network::run("once-left", |network| {
+        let mut world = World::new(network, &plain(network, 4, method::DIRECT));
+        for (family, number) in [(4, 99), (6, 99), (4, 1), (6, 1)] {
+            let one = destination(family, number, method::DIRECT);
+            let mut description = description(network, vec![service(family, UDP, vec![one])]);
+            description.flags |= settings_flag::WIDE;
+            world.reset(&description);
+            world.edit(|tables| {
+                tables.services[1].flags |= service_flag::SPECIAL | service_flag::ONE_PACKET;
+            });
+            let plain = request(network, family, Kind::Udp);
+            let first = fragments(&Packet { payload: vec![1; 99], ..plain.clone() }.bytes(), 7, 48);
+            for frame in [plain.bytes(), first[0].clone()] {
+                let counted = |changes: &[String]| {
+                    changes.iter().filter(|line| line.contains(" connections = ")).count()
+                };
+                let input = Input::new(&frame, network.inside.index);
+                let left = world.step_xdp(&input);
+                let reason = if number == 99 { Reason::Unresolved } else { Reason::Local };
+                assert_eq!(left.verdict, Verdict::Pass(reason));
+                assert_eq!(counted(&left.changes), 1, "{left:?}");
+                world.hand_to_tc();
+                let taken = world.step_tc(&input);
+                assert_eq!(counted(&taken.changes), 0, "IPv{family}, {number}: {taken:?}");
+                let has_got = |line: &String| line.contains(" packets in = ");
+                assert!(taken.changes.iter().any(has_got), "{taken:?}");
+                // What was handed on once is taken: the same by TC alone is chosen for.
+                let again = world.step_tc(&input);
+                assert_eq!(counted(&again.changes), 1, "{again:?}");
+                world.leave_to_tc();
+            }
         }
     });
 }
