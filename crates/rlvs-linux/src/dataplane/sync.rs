@@ -2,8 +2,8 @@
 //! learn of theirs.
 //!
 //! Packets need no process, so this is one of its own, one for each role and network namespace, of which
-//! [`note`](super::note) has a file. Its state is soft: killed and started again a master tells of everything once more. It ends when
-//! nothing is attached here any more.
+//! [`note`] has a file. Its state is soft: killed and started again a master tells of everything once more.
+//! It ends when nothing is attached here any more.
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, BufRead, BufReader, Write};
