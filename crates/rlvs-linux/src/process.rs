@@ -2,6 +2,7 @@
 
 pub mod watch;
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -204,6 +205,22 @@ impl Drop for Guard {
         // Reaps it; if it could not be ended, there is nothing else to be done.
         child.try_wait().ok();
     }
+}
+
+/// A chain of parents is shorter than this.
+const ANCESTORS_MAX: usize = 1024;
+
+/// Returns the numbers of this process and its ancestors, the eldest first, as far as they are in view.
+pub(crate) fn ancestors() -> Vec<u32> {
+    let parent = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        line.trim().parse().ok().filter(|pid| *pid > 0)
+    };
+    let mut ancestors: Vec<u32> =
+        std::iter::successors(Some(std::process::id()), parent).take(ANCESTORS_MAX).collect();
+    ancestors.reverse();
+    ancestors
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use rlvs_datapath::abi::LAYOUT;
 use super::clsact;
 use super::error::{Error, MOUNTING};
 use crate::netns;
+use crate::process::ancestors;
 
 /// Where the file system is mounted.
 pub const ROOT: &str = "/run/rlvs/bpf";
@@ -167,26 +168,7 @@ fn eldest_mounts() -> Option<(File, PathBuf)> {
         let path = format!("/proc/{pid}/ns/mnt");
         Some((File::open(&path).ok()?, fs::read_link(&path).ok()?))
     };
-    if let Some(first) = mounts_of(1) {
-        return Some(first);
-    }
-    let mut eldest = None;
-    let mut pid = std::process::id();
-    // A chain of parents is shorter than this, and ends at process 1 or outside our view.
-    for _ in 0..1024 {
-        eldest = mounts_of(pid).or(eldest);
-        match parent(pid) {
-            Some(next) if next > 1 => pid = next,
-            _ => break,
-        }
-    }
-    eldest
-}
-
-fn parent(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-    line.trim().parse().ok()
+    mounts_of(1).or_else(|| ancestors().into_iter().find_map(mounts_of))
 }
 
 pub(super) fn own_cookie() -> Result<u64, Error> {

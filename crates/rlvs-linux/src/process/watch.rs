@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::ancestors;
 use crate::netns::Namespace;
 
 // linux/connector.h, linux/cn_proc.h; libc does not have all of them.
@@ -28,8 +29,6 @@ const DATA_BYTES: usize = 16;
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// Notices that are read in one turn.
 const NOTICES_AT_ONCE: usize = 4096;
-/// A chain of parents is shorter than this.
-const ANCESTORS_MAX: usize = 1024;
 /// The longest command line that is compared.
 const COMMAND_BYTES_MAX: usize = 128 * 1024;
 
@@ -171,19 +170,6 @@ fn notice(bytes: &[u8]) -> Option<Notice> {
 fn word(bytes: &[u8], number: usize) -> Option<u32> {
     let bytes = bytes.get(number * 4..)?;
     bytes.first_chunk().copied().map(u32::from_ne_bytes)
-}
-
-/// Returns the numbers of this process's ancestors, the eldest first.
-fn ancestors() -> Vec<u32> {
-    let parent = |pid: &u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        line.trim().parse().ok().filter(|pid| *pid > 0)
-    };
-    let mut ancestors: Vec<u32> =
-        std::iter::successors(Some(std::process::id()), parent).take(ANCESTORS_MAX).collect();
-    ancestors.reverse();
-    ancestors
 }
 
 /// A process as it is.
