@@ -76,9 +76,8 @@ impl Versions {
         status["drained"].to_string()
     }
 
-    /// What commands say of everything that is to be carried, but times.
-    fn told(&self, version: usize) -> Vec<String> {
-        let connections = self.ipvsadm(version, "-L -n -c");
+    /// Connections as they are listed, but their times.
+    fn connections(&self, version: usize) -> String {
         let without_times = |line: &str| {
             let mut words: Vec<&str> = line.split_whitespace().collect();
             if words.len() == 6 {
@@ -86,20 +85,25 @@ impl Versions {
             }
             words.join(" ")
         };
-        let connections: BTreeSet<String> = connections.lines().map(without_times).collect();
-        let run = |words: &[&str]| self.run(version, words).ok();
-        vec![
-            format!("{connections:#?}"),
-            self.ipvsadm(version, "-L -n"),
-            self.ipvsadm(version, "-S -n --full"),
-            self.ipvsadm(version, "-L -n --persistent-conn"),
-            self.ipvsadm(version, "-L --timeout"),
-            run(&["set"]),
-            run(&["mark", "list"]),
-            run(&["snat", "list"]),
-            run(&["acl", "list"]),
-            self.drained(version),
-        ]
+        let listed = self.ipvsadm(version, "-L -n -c");
+        let connections: BTreeSet<String> = listed.lines().map(without_times).collect();
+        format!("{connections:#?}")
+    }
+
+    /// What commands say of everything that is to be carried, but times. All are asked at the same time, as
+    /// each of them waits most of the time.
+    fn told(&self, version: usize) -> Vec<String> {
+        let ipvsadm = ["-L -n", "-S -n --full", "-L -n --persistent-conn", "-L --timeout"];
+        let others = [&["set"][..], &["mark", "list"], &["snat", "list"], &["acl", "list"]];
+        std::thread::scope(|scope| {
+            let mut threads = vec![
+                scope.spawn(|| self.connections(version)),
+                scope.spawn(|| self.drained(version)),
+            ];
+            threads.extend(ipvsadm.map(|words| scope.spawn(move || self.ipvsadm(version, words))));
+            threads.extend(others.map(|words| scope.spawn(move || self.run(version, words).ok())));
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
     }
 }
 
@@ -278,7 +282,10 @@ fn connections_that_are_opened_all_the_time_live_on() {
         let clients = targets
             .map(|target| scope.spawn(move || stage.as_client(|| keep_opening(target, stop))));
         for to in [1, 0, 1] {
-            versions.upgrade(to).ok();
+            let from = versions.program(1 - to).display().to_string();
+            let said = versions.run(to, &["upgrade", "--from", &from, "--json"]).ok();
+            let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+            assert_eq!(said["namespaces"][0]["outcome"], "exchanged", "{said}");
         }
         drop(stopping);
         let opened = clients.map(|client| client.join().unwrap());

@@ -5,6 +5,8 @@ use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 
+use crate::capability::{self, Capability};
+
 /// Something without which the programs cannot be loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Feature {
@@ -55,10 +57,14 @@ pub struct Answer {
     pub refused: Option<String>,
 }
 
-/// Asks the kernel for all of them, by a map or a program of two instructions each, which goes at once.
+/// Asks the kernel for all of them, by a map or a program of two instructions each, which goes at once. What it
+/// would answer to who lacks the capabilities says nothing, so that nothing is missing then.
 #[must_use]
 pub fn ask() -> Answer {
     let mut answer = Answer::default();
+    if !capability::missing(&[Capability::Bpf, Capability::NetAdmin]).is_empty() {
+        return answer;
+    }
     for one in ALL {
         match one.need.is_there() {
             Ok(true) => {}
