@@ -304,6 +304,8 @@ pub struct HostTables {
     pub estimates: Vec<Estimate>,
     /// What another CPU does while one is at work.
     pub meanwhile: Meanwhile,
+    /// How often destinations and lines of rings have been looked at.
+    pub looks: Cell<u32>,
     empty4: Endpoints4,
     empty6: Endpoints6,
 }
@@ -348,6 +350,7 @@ impl HostTables {
             sources: many(SOURCE_BUCKETS + 1),
             estimates: many(2 * IDS),
             meanwhile: Meanwhile::default(),
+            looks: Cell::new(0),
             empty4: Endpoints4::default(),
             empty6: Endpoints6::default(),
             settings,
@@ -401,9 +404,11 @@ impl Tables for HostTables {
         self.schedules.get(id as usize)
     }
     fn ring_line(&self, index: u32) -> Option<&RingLine> {
+        self.looks.set(self.looks.get() + 1);
         self.rings.get(index as usize)
     }
     fn destination(&self, id: u32) -> Option<&Destination> {
+        self.looks.set(self.looks.get() + 1);
         self.destinations.get(id as usize)
     }
     fn tunnel(&self, id: u32) -> Option<&Tunnel> {

@@ -306,7 +306,8 @@ impl<T: Tables> Context<'_, T> {
     }
 
     /// Returns the service that a packet goes to which no endpoint names, or 0: by its mark, which a
-    /// rule of ours has given or else is as `given`, by the relation of FTP's data to its control connections, by its address alone.
+    /// rule of ours has given or else is as `given`, by the relation of FTP's data to its control connections,
+    /// by its address alone.
     #[inline(always)]
     pub(crate) fn service_apart<A: Ip>(&self, packet: &Packet<A>, given: u32) -> u32 {
         const FTP: u16 = 21;

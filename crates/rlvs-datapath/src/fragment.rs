@@ -379,7 +379,8 @@ impl<T: Tables> Context<'_, T> {
     }
 
     /// Leaves TC the destination that XDP has chosen for a datagram alone, whole or a first fragment, which
-    /// TC has to cut, resolve a neighbour for or pass to this host: what one CPU's stages leave for each other others may have written over by then.
+    /// TC has to cut, resolve a neighbour for or pass to this host: what one CPU's stages leave for each other
+    /// others may have written over by then.
     #[inline(always)]
     pub(crate) fn hand_on<A: Ip, F: Frame>(
         &self,

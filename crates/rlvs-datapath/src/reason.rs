@@ -40,7 +40,7 @@ pub enum Reason {
     /// Answered with ICMP, a server's packet by the stack to which it is passed, or dropped where its
     /// sender allows fragments: longer than the next hop takes.
     TooBig = 16,
-    /// Dropped: another CPU held the lock of this flow for too long.
+    /// Dropped: another CPU held the lock of this flow for too long, or took its place of the pool in this moment.
     Busy = 17,
     /// Dropped: a map gave no element for an id that the tables name.
     Inconsistent = 18,

@@ -153,8 +153,8 @@ pub(crate) fn may_be_cut<A: Ip, F: Frame>(frame: &mut F) -> bool {
     A::FAMILY == 4 && !frame.head::<34>().is_some_and(whole)
 }
 
-/// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP header and the whole TCP or UDP header without options;
-/// of a long packet with unusual headers as much as all options of IPv4 and the ports take, or two short
+/// Turns the frame into an ICMP error to whom it came from, in the name of whom it went to. Quoted are the IP
+/// header and the whole TCP or UDP header without options; of a long packet with unusual headers as much as all options of IPv4 and the ports take, or two short
 /// extension headers and a TCP header.
 #[inline(always)]
 pub fn refuse<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, complaint: Complaint) -> Verdict {

@@ -86,7 +86,9 @@ pub fn sentence(reason: Reason) -> &'static str {
             "Answered with ICMP, or dropped where its sender allows fragments: it is longer than the next \
              hop takes."
         }
-        Reason::Busy => "Dropped: another processor held the lock of this flow for too long.",
+        Reason::Busy => {
+            "Dropped: another processor held the lock of this flow for too long, or took its place of the pool."
+        }
         Reason::Inconsistent => "Dropped: a table names what is not there; a fault of ours.",
         Reason::NoRoom => "Dropped: the frame could not be made longer or shorter.",
         Reason::IcmpLimited => {

@@ -8,9 +8,10 @@ use e2e::host::{HostFrame, HostTables, decide};
 use e2e::network::{self, Network, client, server_mac, vip};
 use e2e::packet::{Kind, Packet};
 use e2e::scene::{TCP, UDP, description, destination, request, service};
-use e2e::table::{SECOND, Server};
+use e2e::table::{SECOND, Server, Virtual};
 use e2e::world::World;
 use rlvs_datapath::abi::{method, scheduler};
+use rlvs_datapath::frame::Verdict;
 use rlvs_wire::tcp::{ACK, FIN, SYN};
 
 /// Opens connections from as many ports; returns the servers that got them.
@@ -395,5 +396,43 @@ fn twos_and_p2c_draw_by_weight_and_load() {
         for (drawn, expected) in drawn[1..].iter().zip([90_usize, 60, 30]) {
             assert!(drawn.abs_diff(expected) <= 4, "{drawn} instead of {expected}");
         }
+    });
+}
+
+/// Who takes a connection is found in a time that does not depend on how many destinations there are; twos, which
+/// looks at all of them, is there to show that it is seen.
+#[test]
+fn some_choose_as_quickly_among_many() {
+    const CHOSEN: [u32; 6] = [
+        scheduler::RR,
+        scheduler::WRR,
+        scheduler::SH,
+        scheduler::DH,
+        scheduler::MH,
+        scheduler::P2C,
+    ];
+    network::run("looks", |network| {
+        // How often the table is looked at for a connection, at most.
+        let looks = |number: u32, count: u8| {
+            let servers = (11..11 + count).map(|number| destination(4, number, method::DIRECT));
+            let service = Virtual { scheduler: number, ..service(4, TCP, servers.rev().collect()) };
+            let tables = description(network, vec![service]).build();
+            let look = |port| {
+                let mut packet = request(network, 4, Kind::Tcp(SYN));
+                packet.source.set_port(port);
+                let bytes = packet.bytes();
+                let mut frame =
+                    HostFrame::<true>::new(&bytes, network.inside.index, &network.routes);
+                tables.looks.set(0);
+                let verdict = decide(&mut frame, &tables);
+                assert!(!matches!(verdict, Verdict::Drop(_)), "{number}: {verdict:?}");
+                tables.looks.get()
+            };
+            (1000..1050).map(look).max()
+        };
+        for number in CHOSEN {
+            assert_eq!(looks(number, 100), looks(number, 4), "scheduler {number}");
+        }
+        assert!(looks(scheduler::TWOS, 100) > looks(scheduler::TWOS, 4));
     });
 }

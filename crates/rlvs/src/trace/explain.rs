@@ -334,7 +334,9 @@ const fn meaning(reason: Reason) -> &'static str {
         Reason::Removed => "the server of its connection was removed",
         Reason::Unreachable => "there is no route to the server",
         Reason::TooBig => "it is longer than the way takes",
-        Reason::Busy => "another processor held the lock of this flow for too long",
+        Reason::Busy => {
+            "another processor held the lock of this flow for too long, or took its place of the pool"
+        }
         Reason::Inconsistent => {
             "the tables name something that is not there; `rlvs doctor` looks at them"
         }
