@@ -399,18 +399,14 @@ impl Advert {
 /// Holds a time against what it should be, for what others do or the test looks at.
 #[track_caller]
 pub(crate) fn assert_takes(what: &str, taken: Duration, expected: Duration) {
-    assert_within(what, taken, expected, LATE);
-}
-
-/// Holds a time between two packets of which ours sends the second.
-#[track_caller]
-pub(crate) fn assert_ours_takes(what: &str, taken: Duration, expected: Duration) {
-    eprintln!("{what} took {taken:?}, expected {expected:?}");
-    assert_within(what, taken, expected, OURS_LATE);
-}
-
-#[track_caller]
-fn assert_within(what: &str, taken: Duration, expected: Duration, late: Duration) {
-    let right = expected.saturating_sub(EARLY)..=expected + late;
+    let right = expected.saturating_sub(EARLY)..=expected + LATE;
     assert!(right.contains(&taken), "{what} took {taken:?}, not {expected:?}");
+}
+
+/// Holds a time between two packets of which ours sends the second, and returns whether it was not late at all.
+#[track_caller]
+pub(crate) fn is_prompt(what: &str, taken: Duration, expected: Duration) -> bool {
+    eprintln!("{what} took {taken:?}, expected {expected:?}");
+    assert_takes(what, taken, expected);
+    taken <= expected + OURS_LATE
 }

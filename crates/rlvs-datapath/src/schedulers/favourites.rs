@@ -4,7 +4,7 @@
 //! are taken the one that was used longest ago gives way. Reading takes no lock: whoever finds a
 //! destination of another service in an entry that is being changed does not use it.
 
-use crate::abi::{FAVOURITE_MEMBERS, FAVOURITES, Settings, scheduler};
+use crate::abi::{FAVOURITE_MEMBERS, FAVOURITES, Favourites, Settings, Word, scheduler};
 use crate::connection::Context;
 use crate::hash;
 use crate::ip::Ip;
@@ -23,6 +23,12 @@ pub const EXPIRATION_S: u32 = 24 * 60 * 60;
 pub(super) fn key<A: Ip>(settings: &Settings, address: A, service: u64) -> u64 {
     let (high, low) = address.words();
     hash::mix(&settings.keys, hash::mix(&settings.keys, high, low), service) | 1
+}
+
+/// Returns a member of a set. Linux 6.1 knows what an index may be only if all of its 64 bits are compared.
+#[inline(always)]
+fn member<'a, T: Tables>(tables: &T, entry: &'a Favourites, index: u32) -> Option<&'a Word> {
+    entry.members.get(tables.forget(index.into()) as usize)
 }
 
 /// Searches a set for the destination with the least load for its weight, or the most.
@@ -45,7 +51,7 @@ impl Step for Members {
     #[inline(always)]
     fn step<T: Tables>(&mut self, tables: &T, index: u32) -> bool {
         let Some(entry) = tables.favourites(self.entry) else { return true };
-        let Some(word) = entry.members.get(index as usize) else { return true };
+        let Some(word) = member(tables, entry, index) else { return true };
         let id = tables.read(word) as u32;
         let Some(destination) = tables.destination(id) else { return true };
         let Some(counts) = tables.counts(id) else { return true };
@@ -110,7 +116,7 @@ impl Step for Find {
     #[inline(always)]
     fn step<T: Tables>(&mut self, tables: &T, index: u32) -> bool {
         let Some(entry) = tables.favourites(self.entry) else { return true };
-        let Some(word) = entry.members.get(index as usize) else { return true };
+        let Some(word) = member(tables, entry, index) else { return true };
         if tables.read(word) as u32 == self.id {
             self.found = 1;
         }
@@ -128,7 +134,7 @@ impl Step for Insert {
     #[inline(always)]
     fn step<T: Tables>(&mut self, tables: &T, index: u32) -> bool {
         let Some(entry) = tables.favourites(self.entry) else { return true };
-        let Some(word) = entry.members.get(index as usize) else { return true };
+        let Some(word) = member(tables, entry, index) else { return true };
         let next = tables.read(word) as u32;
         tables.write(word, self.carry.into());
         self.carry = next;
@@ -147,11 +153,11 @@ impl Step for Erase {
     #[inline(always)]
     fn step<T: Tables>(&mut self, tables: &T, index: u32) -> bool {
         let Some(entry) = tables.favourites(self.entry) else { return true };
-        let Some(from) = entry.members.get(index as usize) else { return true };
+        let Some(from) = member(tables, entry, index) else { return true };
         let id = tables.read(from) as u32;
         tables.write(from, 0);
         if id != self.gone {
-            let Some(to) = entry.members.get(self.to as usize) else { return true };
+            let Some(to) = member(tables, entry, self.to) else { return true };
             tables.write(to, id.into());
             self.to = tables.forget(u64::from(self.to) + 1) as u32;
         }
