@@ -6,6 +6,7 @@ use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 
 use crate::capability::{self, Capability};
+use crate::dataplane::maps::reason;
 
 /// Something without which the programs cannot be loaded.
 #[derive(Clone, Copy, Debug)]
@@ -78,22 +79,11 @@ pub fn ask() -> Answer {
 impl Need {
     fn is_there(self) -> Result<bool, String> {
         match self {
-            Self::Map(kind) => is_map_supported(kind).map_err(|error| chain(&error)),
-            Self::Program(kind) => is_program_supported(kind).map_err(|error| chain(&error)),
+            Self::Map(kind) => is_map_supported(kind).map_err(|error| reason(&error)),
+            Self::Program(kind) => is_program_supported(kind).map_err(|error| reason(&error)),
             Self::Helper(kind, helper) => {
-                is_helper_supported(kind, helper).map_err(|error| chain(&error))
+                is_helper_supported(kind, helper).map_err(|error| reason(&error))
             }
         }
     }
-}
-
-/// Returns an error with what is behind it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(next) = source {
-        text = format!("{text}: {next}");
-        source = next.source();
-    }
-    text
 }

@@ -117,7 +117,7 @@ fn unmapped(folder: &Folder, name: &str) -> Result<MapData, Error> {
 }
 
 /// Puts an error and its causes on one line.
-pub(super) fn reason(error: &dyn std::error::Error) -> String {
+pub(crate) fn reason(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {
