@@ -205,6 +205,101 @@ fn a_first_command_that_is_killed_keeps_the_next_from_nothing() {
     }
 }
 
+impl Host {
+    /// Returns whether the namespace has a folder that is not finished, or one that is.
+    fn folders(&self, root: &pins::Folder) -> [bool; 2] {
+        let own = format!("ns-{}-", self.namespace.cookie().unwrap());
+        let names: Vec<String> = root.names().unwrap();
+        let mut own = names.iter().filter(|name| name.starts_with(&own)).peekable();
+        let is_there = own.peek().is_some();
+        let is_unfinished = own.any(|name| name.ends_with("-new"));
+        [is_unfinished, is_there && !is_unfinished]
+    }
+
+    /// Starts a command and kills it as soon as `is_due`. Returns whether it had not ended by then.
+    fn is_killed(&self, words: &[&str], is_due: impl Fn() -> bool) -> bool {
+        let mut command = Command::new(PROGRAM);
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        inside(&self.namespace, &mut command);
+        let mut child = command.spawn().unwrap();
+        let deadline = Instant::now() + TIME_MAX;
+        while !is_due() && child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "{words:?} neither ends nor gets so far");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap().code().is_none()
+    }
+}
+
+/// How often a command is killed before a test believes that it cannot be.
+const TRIES: usize = 50;
+
+#[test]
+fn an_attach_or_detach_that_is_killed_is_taken_back_whole() {
+    let host = Host::new("killed");
+    host.rlvs(&["attach"]).ok();
+    let root = pins::root().unwrap().unwrap();
+    let off = ["0", "0"].map(str::to_owned);
+    // It is gone to all commands, and something of it is still there.
+    let mut tries = 0..TRIES;
+    loop {
+        tries.next().expect("a detach is killed on its way");
+        host.rlvs(&["attach"]).ok();
+        let killed = host.is_killed(&["detach"], || host.folders(&root) == [true, false]);
+        if killed && host.folders(&root) == [true, false] {
+            break;
+        }
+    }
+    host.rlvs(&["ipvsadm", "-L", "-n"]).ok();
+    assert_eq!((host.hooks(), host.forwarding()), (Vec::new(), off.clone()));
+    assert_eq!(host.folders(&root), [false, false]);
+    // The loopback device forwards already, and no command would find the programs.
+    let mut tries = 0..TRIES;
+    loop {
+        tries.next().expect("an attach is killed on its way");
+        let killed = host.is_killed(&["attach"], || host.forwarding() != off);
+        if killed && host.folders(&root) == [true, false] {
+            break;
+        }
+        host.rlvs(&["attach"]).ok();
+        host.rlvs(&["detach"]).ok();
+    }
+    assert_ne!(host.forwarding(), off);
+    host.rlvs(&["status"]);
+    assert_eq!((host.hooks(), host.forwarding()), (Vec::new(), off));
+    assert_eq!(host.folders(&root), [false, false]);
+}
+
+/// Whoever deletes a pin, or puts a map of his own in its place, is told so; a detach is all that is needed.
+#[test]
+fn a_table_with_a_map_that_is_gone_or_anothers_is_refused_and_can_be_removed() {
+    let Some(bpftool) = tool("bpftool") else { return };
+    let host = Host::new("amiss");
+    for other in [false, true] {
+        host.rlvs(&["attach"]).ok();
+        let numbers = pinned(&host.namespace);
+        let pin = host.namespace.run(|| {
+            let folder = pins::open().unwrap().unwrap();
+            std::fs::remove_file(folder.path("services")).unwrap();
+            pins::shown(&folder, "services")
+        });
+        let pin = pin.unwrap();
+        if other {
+            let words = format!("map create {pin} type hash key 4 value 64 entries 9 name other");
+            let words: Vec<&str> = words.split(' ').collect();
+            Command::new(&bpftool).args(words).status().unwrap();
+        }
+        for words in [&["ipvsadm", "-A", "-t", "192.168.1.100:80"][..], &["status"], &["attach"]] {
+            let said = host.rlvs(words);
+            assert!(said.status != Some(0) && said.errors.contains(&pin), "{words:?}: {said:?}");
+            assert!(said.errors.contains("`rlvs detach`"), "{words:?}: {said:?}");
+        }
+        host.rlvs(&["detach"]).ok();
+        assert_eq!((host.hooks(), host.forwarding().concat()), (Vec::new(), "00".to_owned()));
+        wait_until("maps and programs that are left", &Vec::new(), || left(&numbers));
+    }
+}
+
 #[test]
 fn pins_of_another_layout_are_refused_and_left_as_they_are() {
     let host = Host::new("layout");
@@ -329,7 +424,8 @@ fn uninstalling_leaves_nothing_in_any_namespace() {
         ! grep /run/rlvs /proc/mounts
         for enter in "" "ip netns exec other"; do
             $enter "$1" status || echo "status: $?"
-            $enter cat /proc/sys/net/ipv4/conf/lo/forwarding
+            test "$($enter cat /proc/sys/net/ipv4/conf/lo/forwarding)" = 0
+            test "$($enter cat /proc/sys/net/ipv6/conf/lo/forwarding)" = 0
         done
         # A link holds its program: none is left when these are gone, which takes a moment.
         for number in $numbers; do

@@ -19,8 +19,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use rlvs_datapath::abi::LAYOUT;
 
-use super::clsact;
 use super::error::{Error, MOUNTING};
+use super::{clsact, sysctls};
 use crate::netns;
 use crate::process::ancestors;
 
@@ -311,38 +311,67 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes a folder with all that is pinned in it: filters and links are detached, maps and programs
-/// freed.
+/// Removes a folder with all that is pinned in it: filters and links are detached, what was changed of the
+/// host's settings is put back, maps and programs are freed. It has another name first, which no command opens:
+/// whoever is killed on the way leaves nothing that could be taken for a table, and the next to
+/// [collect](collect) ends what it began.
 fn remove(root: &Folder, name: &str) -> Result<(), Error> {
-    if let (Some(folder), Some(cookie)) = (root.open(name)?, cookie_of(name)) {
+    let gone = rename_gone(root, name)?;
+    let Some(folder) = root.open(&gone)? else { return Ok(()) };
+    let names = folder.names()?;
+    if let Some(cookie) = cookie_of(&gone) {
         clsact::detach_all(&folder, cookie)?;
-    }
-    let path = root.path(name);
-    let failed = |error: io::Error| Error::io(format!("removing {ROOT}/{name}"))(error);
-    let entries = match fs::read_dir(&path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry.map_err(failed)?.file_name());
-    }
-    // Links first: no packet may meet half a table.
-    names.sort_by_key(|name| !name.to_string_lossy().starts_with(LINK));
-    for entry in names {
-        let path = path.join(entry);
-        // What a capture has pinned is in a folder.
-        if path.is_dir() {
-            for pin in fs::read_dir(&path).map_err(failed)? {
-                fs::remove_file(pin.map_err(failed)?.path()).map_err(failed)?;
-            }
-            fs::remove_dir(path).map_err(failed)?;
-        } else {
-            fs::remove_file(path).map_err(failed)?;
+        // No packet may meet half a table.
+        names
+            .iter()
+            .filter(|name| name.starts_with(LINK))
+            .try_for_each(|name| unpin(&folder, name))?;
+        // Where another version's programs run on they need these.
+        if !root.names()?.iter().any(|other| is_finished(other) && cookie_of(other) == Some(cookie))
+        {
+            sysctls::restore(&folder, cookie)?;
         }
     }
-    fs::remove_dir(&path).map_err(failed)
+    for name in names.iter().filter(|name| !name.starts_with(LINK)) {
+        // What a capture has pinned is in a folder.
+        if folder.path(name).is_dir() {
+            let Some(inner) = folder.open(name)? else { continue };
+            inner.names()?.iter().try_for_each(|pin| unpin(&inner, pin))?;
+            fs::remove_dir(folder.path(name))
+                .map_err(Error::io(format!("removing {}", shown(&folder, name))))?;
+        } else {
+            unpin(&folder, name)?;
+        }
+    }
+    fs::remove_dir(root.path(&gone)).map_err(Error::io(format!("removing {ROOT}/{gone}")))
+}
+
+/// Gives a folder the name of one that is unfinished, and returns that.
+fn rename_gone(root: &Folder, name: &str) -> Result<String, Error> {
+    if !is_finished(name) {
+        return Ok(name.to_owned());
+    }
+    let gone = name.to_owned() + UNFINISHED;
+    remove(root, &gone)?;
+    match fs::rename(root.path(name), root.path(&gone)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("renaming {ROOT}/{name}"))(error))
+        }
+        _ => Ok(gone),
+    }
+}
+
+fn is_finished(name: &str) -> bool {
+    !name.ends_with(UNFINISHED)
+}
+
+fn unpin(folder: &Folder, name: &str) -> Result<(), Error> {
+    match fs::remove_file(folder.path(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("removing {}", shown(folder, name)))(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Prefix of pinned links.
@@ -391,14 +420,18 @@ pub fn collect(has_live_links: impl Fn(&Folder) -> bool) -> Result<usize, Error>
     for name in root.names()? {
         let Some(cookie) = cookie_of(&name) else { continue };
         let Some(folder) = root.open(&name)? else { continue };
-        let unfinished = name.ends_with(UNFINISHED);
+        let unfinished = !is_finished(&name);
         if !unfinished && (cookie == own || has_live_links(&folder)) {
             continue;
         }
         let alive = alive.get_or_insert_with(netns::live_cookies);
         if unfinished || !alive.contains(&cookie) {
-            remove(&root, &name)?;
-            removed += 1;
+            match remove(&root, &name) {
+                Ok(()) => removed += 1,
+                Err(error) if cookie == own => return Err(error),
+                // Commands there say what is in the way.
+                Err(_) => {}
+            }
         }
     }
     Ok(removed)
