@@ -3,12 +3,14 @@
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::net::if_::if_nametoindex;
+use rlvs_wire::tcp::{ACK, SYN};
 
 use crate::lab::{self, Stage};
-use crate::packet::{Kind, Packet};
-use crate::wire;
+use crate::packet::{Kind, Message, Packet};
+use crate::{unusual, wire};
 
 /// Ports of one client.
 const PORTS: u32 = 50_000;
@@ -73,4 +75,74 @@ pub fn open(stage: &Stage, target: SocketAddrV4, kind: Kind, flows: u32) {
         };
         send(&socket, &packet.bytes());
     }
+}
+
+/// What a flood is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flood {
+    /// SYNs to a service, of clients that do not go on.
+    Syns,
+    /// Datagrams to a service.
+    Datagrams,
+    /// First fragments of datagrams to a service, which nothing follows.
+    Fragments,
+    /// ICMP errors about connections that nobody has.
+    Errors,
+}
+
+impl Flood {
+    /// Makes so many frames of as many clients from a start number.
+    #[must_use]
+    pub fn frames(self, director: [u8; 6], target: SocketAddrV4, count: u32) -> Vec<Vec<u8>> {
+        let frame = |number: u32| {
+            let source = Ipv4Addr::from_bits(CLIENTS.to_bits() + number);
+            let kind = if self == Self::Syns { Kind::Tcp(SYN) } else { Kind::Udp };
+            let packet = Packet {
+                from: [2, 0, 0, 0, 0, 1],
+                to: director,
+                source: (source, (FIRST_PORT + number % PORTS) as u16).into(),
+                target: target.into(),
+                kind,
+                ttl: 64,
+                payload: vec![0; if self == Self::Fragments { 64 } else { 0 }],
+            };
+            match self {
+                Self::Syns | Self::Datagrams => packet.bytes(),
+                Self::Fragments => unusual::fragments(&packet.bytes(), number, 32).swap_remove(0),
+                Self::Errors => {
+                    let said = Packet {
+                        source: packet.target,
+                        target: packet.source,
+                        kind: Kind::Tcp(ACK),
+                        ..packet.clone()
+                    };
+                    let message = Message {
+                        from: packet.from,
+                        to: packet.to,
+                        source: source.into(),
+                        target: (*target.ip()).into(),
+                        ttl: 64,
+                        kind: [3, 1],
+                        rest: [0; 4],
+                        payload: said.bytes().split_off(14),
+                    };
+                    message.bytes()
+                }
+            }
+        };
+        (0..count).map(frame).collect()
+    }
+}
+
+/// Sends frames again and again until `stop`, and returns how many.
+pub fn spray(socket: &UdpSocket, frames: &[Vec<u8>], stop: &AtomicBool) -> u64 {
+    let mut sent = 0;
+    for frame in frames.iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        send(socket, frame);
+        sent += 1;
+    }
+    sent
 }
