@@ -65,21 +65,7 @@ impl BpfTable {
     /// several readings. One whose counts packets change during a reading is not judged: who finds nothing
     /// wrong while it is busy may ask again.
     pub fn audit(&self) -> Vec<Miscount> {
-        let mut lasting = self.read_counts();
-        for _ in 1..READINGS {
-            if lasting.is_empty() {
-                break;
-            }
-            let again = self.read_counts();
-            let is_same = |one: &Miscount| {
-                again.iter().any(|other| {
-                    (other.service, other.id) == (one.service, one.id)
-                        && other.difference() == one.difference()
-                })
-            };
-            lasting.retain(is_same);
-        }
-        lasting
+        lasting(|| self.read_counts())
     }
 
     fn read_counts(&self) -> Vec<Miscount> {
@@ -176,4 +162,50 @@ fn fill_of(name: &'static str, slots: usize, values: impl Iterator<Item = u64>) 
         half_open += u64::from(value.state().is_half_open());
     }
     Fill { name, used, half_open, slots: slots as u64 }
+}
+
+/// Returns what differs by as much in every reading.
+fn lasting(mut read: impl FnMut() -> Vec<Miscount>) -> Vec<Miscount> {
+    let mut lasting = read();
+    for _ in 1..READINGS {
+        if lasting.is_empty() {
+            break;
+        }
+        let again = read();
+        let is_same = |one: &Miscount| {
+            again.iter().any(|other| {
+                (other.service, other.id) == (one.service, one.id)
+                    && other.difference() == one.difference()
+            })
+        };
+        lasting.retain(is_same);
+    }
+    lasting
+}
+
+#[cfg(test)]
+mod tests {
+    use rlvs_control::model::Family;
+
+    use super::*;
+
+    #[test]
+    fn only_what_differs_by_as_much_each_time_is_a_miscount() {
+        let one = |port, counted, found| Miscount {
+            service: ServiceId::Mark { family: Family::V4, mark: 1 },
+            id: DestinationId { address: [10, 0, 0, 1].into(), port },
+            counted: Tally { active: counted, ..Tally::default() },
+            found: Tally { active: found, ..Tally::default() },
+        };
+        let mut number = 0;
+        // The first is wrong by two while it is used, the second is read while connections come and go, the
+        // third is seen in one reading only.
+        let found = lasting(|| {
+            number += 1;
+            let mut all = vec![one(1, 10 + number, 8 + number), one(2, 100, 100 - number)];
+            all.extend((number == 1).then(|| one(3, 5, 4)));
+            all
+        });
+        assert_eq!(found, [one(1, 11, 9)]);
+    }
 }

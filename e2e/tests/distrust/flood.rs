@@ -1,63 +1,19 @@
 //! Floods from clients that are none: who has a connection keeps it, and the administrator is told.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use e2e::flood::{self, Flood};
-use e2e::lab::{Greeted, Method, Stage, Stop, TIME_MAX, connect, tcp_server, udp_server};
-use rlvs::lab::topology::{Addresses, REAL_SERVERS, VIPS, Wiring};
+use e2e::lab::{Greeted, Stage, Stop};
+use rlvs::lab::topology::VIPS;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
-const ECHO: u16 = 7;
+use crate::{ECHO, echo_until, hold, stage};
+
 /// Clients of a flood, for each of two services: more than the table has slots.
 const CLIENTS: u32 = 20_000;
-
-fn stage() -> Stage {
-    let stage = Stage::bare(Wiring::Plain, PROGRAM);
-    stage.rlvs(&["attach", "--mode", "tc", "--connections", "10000"]).ok();
-    for (server, namespace) in REAL_SERVERS.iter().zip(stage.lab.real_servers()) {
-        tcp_server(namespace, ECHO, Some(server.title));
-        udp_server(namespace, (server.inside.v4, ECHO).into(), "");
-    }
-    for (vip, method) in VIPS.iter().zip(Method::ALL) {
-        stage.serve("-t", (vip.v4, ECHO).into(), method, ECHO);
-        stage.serve("-u", (vip.v4, ECHO).into(), method, ECHO);
-    }
-    stage
-}
-
-/// Says a word and waits for it to come back.
-fn echo(held: &mut Greeted) -> Duration {
-    let begin = Instant::now();
-    held.stream.write_all(b"word").unwrap();
-    let mut said = [0; 4];
-    held.stream.read_exact(&mut said).unwrap();
-    assert_eq!(&said, b"word");
-    begin.elapsed()
-}
-
-/// How long a word may take there and back while a flood has the processors.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// How long `rlvs status` and `rlvs metrics` may take meanwhile.
 const LOOK_MAX: Duration = Duration::from_secs(5);
-
-/// Has everybody who has a connection say words until `look` returns true.
-fn echo_until(held: &mut [Greeted], what: &str, mut look: impl FnMut() -> Result<(), String>) {
-    let deadline = Instant::now() + TIME_MAX;
-    loop {
-        for one in &mut *held {
-            let time = echo(one);
-            assert!(time < ANSWER_MAX, "{what}: {time:?} for an answer");
-        }
-        match look() {
-            Ok(()) => return,
-            Err(seen) => assert!(Instant::now() < deadline, "{what}: {seen}"),
-        }
-    }
-}
 
 fn in_time(stage: &Stage, words: &[&str]) -> String {
     let begin = Instant::now();
@@ -70,11 +26,7 @@ fn in_time(stage: &Stage, words: &[&str]) -> String {
 fn under(flood: Flood, meanwhile: impl FnOnce(&Stage, &mut [Greeted])) {
     let stage = stage();
     let director = flood::address_of(&stage, "eth0");
-    let connect_all = |vip: &Addresses| {
-        let at: SocketAddr = (vip.v4, ECHO).into();
-        stage.as_client(|| (0..4).map(|_| connect(at).unwrap()).collect::<Vec<_>>())
-    };
-    let mut held: Vec<Greeted> = VIPS[..2].iter().flat_map(connect_all).collect();
+    let mut held = hold(&stage, 4);
     let frames: Vec<Vec<u8>> = VIPS[..2]
         .iter()
         .flat_map(|vip| flood.frames(director, SocketAddrV4::new(vip.v4, ECHO), CLIENTS))
