@@ -2,6 +2,7 @@
 //! connection keeps it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod commands;
 mod edits;
 mod flood;
 

@@ -89,7 +89,11 @@ pub struct Attached {
 pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
     pins::collect(has_live_links)?;
     if let Some(folder) = pins::open()? {
-        return attach_more(&folder, options);
+        match attach_more(&folder, options) {
+            // It has been detached meanwhile.
+            Err(Error::NotAttached) => {}
+            done => return done,
+        }
     }
     let unfinished = Unfinished::begin()?;
     // Another command may have been faster to the lock.

@@ -44,9 +44,12 @@ impl<T: Element> Mapped<T> {
     }
 
     fn open_by(folder: &Folder, name: &'static str, map_in: MapIn<T>) -> Result<Self, Error> {
-        let failed = |reason: String| Error::Load {
-            what: pins::shown(folder, name),
-            reason: format!("{reason}; `rlvs detach` and `rlvs attach` make all of it anew"),
+        let failed = |reason: String| match folder.is_removed() {
+            true => Error::NotAttached,
+            false => Error::Load {
+                what: pins::shown(folder, name),
+                reason: format!("{reason}; `rlvs detach` and `rlvs attach` make all of it anew"),
+            },
         };
         let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
         let info = map.info().map_err(|error| failed(reason(&error)))?;

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -63,12 +64,25 @@ impl Folder {
     }
 
     /// Takes the folder's lock, waiting for whoever has it.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`] if the folder has been removed by then.
     pub fn lock(&self) -> Result<Flock<File>, Error> {
         let failed = |error| Error::io(format!("locking {}", self.shown()))(error);
         // A new description: locks belong to descriptions, and `self` stays without one.
         let file = File::open(self.path("")).map_err(failed)?;
-        Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, error)| failed(io::Error::from(error)))
+        let lock = Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, error)| failed(io::Error::from(error)))?;
+        if self.is_removed() { Err(Error::NotAttached) } else { Ok(lock) }
+    }
+
+    /// Returns whether there is no folder of this name any more, or another one.
+    pub(super) fn is_removed(&self) -> bool {
+        if self.name.is_empty() {
+            return false;
+        }
+        let number = |path: PathBuf| fs::metadata(path).ok().map(|about| about.ino());
+        number(self.path("")) != number(self.path(&format!("../{}", self.name)))
     }
 
     fn open(&self, name: &str) -> Result<Option<Self>, Error> {
