@@ -7,15 +7,19 @@
 //! the namespace whose routing table the programs ask, [`scene`] what most tests begin with,
 //! [`director`] edits a service as the control plane does, [`unusual`] adds options and cuts frames
 //! into fragments, [`world`] runs a frame through all bodies, holds them against each other and tells
-//! what changed. [`crossing`] is a director on real wires, ours or the kernel's IPVS, [`pinger`] a client that sees fail-overs, [`versions`] two programs with maps of their own, [`fuzz`], [`fuzz_vrrp`] and [`restore`] are one run of a fuzzer each.
+//! what changed. [`bare`] is a director without a network. [`flood`] is many packets at once. [`crossing`] is a director on real wires, ours or the kernel's IPVS, [`pinger`] a client that sees fail-overs, [`versions`] two programs with maps of their own, [`fuzz`], [`fuzz_vrrp`] and [`restore`] are one run of a fuzzer each.
 
 #[expect(unsafe_code, reason = "the standard library opens no raw socket")]
 pub mod association;
+#[expect(clippy::unwrap_used, reason = "a test whose machine cannot be looked at has failed")]
+pub mod bare;
 #[expect(unsafe_code, reason = "maps are memory shared with the kernel")]
 pub mod bpf;
 #[expect(clippy::unwrap_used, reason = "a test whose network cannot be set up has failed")]
 pub mod crossing;
 pub mod director;
+#[expect(clippy::unwrap_used, reason = "a test whose packets cannot be sent has failed")]
+pub mod flood;
 #[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]
 pub mod fuzz;
 #[expect(clippy::indexing_slicing, reason = "an index out of range is a bug to be found")]

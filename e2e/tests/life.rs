@@ -4,14 +4,11 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aya::maps::MapInfo;
-use aya::programs::tc::TcAttachType;
-use aya::programs::{ProgramInfo, SchedClassifier, loaded_programs};
-use e2e::bpf::map_ids;
+use e2e::bare::{Host, left, pinned};
 use e2e::lab::{
     Method, OtherObjects, Said, Stage, TIME_MAX, connect, inside, run, tcp_server, tool,
     udp_client, udp_server, wait_for, wait_until,
@@ -22,90 +19,16 @@ use rlvs::lab::topology::{REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 use rlvs_datapath::abi::LAYOUT;
 use rlvs_linux::dataplane::pins;
-use rlvs_linux::netns::{self, Namespace};
-use rlvs_linux::route::{Prefix, Rtnetlink};
+use rlvs_linux::netns::Namespace;
+use rlvs_linux::process;
+use rlvs_linux::route::Rtnetlink;
 use rlvs_linux::xdp_pass::attach_pass;
-use rlvs_linux::{process, sysctl};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
 
-/// A namespace with one addressed interface, `eth0`, and nothing else in it.
-struct Host {
-    namespace: Namespace,
-}
-
-impl Host {
-    fn new(role: &str) -> Self {
-        let name = format!("rlvs-e2e-{}-{role}", std::process::id());
-        let namespace = Namespace::create(&name).unwrap();
-        let host = Self { namespace };
-        let mut rtnetlink = Rtnetlink::open_in(&host.namespace).unwrap();
-        rtnetlink.add_veth("peer0", "eth0", &host.namespace).unwrap();
-        for name in ["peer0", "eth0"] {
-            let index = rtnetlink.link(name).unwrap().index;
-            rtnetlink.set_up(index, true).unwrap();
-        }
-        let index = rtnetlink.link("eth0").unwrap().index;
-        let address = "192.168.1.100".parse().unwrap();
-        rtnetlink.add_address(index, Prefix { address, bits: 24 }).unwrap();
-        host
-    }
-
-    fn rlvs(&self, words: &[&str]) -> Said {
-        run(&self.namespace, Path::new(PROGRAM), words)
-    }
-
-    /// Returns what hangs on the interface, as the kernel says: XDP programs, then TC programs.
-    fn hooks(&self) -> Vec<String> {
-        let link = run(&self.namespace, &tool("ip").unwrap(), &["link", "show", "eth0"]).ok();
-        let xdp = link.lines().filter(|line| line.contains("prog/xdp"));
-        let mut hooks: Vec<String> = xdp.map(|line| line.trim().to_owned()).collect();
-        let query = || SchedClassifier::query_tcx("eth0", TcAttachType::Ingress);
-        let (_, programs) = self.namespace.run(query).unwrap().unwrap();
-        hooks.extend(programs.iter().map(|program| program.name_as_str().unwrap().to_owned()));
-        hooks
-    }
-
-    fn forwarding(&self) -> [String; 2] {
-        ["net/ipv4/conf/lo/forwarding", "net/ipv6/conf/lo/forwarding"]
-            .map(|path| self.namespace.run(|| sysctl::read(path)).unwrap().unwrap().trim().into())
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        netns::delete(self.namespace.name()).ok();
-    }
-}
-
-/// Returns the numbers of the maps and programs that a namespace's folder holds.
-fn pinned(namespace: &Namespace) -> (BTreeSet<u32>, BTreeSet<u32>) {
-    namespace
-        .run(|| {
-            let folder = pins::open().unwrap().unwrap();
-            let (mut maps, mut programs) = (BTreeSet::new(), BTreeSet::new());
-            for name in folder.names().unwrap() {
-                if name.starts_with("program_") {
-                    programs.insert(ProgramInfo::from_pin(folder.path(&name)).unwrap().id());
-                } else if name != "object" && !name.starts_with(pins::LINK) {
-                    maps.insert(MapInfo::from_pin(folder.path(&name)).unwrap().id());
-                }
-            }
-            (maps, programs)
-        })
-        .unwrap()
-}
-
-/// Returns those that the kernel still has.
-fn left((maps, programs): &(BTreeSet<u32>, BTreeSet<u32>)) -> Vec<u32> {
-    let maps = map_ids().into_iter().filter(|id| maps.contains(id));
-    let found = loaded_programs().flatten().map(|program| program.id());
-    maps.chain(found.filter(|id| programs.contains(id))).collect()
-}
-
 #[test]
 fn detaching_leaves_no_map_no_program_no_link_no_pin_and_no_sysctl() {
-    let host = Host::new("leaves");
+    let host = Host::new(PROGRAM, "leaves");
     let (hooks, forwarding) = (host.hooks(), host.forwarding());
     assert_eq!(forwarding, ["0", "0"]);
     let begin = Instant::now();
@@ -140,8 +63,8 @@ fn detaching_leaves_no_map_no_program_no_link_no_pin_and_no_sysctl() {
 
 #[test]
 fn the_next_status_elsewhere_collects_what_a_removed_namespace_had() {
-    let host = Host::new("removed");
-    let elsewhere = Host::new("elsewhere");
+    let host = Host::new(PROGRAM, "removed");
+    let elsewhere = Host::new(PROGRAM, "elsewhere");
     host.rlvs(&["attach", "eth0"]).ok();
     host.rlvs(&["ipvsadm", "-A", "-t", "192.168.1.100:80", "-s", "rr"]).ok();
     let numbers = pinned(&host.namespace);
@@ -168,7 +91,7 @@ fn the_next_status_elsewhere_collects_what_a_removed_namespace_had() {
 
 #[test]
 fn a_first_command_that_is_killed_keeps_the_next_from_nothing() {
-    let host = Host::new("first");
+    let host = Host::new(PROGRAM, "first");
     let forwarding = host.forwarding();
     let add = ["ipvsadm", "-A", "-t", "192.168.1.100:80", "-s", "rr"];
     host.rlvs(&add).ok();
@@ -207,7 +130,7 @@ fn a_first_command_that_is_killed_keeps_the_next_from_nothing() {
 
 #[test]
 fn pins_of_another_layout_are_refused_and_left_as_they_are() {
-    let host = Host::new("layout");
+    let host = Host::new(PROGRAM, "layout");
     host.rlvs(&["attach", "eth0"]).ok();
     host.rlvs(&["ipvsadm", "-A", "-t", "10.0.0.1:80", "-s", "rr"]).ok();
     let saved = host.rlvs(&["ipvsadm", "-S", "-n"]).ok();
@@ -240,7 +163,7 @@ fn pins_of_another_layout_are_refused_and_left_as_they_are() {
 
 #[test]
 fn a_foreign_xdp_program_is_named_with_the_way_round_it() {
-    let host = Host::new("foreign");
+    let host = Host::new(PROGRAM, "foreign");
     let mut rtnetlink = Rtnetlink::open_in(&host.namespace).unwrap();
     let index = rtnetlink.link("eth0").unwrap().index;
     host.namespace.run(|| attach_pass(&mut rtnetlink, index)).unwrap().unwrap();
@@ -262,7 +185,7 @@ fn a_foreign_xdp_program_is_named_with_the_way_round_it() {
 #[test]
 fn without_capabilities_each_command_names_them_and_changes_nothing() {
     let Some(setpriv) = tool("setpriv") else { return };
-    let host = Host::new("weak");
+    let host = Host::new(PROGRAM, "weak");
     let (hooks, forwarding) = (host.hooks(), host.forwarding());
     let folder = std::env::temp_dir().join(format!("rlvs-e2e-{}", std::process::id()));
     let copy = folder.join("rlvs");
@@ -329,7 +252,8 @@ fn uninstalling_leaves_nothing_in_any_namespace() {
         ! grep /run/rlvs /proc/mounts
         for enter in "" "ip netns exec other"; do
             $enter "$1" status || echo "status: $?"
-            $enter cat /proc/sys/net/ipv4/conf/lo/forwarding
+            test "$($enter cat /proc/sys/net/ipv4/conf/lo/forwarding)" = 0
+            test "$($enter cat /proc/sys/net/ipv6/conf/lo/forwarding)" = 0
         done
         # A link holds its program: none is left when these are gone, which takes a moment.
         for number in $numbers; do
@@ -484,7 +408,7 @@ fn killing_our_processes_under_load_fails_no_request() {
 
 #[test]
 fn a_restore_that_waits_for_its_input_keeps_nobody_waiting() {
-    let host = Host::new("waits");
+    let host = Host::new(PROGRAM, "waits");
     host.rlvs(&["attach", "eth0"]).ok();
     let mut command = Command::new(PROGRAM);
     command.args(["ipvsadm", "-R"]).stdin(Stdio::piped());

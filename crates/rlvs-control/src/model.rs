@@ -355,6 +355,8 @@ pub struct ConnectionLine {
     pub destination: std::net::SocketAddr,
     /// What a persistence engine knows the client by, if one does.
     pub engine: Option<EngineData>,
+    /// Whether another director told of it, if that is known: `/proc/net/ip_vs_conn` does not say.
+    pub is_learnt: Option<bool>,
 }
 
 /// What a persistence engine knows a client by, such as the `Call-ID` of `sip`.
@@ -379,6 +381,7 @@ impl From<Connection> for ConnectionLine {
             virtual_address: connection.virtual_address,
             destination: connection.destination,
             engine: connection.engine,
+            is_learnt: Some(connection.is_learnt),
         }
     }
 }

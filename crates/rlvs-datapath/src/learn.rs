@@ -81,7 +81,7 @@ pub enum Learnt {
     Unknown = 4,
     /// There is no room, or its server's end is another connection's.
     Full = 5,
-    /// Another CPU was at it.
+    /// Another CPU was at it: it may be half as told, and is to be told once more.
     Busy = 6,
 }
 
@@ -231,10 +231,12 @@ impl<T: Tables> Context<'_, T> {
             return Learnt::Busy as u32;
         }
         self.recount(value, told.state());
+        // Where a packet got ahead the reply half is behind now: told once more, both are alike.
         if let Some(key) = self.other_half(key.client, key.port, value)
             && let Some(Found { slot, value }) = self.find_here(&key)
+            && !self.tables.swap(slot.value(), value.0, value.as_told(told).0)
         {
-            self.tables.swap(slot.value(), value.0, value.as_told(told).0);
+            return Learnt::Busy as u32;
         }
         Learnt::Updated as u32
     }
@@ -299,8 +301,10 @@ impl<T: Tables> Context<'_, T> {
             return Learnt::Busy as u32;
         }
         self.recount(value, told.state());
-        if let Some(twin) = twin {
-            self.tables.swap(&twin.value, other.0, other.as_told(told).0);
+        if let Some(twin) = twin
+            && !self.tables.swap(&twin.value, other.0, other.as_told(told).0)
+        {
+            return Learnt::Busy as u32;
         }
         Learnt::Updated as u32
     }

@@ -276,6 +276,17 @@ pub fn of_cookie(wanted: u64) -> Option<Namespace> {
     live().find(|(cookie, _)| *cookie == wanted).map(|(_, namespace)| namespace)
 }
 
+/// Runs `work` in the namespace of a cookie; `None` if that is gone, or held by nothing but a descriptor.
+///
+/// # Errors
+/// As [`Namespace::run`].
+pub fn run_in<T: Send>(wanted: u64, work: impl FnOnce() -> T + Send) -> Result<Option<T>, Error> {
+    if cookie().is_ok_and(|own| own == wanted) {
+        return Ok(Some(work()));
+    }
+    of_cookie(wanted).map(|namespace| namespace.run(work)).transpose()
+}
+
 fn live() -> impl Iterator<Item = (u64, Namespace)> {
     let named = names().unwrap_or_default().into_iter().map(|name| Namespace::open(&name));
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();

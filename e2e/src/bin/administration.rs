@@ -3,17 +3,15 @@
 //! Needs root. `docs/performance.md` has its figures.
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
 
-use std::io::{ErrorKind, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::path::Path;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use e2e::lab::{self, Stage};
-use e2e::packet::{Kind, Packet};
-use e2e::wire;
-use nix::net::if_::if_nametoindex;
+use e2e::flood;
+use e2e::lab::Stage;
+use e2e::packet::Kind;
 use rlvs::lab::topology::{VIPS, Wiring};
 
 /// Measures what commands take, as root.
@@ -34,8 +32,6 @@ struct Arguments {
     check: bool,
 }
 
-/// Ports of one client.
-const PORTS: u32 = 50_000;
 /// Port of the service that connections are opened to.
 const PORT: u16 = 5300;
 /// How long the last connections may take to be there.
@@ -135,8 +131,7 @@ fn open(stage: &Stage, count: u32) -> u32 {
     let SocketAddr::V4(target) = SocketAddr::new(VIPS[0].v4.into(), PORT) else { unreachable!() };
     stage.ipvsadm(&format!("-A -u {target} -s rr")).ok();
     stage.ipvsadm(&format!("-a -u {target} -r 10.0.1.101:{PORT} -g")).ok();
-    let to = address_of(stage, "eth0");
-    stage.lab.client().run(|| send(to, target, count)).unwrap();
+    flood::open(stage, target, Kind::Udp, count);
     let start = Instant::now();
     loop {
         let listed = stage.ipvsadm("-L -n").ok();
@@ -146,40 +141,5 @@ fn open(stage: &Stage, count: u32) -> u32 {
             return inactive;
         }
         std::thread::park_timeout(Duration::from_millis(50));
-    }
-}
-
-/// Returns the address of an interface of the director.
-fn address_of(stage: &Stage, interface: &str) -> [u8; 6] {
-    let words = ["-j", "link", "show", interface];
-    let links = lab::run(stage.lab.director(), Path::new("ip"), &words).ok();
-    let links: serde_json::Value = serde_json::from_str(&links).unwrap();
-    let octets = links[0]["address"].as_str().unwrap().split(':');
-    let octets: Vec<u8> = octets.map(|octet| u8::from_str_radix(octet, 16).unwrap()).collect();
-    octets.try_into().unwrap()
-}
-
-/// Sends a datagram of each flow, in the client's namespace.
-fn send(to: [u8; 6], target: SocketAddrV4, count: u32) {
-    let socket: UdpSocket = wire::open(if_nametoindex("eth0").unwrap()).unwrap();
-    let first = Ipv4Addr::new(203, 0, 113, 1).to_bits();
-    for flow in 0..count {
-        let source = Ipv4Addr::from_bits(first + flow / PORTS);
-        let packet = Packet {
-            from: [2, 0, 0, 0, 0, 1],
-            to,
-            source: SocketAddr::new(source.into(), (10_000 + flow % PORTS) as u16),
-            target: target.into(),
-            kind: Kind::Udp,
-            ttl: 64,
-            payload: Vec::new(),
-        };
-        let bytes = packet.bytes();
-        while let Err(error) = socket.send(&bytes) {
-            let is_full = error.kind() == ErrorKind::WouldBlock
-                || error.raw_os_error() == Some(nix::libc::ENOBUFS);
-            assert!(is_full, "{error}");
-            std::thread::yield_now();
-        }
     }
 }

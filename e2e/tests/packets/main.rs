@@ -17,6 +17,7 @@ mod full;
 mod golden;
 mod guard;
 mod here;
+mod learn;
 mod length;
 mod local;
 mod malformed;

@@ -38,7 +38,7 @@ fn content(seed: u64) -> Vec<u8> {
 }
 
 /// The director that takes over.
-struct Second(Namespace);
+pub(crate) struct Second(pub(crate) Namespace);
 
 impl Drop for Second {
     fn drop(&mut self) {
@@ -49,10 +49,21 @@ impl Drop for Second {
 }
 
 impl Second {
-    fn ipvsadm(&self, arguments: &str) -> Said {
+    /// Joins the lab, and attaches.
+    pub(crate) fn attached(stage: &Stage) -> Self {
+        let second = Self(stage.lab.second_director().unwrap());
+        second.rlvs(&["attach", "--mode", "tc"]).ok();
+        second
+    }
+
+    pub(crate) fn rlvs(&self, words: &[&str]) -> Said {
+        run(&self.0, Path::new(PROGRAM), words)
+    }
+
+    pub(crate) fn ipvsadm(&self, arguments: &str) -> Said {
         let words: Vec<&str> =
             ["ipvsadm"].into_iter().chain(arguments.split_ascii_whitespace()).collect();
-        run(&self.0, Path::new(PROGRAM), &words)
+        self.rlvs(&words)
     }
 
     /// Has it hold what the first one held; whoever knew that one learns that it is here now.
@@ -102,8 +113,7 @@ fn download(method: Method, with_backup: bool) -> io::Result<bool> {
     for (seed, namespace) in (1..).zip(stage.lab.real_servers()) {
         download_server(namespace, seed);
     }
-    let second = Second(stage.lab.second_director().unwrap());
-    run(&second.0, Path::new(PROGRAM), &["attach", "--mode", "tc"]).ok();
+    let second = Second::attached(&stage);
     let service = stage.serve("-t", (VIP.v4, PORT).into(), method, PORT);
     // The one that another scheduler would choose is the other server.
     second.ipvsadm(&format!("-A -t {service} -s rr")).ok();

@@ -20,9 +20,8 @@ use super::maps::{Maps, reason};
 use super::pins::{self, Folder, LINK, Unfinished};
 use super::stages::Body;
 use super::sys;
-use super::{capture, clsact, note, upgrade};
+use super::{capture, clsact, note, sysctls, upgrade};
 use crate::route::{Link, Rtnetlink, XdpPrograms};
-use crate::sysctl;
 
 /// How packets of an interface reach the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +89,11 @@ pub struct Attached {
 pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
     pins::collect(has_live_links)?;
     if let Some(folder) = pins::open()? {
-        return attach_more(&folder, options);
+        match attach_more(&folder, options) {
+            // It has been detached meanwhile.
+            Err(Error::NotAttached) => {}
+            done => return done,
+        }
     }
     let unfinished = Unfinished::begin()?;
     // Another command may have been faster to the lock.
@@ -102,14 +105,8 @@ pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
     let maps = Maps::open(unfinished.folder())?;
     // The folder is finished with its links: whoever finds it may rely on them. If this fails or
     // is killed, everything goes with the folder.
-    match attach_all(unfinished.folder(), &maps, options) {
-        Ok(attached) => unfinished.finish().map(|_| attached),
-        Err(error) => {
-            // What failed first is what is told.
-            drop(restore_forwarding(&maps));
-            Err(error)
-        }
-    }
+    let attached = attach_all(unfinished.folder(), &maps, options)?;
+    unfinished.finish().map(|_| attached)
 }
 
 /// Returns the bodies that will be needed: XDP only where an interface may get it.
@@ -127,7 +124,7 @@ fn attach_more(folder: &Folder, options: &Options) -> Result<Vec<Attached>, Erro
 }
 
 fn attach_all(folder: &Folder, maps: &Maps, options: &Options) -> Result<Vec<Attached>, Error> {
-    route_as_local(maps)?;
+    sysctls::route_as_local(maps)?;
     if options.any {
         let mut settings = maps.settings();
         settings.flags |= settings_flag::ANY;
@@ -431,50 +428,17 @@ pub(super) fn register(maps: &Maps, link: &Link, behind_xdp: bool) -> Result<(),
     maps.interfaces.update(bucket, &interfaces)
 }
 
-/// The sysctls by which the loopback device forwards. The programs ask the routing table as if
-/// packets came from there, so that the answer is that for the host's own packets, as with the
-/// kernel's IPVS, and whether forwarding is enabled elsewhere does not matter.
-const FORWARDING: [(&str, u32); 2] = [
-    ("net/ipv4/conf/lo/forwarding", settings_flag::CHANGED_FORWARDING4),
-    ("net/ipv6/conf/lo/forwarding", settings_flag::CHANGED_FORWARDING6),
-];
-
-fn route_as_local(maps: &Maps) -> Result<(), Error> {
-    for (path, flag) in FORWARDING {
-        // Without IPv6 in the kernel there is no such file, and nothing to forward.
-        let Ok(value) = sysctl::read(path) else { continue };
-        if value.trim() == "0" {
-            sysctl::write(path, "1")?;
-            let mut settings = maps.settings();
-            settings.flags |= flag;
-            maps.settings.update(0, &settings)?;
-        }
-    }
-    Ok(())
-}
-
 /// Takes the programs off every interface of the calling thread's network namespace and forgets
 /// its table.
 ///
 /// # Errors
 /// Nothing is attached, or a missing capability.
 pub fn detach() -> Result<(), Error> {
+    // What a killed one has left.
+    pins::collect(has_live_links)?;
     let folder = pins::open()?.ok_or(Error::NotAttached)?;
     let _lock = folder.lock()?;
-    let maps = Maps::open(&folder)?;
-    pins::remove_own()?;
-    local::restore(&maps)?;
-    restore_forwarding(&maps)
-}
-
-fn restore_forwarding(maps: &Maps) -> Result<(), Error> {
-    let changed = maps.settings().flags;
-    for (path, flag) in FORWARDING {
-        if changed & flag != 0 {
-            sysctl::write(path, "0")?;
-        }
-    }
-    Ok(())
+    pins::remove_own()
 }
 
 /// Lists the interfaces that programs hang on.

@@ -154,13 +154,10 @@ pub(super) fn detach(folder: &Folder, index: u32) -> Result<(), Error> {
 pub(super) fn detach_all(folder: &Folder, cookie: u64) -> Result<(), Error> {
     let indices = recorded_interfaces(folder)?;
     let work = || indices.iter().try_for_each(|&index| detach(folder, index));
-    if indices.is_empty() || netns::cookie().is_ok_and(|own| own == cookie) {
-        return work();
+    if indices.is_empty() {
+        return Ok(());
     }
-    match netns::of_cookie(cookie) {
-        Some(namespace) => namespace.run(work).map_err(route::Error::from)?,
-        None => Ok(()),
-    }
+    netns::run_in(cookie, work).map_err(route::Error::from)?.unwrap_or(Ok(()))
 }
 
 fn recorded_interfaces(folder: &Folder) -> Result<Vec<u32>, Error> {

@@ -16,13 +16,10 @@ use super::error::Error;
 use super::load::{self, OUT};
 use super::maps::{Maps, reason};
 use super::pins::{self, Folder};
+use super::sysctls;
 use crate::route::{Link, Rtnetlink};
-use crate::sysctl;
 
 pub(super) const KIND_OUT: &str = "out";
-/// Answers come in by the loopback device from an address of this host, which the kernel takes for
-/// forged unless told otherwise.
-const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
 
 /// Puts the hooks there that a destination needs.
 pub(super) fn prepare(maps: &Maps, to: &Destination, place: u8) -> Result<(), Error> {
@@ -30,7 +27,7 @@ pub(super) fn prepare(maps: &Maps, to: &Destination, place: u8) -> Result<(), Er
         ForwardingMethod::Masquerade => {}
         // What is too long for it goes through the stack.
         ForwardingMethod::Tunnel(_) if to.id.address.is_ipv4() => {
-            return accept_own_addresses(maps);
+            return sysctls::accept_own_addresses(maps);
         }
         _ => return Ok(()),
     }
@@ -80,7 +77,7 @@ pub(super) fn hang(folder: &Folder, maps: &Maps, links: &[Link]) -> Result<(), E
         attach::register(maps, loopback, false)?;
         attach::attach_tc(folder, loopback, TcHook::Probed)?;
     }
-    accept_own_addresses(maps)
+    sysctls::accept_own_addresses(maps)
 }
 
 fn attach_out(folder: &Folder, link: &Link) -> Result<(), Error> {
@@ -104,22 +101,4 @@ fn attach_out(folder: &Folder, link: &Link) -> Result<(), Error> {
         .try_into()
         .map_err(|error: aya::programs::links::LinkError| failed(&error))?;
     attach::pin(folder, fd, KIND_OUT, link)
-}
-
-fn accept_own_addresses(maps: &Maps) -> Result<(), Error> {
-    if sysctl::read(ACCEPT_LOCAL)?.trim() != "0" {
-        return Ok(());
-    }
-    sysctl::write(ACCEPT_LOCAL, "1")?;
-    let mut settings = maps.settings();
-    settings.flags |= settings_flag::CHANGED_ACCEPT_LOCAL;
-    maps.settings.update(0, &settings)
-}
-
-/// Takes back what was set.
-pub(super) fn restore(maps: &Maps) -> Result<(), Error> {
-    if maps.settings().flags & settings_flag::CHANGED_ACCEPT_LOCAL != 0 {
-        sysctl::write(ACCEPT_LOCAL, "0")?;
-    }
-    Ok(())
 }

@@ -131,8 +131,11 @@ impl Look {
     pub fn open() -> Result<Option<Self>, Error> {
         let Some(folder) = pins::open()? else { return Ok(None) };
         capture::collect(&folder)?;
-        let maps = Maps::open(&folder)?;
-        Ok(Some(Self { folder, maps }))
+        match Maps::open(&folder) {
+            // It has been detached meanwhile.
+            Err(Error::NotAttached) => Ok(None),
+            maps => Ok(Some(Self { maps: maps?, folder })),
+        }
     }
 
     /// Returns where programs hang.

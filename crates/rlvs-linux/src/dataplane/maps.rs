@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::MapData;
+use aya::maps::{MapData, MapType};
 use rlvs_datapath::abi::{
     Base, Connections4, Connections6, Counts, Destination, Endpoints4, Endpoints6, Estimate,
     Favourites, Interfaces, MarkRules, Pool, REASONS, Row, Schedule, Service, Settings,
@@ -44,9 +44,18 @@ impl<T: Element> Mapped<T> {
     }
 
     fn open_by(folder: &Folder, name: &'static str, map_in: MapIn<T>) -> Result<Self, Error> {
-        let failed = |reason: String| Error::Load { what: pins::shown(folder, name), reason };
+        let failed = |reason: String| match folder.is_removed() {
+            true => Error::NotAttached,
+            false => Error::Load {
+                what: pins::shown(folder, name),
+                reason: format!("{reason}; `rlvs detach` and `rlvs attach` make all of it anew"),
+            },
+        };
         let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
         let info = map.info().map_err(|error| failed(reason(&error)))?;
+        if !info.map_type().is_ok_and(|kind| kind == MapType::Array) {
+            return Err(failed("it is a map of another kind, not one of ours".to_owned()));
+        }
         let (found, known) = (info.value_size() as usize, size_of::<T>());
         if found == 0 || !found.is_multiple_of(known) {
             return Err(failed(format!("its elements have {found} bytes instead of {known}")));

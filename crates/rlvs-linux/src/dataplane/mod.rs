@@ -1,7 +1,7 @@
 //! Our own virtual-server table: BPF maps that are pinned, programs that hang on pinned links or filters.
 //!
 //! [`pins`] knows where things are pinned, [`load`] makes a namespace's maps and programs,
-//! [`attach`] hangs the programs on interfaces, [`look`] reads beside whoever edits, [`capture`] looks at packets, [`shadow`] finds out what would become of a packet, [`upgrade`] exchanges the programs while packets flow, `clsact` the TC program where there is no TCX, [`maps`] is the memory that they share with us, and
+//! [`attach`] hangs the programs on interfaces, [`look`] reads beside whoever edits, [`capture`] looks at packets, [`shadow`] finds out what would become of a packet, [`upgrade`] exchanges the programs while packets flow, `clsact` the TC program where there is no TCX, `sysctls` what of the host's settings is changed, [`maps`] is the memory that they share with us, and
 //! [`table`] edits it as IPVS would.
 //!
 //! Invariant: whoever writes holds the lock of its namespace's folder, and whatever instant it is
@@ -34,6 +34,7 @@ pub mod succession;
 pub mod sync;
 #[expect(unsafe_code, reason = "bpf(2) and mmap(2) have no safe wrapper for what is done here")]
 mod sys;
+mod sysctls;
 pub mod table;
 mod tell;
 pub mod upgrade;

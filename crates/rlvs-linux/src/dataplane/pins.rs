@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -19,8 +20,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use rlvs_datapath::abi::LAYOUT;
 
-use super::clsact;
 use super::error::{Error, MOUNTING};
+use super::{clsact, sysctls};
 use crate::netns;
 use crate::process::ancestors;
 
@@ -63,12 +64,25 @@ impl Folder {
     }
 
     /// Takes the folder's lock, waiting for whoever has it.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`] if the folder has been removed by then.
     pub fn lock(&self) -> Result<Flock<File>, Error> {
         let failed = |error| Error::io(format!("locking {}", self.shown()))(error);
         // A new description: locks belong to descriptions, and `self` stays without one.
         let file = File::open(self.path("")).map_err(failed)?;
-        Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, error)| failed(io::Error::from(error)))
+        let lock = Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, error)| failed(io::Error::from(error)))?;
+        if self.is_removed() { Err(Error::NotAttached) } else { Ok(lock) }
+    }
+
+    /// Returns whether there is no folder of this name any more, or another one.
+    pub(super) fn is_removed(&self) -> bool {
+        if self.name.is_empty() {
+            return false;
+        }
+        let number = |path: PathBuf| fs::metadata(path).ok().map(|about| about.ino());
+        number(self.path("")) != number(self.path(&format!("../{}", self.name)))
     }
 
     fn open(&self, name: &str) -> Result<Option<Self>, Error> {
@@ -311,38 +325,67 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes a folder with all that is pinned in it: filters and links are detached, maps and programs
-/// freed.
+/// Removes a folder with all that is pinned in it: filters and links are detached, what was changed of the
+/// host's settings is put back, maps and programs are freed. It has another name first, which no command opens:
+/// whoever is killed on the way leaves nothing that could be taken for a table, and the next to
+/// [collect](collect) ends what it began.
 fn remove(root: &Folder, name: &str) -> Result<(), Error> {
-    if let (Some(folder), Some(cookie)) = (root.open(name)?, cookie_of(name)) {
+    let gone = rename_gone(root, name)?;
+    let Some(folder) = root.open(&gone)? else { return Ok(()) };
+    let names = folder.names()?;
+    if let Some(cookie) = cookie_of(&gone) {
         clsact::detach_all(&folder, cookie)?;
-    }
-    let path = root.path(name);
-    let failed = |error: io::Error| Error::io(format!("removing {ROOT}/{name}"))(error);
-    let entries = match fs::read_dir(&path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry.map_err(failed)?.file_name());
-    }
-    // Links first: no packet may meet half a table.
-    names.sort_by_key(|name| !name.to_string_lossy().starts_with(LINK));
-    for entry in names {
-        let path = path.join(entry);
-        // What a capture has pinned is in a folder.
-        if path.is_dir() {
-            for pin in fs::read_dir(&path).map_err(failed)? {
-                fs::remove_file(pin.map_err(failed)?.path()).map_err(failed)?;
-            }
-            fs::remove_dir(path).map_err(failed)?;
-        } else {
-            fs::remove_file(path).map_err(failed)?;
+        // No packet may meet half a table.
+        names
+            .iter()
+            .filter(|name| name.starts_with(LINK))
+            .try_for_each(|name| unpin(&folder, name))?;
+        // Where another version's programs run on they need these.
+        if !root.names()?.iter().any(|other| is_finished(other) && cookie_of(other) == Some(cookie))
+        {
+            sysctls::restore(&folder, cookie)?;
         }
     }
-    fs::remove_dir(&path).map_err(failed)
+    for name in names.iter().filter(|name| !name.starts_with(LINK)) {
+        // What a capture has pinned is in a folder.
+        if folder.path(name).is_dir() {
+            let Some(inner) = folder.open(name)? else { continue };
+            inner.names()?.iter().try_for_each(|pin| unpin(&inner, pin))?;
+            fs::remove_dir(folder.path(name))
+                .map_err(Error::io(format!("removing {}", shown(&folder, name))))?;
+        } else {
+            unpin(&folder, name)?;
+        }
+    }
+    fs::remove_dir(root.path(&gone)).map_err(Error::io(format!("removing {ROOT}/{gone}")))
+}
+
+/// Gives a folder the name of one that is unfinished, and returns that.
+fn rename_gone(root: &Folder, name: &str) -> Result<String, Error> {
+    if !is_finished(name) {
+        return Ok(name.to_owned());
+    }
+    let gone = name.to_owned() + UNFINISHED;
+    remove(root, &gone)?;
+    match fs::rename(root.path(name), root.path(&gone)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("renaming {ROOT}/{name}"))(error))
+        }
+        _ => Ok(gone),
+    }
+}
+
+fn is_finished(name: &str) -> bool {
+    !name.ends_with(UNFINISHED)
+}
+
+fn unpin(folder: &Folder, name: &str) -> Result<(), Error> {
+    match fs::remove_file(folder.path(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("removing {}", shown(folder, name)))(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Prefix of pinned links.
@@ -391,14 +434,18 @@ pub fn collect(has_live_links: impl Fn(&Folder) -> bool) -> Result<usize, Error>
     for name in root.names()? {
         let Some(cookie) = cookie_of(&name) else { continue };
         let Some(folder) = root.open(&name)? else { continue };
-        let unfinished = name.ends_with(UNFINISHED);
+        let unfinished = !is_finished(&name);
         if !unfinished && (cookie == own || has_live_links(&folder)) {
             continue;
         }
         let alive = alive.get_or_insert_with(netns::live_cookies);
         if unfinished || !alive.contains(&cookie) {
-            remove(&root, &name)?;
-            removed += 1;
+            match remove(&root, &name) {
+                Ok(()) => removed += 1,
+                Err(error) if cookie == own => return Err(error),
+                // Commands there say what is in the way.
+                Err(_) => {}
+            }
         }
     }
     Ok(removed)

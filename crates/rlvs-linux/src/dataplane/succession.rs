@@ -52,6 +52,8 @@ pub fn succeed<T>(made: &Made, fill: impl FnOnce() -> Result<T, String>) -> Resu
     share_links(&old, folder, &maps)?;
     let _kept = pins::filling(fill).map_err(refused)?;
     let folder = unfinished.finish()?;
+    let Some(root) = pins::root()? else { return Err(Error::NotAttached) };
+    let _lock = root.lock()?;
     go_over(&old, &folder)
 }
 

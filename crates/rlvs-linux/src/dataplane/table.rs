@@ -105,7 +105,11 @@ impl BpfTable {
     /// A missing capability, or pins of another layout.
     pub fn open() -> Result<Option<Self>, super::Error> {
         let Some(folder) = pins::open()? else { return Ok(None) };
-        Self::open_in(&folder).map(Some)
+        match Self::open_in(&folder) {
+            // It has been detached meanwhile.
+            Err(super::Error::NotAttached) => Ok(None),
+            table => table.map(Some),
+        }
     }
 
     /// Tells whether a new table would take a service.

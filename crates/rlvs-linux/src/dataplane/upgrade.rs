@@ -62,7 +62,11 @@ pub struct Done {
 /// then all is as it was.
 pub fn upgrade() -> Result<Option<Upgraded>, Error> {
     let Some(folder) = pins::open()? else { return Ok(None) };
-    let _lock = folder.lock()?;
+    let _lock = match folder.lock() {
+        // It has been detached meanwhile.
+        Err(Error::NotAttached) => return Ok(None),
+        lock => lock?,
+    };
     let exchanged = ensure(&folder)?;
     Ok(Some(if exchanged { Upgraded::Exchanged } else { Upgraded::Unchanged }))
 }

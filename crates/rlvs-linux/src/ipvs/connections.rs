@@ -66,6 +66,7 @@ fn line(text: &str) -> Option<ConnectionLine> {
         virtual_address,
         destination,
         engine,
+        is_learnt: None,
     })
 }
 

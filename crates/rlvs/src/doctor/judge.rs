@@ -443,13 +443,27 @@ const FULL_PERCENT: u64 = 75;
 fn fill(facts: &Facts, to: &mut Findings) {
     for table in &facts.fill {
         let percent = table.used * 100 / table.slots.max(1);
-        if percent >= FULL_PERCENT {
+        if percent < FULL_PERCENT {
+            continue;
+        }
+        let about = format!("table of {}", table.name);
+        let what = format!(
+            "{percent} % of {} slots are in use: new connections will find no room",
+            table.slots
+        );
+        if table.half_open * 2 > table.used {
+            let half_open = table.half_open * 100 / table.used;
             to.error(
-                format!("table of {}", table.name),
-                format!(
-                    "{percent} % of {} slots are in use: new connections will find no room",
-                    table.slots
-                ),
+                about,
+                format!("{what}. {half_open} % of these are half open, as in a flood of SYNs"),
+                "rlvs set drop_entry 2 ends half-open ones while there is little room; rlvs acl limit \
+                 bounds what a network of clients may open; rlvs detach, rlvs attach --connections N makes a \
+                 larger table",
+            );
+        } else {
+            to.error(
+                about,
+                what,
                 "rlvs detach, rlvs attach --connections N makes a larger one; shorter time-outs \
                  (ipvsadm --set) empty it sooner",
             );

@@ -124,6 +124,7 @@ fn connection(line: &ConnectionLine) -> Value {
         },
         "destination": {"address": line.destination.ip(), "port": line.destination.port()},
         "engine": line.engine.as_ref().map(|data| json!({"name": data.engine, "data": data.data})),
+        "origin": line.is_learnt.map(|is_learnt| if is_learnt { "sync" } else { "local" }),
     })
 }
 

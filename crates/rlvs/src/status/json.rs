@@ -38,6 +38,12 @@ pub(super) fn status(snapshot: Option<&Snapshot>) -> Value {
         "drained": snapshot.drained.iter().map(drained_json).collect::<Vec<_>>(),
         "synchronisation": snapshot.synchronisation.iter().map(synchronisation).collect::<Vec<_>>(),
         "access": snapshot.access,
+        "defence": {
+            "scarce": snapshot.defence.scarce,
+            "ends_half_open": snapshot.defence.ends_half_open,
+            "drop_rate": snapshot.defence.drop_rate,
+            "strict": snapshot.defence.strict,
+        },
         "reasons": reasons,
         "findings": snapshot.findings.iter().map(finding_json).collect::<Vec<_>>(),
         "daemon": snapshot.daemon,

@@ -15,7 +15,7 @@ use crate::doctor::write_findings;
 use crate::drain::{destination_name, service_name};
 use crate::ipvsadm::forward;
 use crate::keepalived::daemon::state::{Instance, State};
-use snapshot::{Health, Server, Service, Snapshot};
+use snapshot::{Defence, Health, Server, Service, Snapshot};
 
 /// Lines about services and servers; more do not fit on a screen.
 const LINES_MAX: usize = 40;
@@ -89,6 +89,9 @@ fn write(out: &mut dyn Write, snapshot: &Snapshot) -> io::Result<()> {
     if let Some(access) = &snapshot.access {
         writeln!(out, "access        {access}")?;
     }
+    if let Some(defence) = of_defence(snapshot.defence) {
+        writeln!(out, "defence       {defence}")?;
+    }
     for (reason, packets) in &snapshot.reasons {
         writeln!(out, "packets       {packets} {}", reason.name())?;
     }
@@ -103,6 +106,30 @@ fn of_daemon(daemon: &State) -> Vec<String> {
     }
     lines.extend(daemon.instances.iter().map(of_instance));
     lines
+}
+
+/// Says what is in force against floods; nothing where there is room and nothing is.
+fn of_defence(defence: Defence) -> Option<String> {
+    let Defence { scarce, ends_half_open, drop_rate, strict } = defence;
+    let dropped = format!("one of {drop_rate} new connections is dropped");
+    let measures = [
+        (ends_half_open, "half-open connections are ended"),
+        (drop_rate > 0, dropped.as_str()),
+        (strict, "states are the strict ones"),
+    ];
+    let measures: Vec<&str> = measures
+        .into_iter()
+        .filter(|(is_in_force, _)| *is_in_force)
+        .map(|(_, what)| what)
+        .collect();
+    match (scarce, measures.is_empty()) {
+        (false, true) => None,
+        (false, false) => Some(measures.join(", ")),
+        (true, false) => Some(format!("a table has little room: {}", measures.join(", "))),
+        (true, true) => Some(
+            "a table has little room, and drop_entry, drop_packet, secure_tcp are off".to_owned(),
+        ),
+    }
 }
 
 /// Says what a synchronisation daemon has done, as far as it is not 0.

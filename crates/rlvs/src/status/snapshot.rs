@@ -7,6 +7,7 @@ use rlvs_control::model::{
     DestinationEntry, DestinationId, Drained, ServiceEntry, ServiceId, Traffic,
 };
 use rlvs_control::table::Table;
+use rlvs_datapath::abi::{Settings, mode};
 use rlvs_datapath::reason::Reason;
 use rlvs_linux::dataplane::attach::{self, Attached, Mode};
 use rlvs_linux::dataplane::note::Running;
@@ -38,12 +39,40 @@ pub struct Snapshot {
     pub synchronisation: Vec<Running>,
     /// Who may open connections, in a line; `None` if everybody may, or nobody looked.
     pub access: Option<String>,
+    /// What is done while the tables of connections run full.
+    pub defence: Defence,
     /// Packets that were not simply forwarded.
     pub reasons: Vec<(Reason, u64)>,
     /// What is wrong, as far as it is seen at once; nothing if nobody looked.
     pub findings: Vec<Finding>,
     /// What the daemon says; `None` if none runs here.
     pub daemon: Option<State>,
+}
+
+/// What is in force against floods: by the settings, and by how full the tables are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Defence {
+    /// Whether a table of connections has less room than `amemthresh` asks for.
+    pub scarce: bool,
+    /// Whether half-open connections are ended (`drop_entry`).
+    pub ends_half_open: bool,
+    /// One of so many new connections is dropped (`drop_packet`); 0 if none is.
+    pub drop_rate: u32,
+    /// Whether states are the stricter ones (`secure_tcp`).
+    pub strict: bool,
+}
+
+impl Defence {
+    fn of(settings: &Settings) -> Self {
+        let scarce = settings.scarce != 0;
+        let ends_half_open = match settings.drop_entry {
+            mode::NEVER => false,
+            mode::ALWAYS => true,
+            _ => scarce,
+        };
+        let (drop_rate, strict) = (settings.drop_rate, settings.strict != 0);
+        Self { scarce, ends_half_open, drop_rate, strict }
+    }
 }
 
 /// An interface that programs hang on.
@@ -132,6 +161,7 @@ impl Snapshot {
         let counted = |one: Reason| (one, table.maps().reason(one as u32));
         let reasons = Reason::ALL.map(counted).into_iter().filter(|(_, packets)| *packets > 0);
         let (reasons, total) = (reasons.collect(), table.total());
+        let defence = Defence::of(&table.maps().settings());
         drop(table);
         let access = if with_findings { acl::status()? } else { None };
         let mut services: Vec<Service> = entries
@@ -150,6 +180,7 @@ impl Snapshot {
             drained,
             synchronisation,
             access,
+            defence,
             reasons,
             findings,
             daemon,

@@ -301,7 +301,7 @@ mod tests {
     use rlvs_linux::dataplane::table::Total;
 
     use super::*;
-    use crate::status::snapshot::Interface;
+    use crate::status::snapshot::{Defence, Interface};
 
     fn server(last: u8, active: u32, connections: u64, bytes: u64) -> Server {
         let id = DestinationId { address: [10, 0, 0, last].into(), port: 80 };
@@ -331,6 +331,7 @@ mod tests {
         servers[2].drained = true;
         servers[1].health = Health::Down("no answer".to_owned());
         View::new(Snapshot {
+            defence: Defence::default(),
             pins: String::new(),
             interfaces: vec![Interface { name: "eth0".to_owned(), mode: Mode::Native, why: "" }],
             unattached: Vec::new(),

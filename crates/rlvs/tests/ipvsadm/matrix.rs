@@ -1,5 +1,7 @@
 //! Every command with every option, against the matrix as the reference states it.
 
+use proptest::prelude::*;
+
 use crate::machine::Machine;
 
 const VIP: &str = "10.0.0.1:80";
@@ -161,6 +163,83 @@ fn no_option_is_given_twice() {
     }
     accepted("-L --sort --sort");
     accepted("-L -f 1 -6 -6");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn options_are_taken_together_in_any_order_or_refused(
+        row in prop::sample::select(COMMANDS.to_vec()),
+        // Most of those that it takes, so that most lines break one rule or none.
+        own in any::<u64>(),
+        others in prop::collection::vec(0..OPTIONS.len(), 0..2),
+        order in any::<u64>(),
+        tunnel in any::<bool>(),
+        kind in prop::sample::select(vec!["ipip", "gue", "gre"]),
+    ) {
+        let is_own = |at: usize| has(row.2, OPTIONS[at].0) || has(row.3, OPTIONS[at].0);
+        let is_chosen = |at: usize| {
+            let is_left_out = own >> at & 1 == 0;
+            others.contains(&at) || if has(row.1, OPTIONS[at].0) {
+                own >> 60 != 0 || !is_left_out
+            } else {
+                is_own(at) && !is_left_out
+            }
+        };
+        let mut chosen: Vec<usize> = (0..OPTIONS.len()).filter(|&at| is_chosen(at)).collect();
+        chosen.sort_by_key(|&at| order.wrapping_mul(at as u64 * 2 + 1) >> 32);
+        let names: Vec<&str> = chosen.iter().map(|&at| OPTIONS[at].0).collect();
+        let words: Vec<String> = names.iter().map(|&name| match name {
+            "fwd" if tunnel => "-i".to_owned(),
+            "tun-type" => format!("--tun-type {kind}"),
+            _ => words_of(name).to_owned(),
+        }).collect();
+        let line = format!("{} {}", row.0, words.join(" "));
+        match makes_sense(row, &names, tunnel, kind) {
+            true => accepted(&line),
+            false => refused(&line),
+        }
+    }
+}
+
+fn has(list: &str, option: &str) -> bool {
+    list.split_whitespace().any(|name| name == option)
+}
+
+/// Returns whether a row of the reference, and what it says besides, allow these options together.
+fn makes_sense(
+    (command, compulsory, optional, exclusive): (&str, &str, &str, &str),
+    names: &[&str],
+    tunnel: bool,
+    kind: &str,
+) -> bool {
+    let is_there = |name: &str| names.contains(&name);
+    let count = |list: &str| list.split_whitespace().filter(|name| is_there(name)).count();
+    let all = [compulsory, optional, exclusive];
+    let is_known = names.iter().all(|name| all.iter().any(|list| has(list, name)));
+    if !is_known
+        || count(compulsory) < compulsory.split_whitespace().count()
+        || count(exclusive) > 1
+    {
+        return false;
+    }
+    if command == "-L" {
+        let no_servers = count("timeout daemon");
+        let is_odd = count("-c") + no_servers > 0 && count("stats rate thresholds") > 0
+            || no_servers > 0 && is_there("persistent-conn");
+        return !is_odd;
+    }
+    let (sums, port) = (count("tun-nocsum tun-csum tun-remcsum"), is_there("tun-port"));
+    if !is_there("tun-type") && sums == 0 && !port {
+        return true;
+    }
+    let fits = match (is_there("tun-type"), kind) {
+        (true, "gue") => port && sums <= 1,
+        (true, "gre") => !port && sums <= 1 && !is_there("tun-remcsum"),
+        _ => !port && sums == 0,
+    };
+    fits && tunnel && is_there("fwd")
 }
 
 fn words_of(option: &str) -> &'static str {

@@ -36,6 +36,17 @@ pub struct Miscount {
     pub found: Tally,
 }
 
+impl Miscount {
+    fn difference(&self) -> [u32; 3] {
+        let Self { counted, found, .. } = self;
+        [
+            counted.active.wrapping_sub(found.active),
+            counted.inactive.wrapping_sub(found.inactive),
+            counted.persistent.wrapping_sub(found.persistent),
+        ]
+    }
+}
+
 /// How full a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fill {
@@ -43,36 +54,35 @@ pub struct Fill {
     pub name: &'static str,
     /// Slots in use.
     pub used: u64,
+    /// Those of connections whose handshake is not over.
+    pub half_open: u64,
     /// Slots that there are.
     pub slots: u64,
 }
 
 impl BpfTable {
-    /// Returns the destinations that have other counts than connections, in each of several readings.
+    /// Returns the destinations that have other counts than connections, by the same difference in each of
+    /// several readings. One whose counts packets change during a reading is not judged: who finds nothing
+    /// wrong while it is busy may ask again.
     pub fn audit(&self) -> Vec<Miscount> {
-        let mut lasting = self.read_counts();
-        for _ in 1..READINGS {
-            if lasting.is_empty() {
-                break;
-            }
-            let again = self.read_counts();
-            let differs = |one: &Miscount| {
-                again.iter().any(|other| (other.service, other.id) == (one.service, one.id))
-            };
-            lasting.retain(differs);
-        }
-        lasting
+        lasting(|| self.read_counts())
     }
 
     fn read_counts(&self) -> Vec<Miscount> {
-        let found = self.tally();
-        let differs = |(&(service, id), &number): (&(u32, DestinationId), &u32)| {
+        let counted = |number: u32| {
             let entry = self.destination_entry(number);
             let (active, inactive) = (entry.active, entry.inactive);
-            let counted = Tally { active, inactive, persistent: entry.persistent };
+            Tally { active, inactive, persistent: entry.persistent }
+        };
+        let before: BTreeMap<u32, Tally> =
+            self.destinations.values().map(|&number| (number, counted(number))).collect();
+        let found = self.tally();
+        let differs = |(&(service, id), &number): (&(u32, DestinationId), &u32)| {
+            let counted = counted(number);
             let found = found.get(&number).copied().unwrap_or_default();
+            let is_quiet = before.get(&number) == Some(&counted);
             let service = service_id(&self.service_record(service));
-            (counted != found).then_some(Miscount { service, id, counted, found })
+            (is_quiet && counted != found).then_some(Miscount { service, id, counted, found })
         };
         self.destinations.iter().filter_map(differs).collect()
     }
@@ -115,30 +125,87 @@ impl BpfTable {
 
     /// Returns how full the tables of connections are.
     pub fn fill(&self) -> Vec<Fill> {
-        let used =
-            |values: &mut dyn Iterator<Item = u64>| values.filter(|&value| value != 0).count();
         let maps = &self.maps;
         let buckets4 = (0..maps.connections4.len()).filter_map(|at| maps.connections4.read(at));
         let buckets6 = (0..maps.connections6.len()).filter_map(|at| maps.connections6.read(at));
         let wides = (0..maps.wide.len()).filter_map(|at| maps.wide.read(at));
-        let used4 = used(&mut buckets4.flat_map(|all| all.slots.map(|slot| slot.value.get())));
-        let used6 = used(&mut buckets6.flat_map(|all| all.slots.map(|slot| slot.value.get())));
-        let used_wide = used(&mut wides.flat_map(|all| all.slots.map(|slot| slot.value.get())));
-        let of = |name, used: usize, buckets: u32, slots: usize| Fill {
-            name,
-            used: used as u64,
-            slots: u64::from(buckets) * slots as u64,
-        };
         use rlvs_datapath::abi::{SLOTS4, SLOTS6, WIDE_SLOTS};
         vec![
-            of("IPv4 connections", used4, maps.connections4.len(), SLOTS4),
-            of("IPv6 connections", used6, maps.connections6.len(), SLOTS6),
-            of("templates and connections of any port", used_wide, maps.wide.len(), WIDE_SLOTS),
+            fill_of(
+                "IPv4 connections",
+                maps.connections4.len() as usize * SLOTS4,
+                buckets4.flat_map(|all| all.slots.map(|slot| slot.value.get())),
+            ),
+            fill_of(
+                "IPv6 connections",
+                maps.connections6.len() as usize * SLOTS6,
+                buckets6.flat_map(|all| all.slots.map(|slot| slot.value.get())),
+            ),
+            fill_of(
+                "templates and connections of any port",
+                maps.wide.len() as usize * WIDE_SLOTS,
+                wides.flat_map(|all| all.slots.map(|slot| slot.value.get())),
+            ),
         ]
     }
 
     /// Returns the bytes that the tunnel to a destination puts before a packet; 0 if it has none.
     pub fn overhead(&self, service: ServiceId, id: DestinationId) -> u16 {
         self.known(service, id).map_or(0, |number| self.destination_record(number).overhead)
+    }
+}
+
+fn fill_of(name: &'static str, slots: usize, values: impl Iterator<Item = u64>) -> Fill {
+    let (mut used, mut half_open) = (0, 0);
+    for value in values.filter(|&value| value != 0).map(Value) {
+        used += 1;
+        half_open += u64::from(value.state().is_half_open());
+    }
+    Fill { name, used, half_open, slots: slots as u64 }
+}
+
+/// Returns what differs by as much in every reading.
+fn lasting(mut read: impl FnMut() -> Vec<Miscount>) -> Vec<Miscount> {
+    let mut lasting = read();
+    for _ in 1..READINGS {
+        if lasting.is_empty() {
+            break;
+        }
+        let again = read();
+        let is_same = |one: &Miscount| {
+            again.iter().any(|other| {
+                (other.service, other.id) == (one.service, one.id)
+                    && other.difference() == one.difference()
+            })
+        };
+        lasting.retain(is_same);
+    }
+    lasting
+}
+
+#[cfg(test)]
+mod tests {
+    use rlvs_control::model::Family;
+
+    use super::*;
+
+    #[test]
+    fn only_what_differs_by_as_much_each_time_is_a_miscount() {
+        let one = |port, counted, found| Miscount {
+            service: ServiceId::Mark { family: Family::V4, mark: 1 },
+            id: DestinationId { address: [10, 0, 0, 1].into(), port },
+            counted: Tally { active: counted, ..Tally::default() },
+            found: Tally { active: found, ..Tally::default() },
+        };
+        let mut number = 0;
+        // The first is wrong by two while it is used, the second is read while connections come and go, the
+        // third is seen in one reading only.
+        let found = lasting(|| {
+            number += 1;
+            let mut all = vec![one(1, 10 + number, 8 + number), one(2, 100, 100 - number)];
+            all.extend((number == 1).then(|| one(3, 5, 4)));
+            all
+        });
+        assert_eq!(found, [one(1, 11, 9)]);
     }
 }
