@@ -1,6 +1,7 @@
 //! The search trees of the data plane against lists that are looked through.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 use rlvs_control::access::{Access, Limit, Prefix, Rules, Verdict, book, read, text};
 use rlvs_control::model::{Family, Protocol, ServiceId};
 use rlvs_datapath::abi::Line;
-use rlvs_datapath::guard::{self, way};
+use rlvs_datapath::book::{self as record, way};
 use rlvs_datapath::tables::Book;
 
 fn verdict() -> impl Strategy<Value = Verdict> {
@@ -65,8 +66,8 @@ impl Book for Pages<'_> {
 
 /// Looks an address up in a book as the guard does.
 fn found(lines: &[Line], address: IpAddr) -> u32 {
-    let rules = guard::Rules::of(&lines[0]);
-    guard::seek(&Pages(lines), &rules, address_words(address), |word| word)
+    let rules = record::Rules::of(&lines[0]);
+    record::seek(&Pages(lines), &rules, address_words(address), |word| word)
 }
 
 fn address_words(address: IpAddr) -> (u8, u64, u64) {
@@ -100,24 +101,96 @@ fn edges(rules: &Rules) -> Vec<IpAddr> {
     all
 }
 
+/// Looks for addresses in a book and in the lists that it was made of.
+fn agree(rules: Rules, others: Vec<IpAddr>) -> Result<(), TestCaseError> {
+    let access = Access { all: rules, ..Access::default() };
+    let lines = book(&access, &BTreeMap::new(), 256_000_000, "");
+    for address in edges(&access.all).into_iter().chain(others) {
+        let end = found(&lines, address);
+        let expected = match access.all.longest(address) {
+            None => way::END,
+            Some((prefix, verdict)) => {
+                let denied = if verdict == Verdict::Deny { way::DENIED } else { 0 };
+                way::END | denied | (u32::from(prefix.length()) + 1)
+            }
+        };
+        prop_assert_eq!(end, expected, "{}", address);
+    }
+    Ok(())
+}
+
+/// Makes lists of these prefixes, by turns allowed and denied.
+fn lists(prefixes: impl Iterator<Item = Prefix>) -> Rules {
+    let verdicts = [Verdict::Allow, Verdict::Deny].into_iter().cycle();
+    Rules { prefixes: prefixes.zip(verdicts).collect(), ..Rules::default() }
+}
+
+/// Lists as they come: evenly, close together, nested, single hosts and networks of /64. None takes more lines than
+/// it has prefixes and a few, or more of them to find an address than two heads, two parts and a short tree.
+#[test]
+fn lists_of_every_shape_are_searched_in_few_lines() {
+    let mut random = 1_u64;
+    let mut draw = move || {
+        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        random >> 16
+    };
+    let v6 =
+        |high: u64, length| Prefix::new(Ipv6Addr::from_bits(u128::from(high) << 64).into(), length);
+    let host6 = |low: u64| {
+        let bits = 0x2001_0db8_u128 << 96 | u128::from(low);
+        Prefix::new(Ipv6Addr::from_bits(bits).into(), 128)
+    };
+    let v4 = |bits: u64, length| Prefix::new(Ipv4Addr::from_bits(bits as u32).into(), length);
+    let shapes: [(&str, usize, Vec<Prefix>); 7] = [
+        ("even", 4, (0..1000).map(|_| v4(draw(), 12 + (draw() % 21) as u8)).collect()),
+        ("one network", 4, (0..1000).map(|_| v4(0x0a00_0000 | draw() & 0xffff, 32)).collect()),
+        (
+            "registries",
+            7,
+            (0..1000).map(|_| v6(0x2a00 << 48 | (draw() & 0xfff) << 36, 32)).collect(),
+        ),
+        ("/64", 7, (0..1000).map(|_| v6(0x2000 << 48 | draw() << 13, 64)).collect()),
+        ("hosts of one /64", 7, (0..1000).map(|_| host6(draw())).collect()),
+        (
+            "nested",
+            8,
+            (0..=128)
+                .map(|length| Prefix::new(Ipv6Addr::from_bits(u128::MAX / 3).into(), length))
+                .collect(),
+        ),
+        ("powers of two", 7, (0..64).map(|bit| host6(1 << bit)).collect()),
+    ];
+    for (name, most, prefixes) in shapes {
+        let rules = lists(prefixes.into_iter());
+        let edges = edges(&rules);
+        let access = Access { all: rules.clone(), ..Access::default() };
+        let lines = book(&access, &BTreeMap::new(), 256_000_000, "");
+        assert!(lines.len() <= 40 + rules.prefixes.len(), "{name}: {} lines", lines.len());
+        for address in edges {
+            let book = Counted(Pages(&lines), Cell::new(0));
+            record::seek(&book, &record::Rules::of(&lines[0]), address_words(address), |word| word);
+            assert!(book.1.get() <= most, "{name}, {address}: {} lines", book.1.get());
+        }
+        agree(rules, Vec::new()).unwrap();
+    }
+}
+
+/// A book that counts which lines are looked at.
+struct Counted<'a>(Pages<'a>, Cell<usize>);
+
+impl Book for Counted<'_> {
+    fn line(&self, index: u32) -> Option<&Line> {
+        self.1.set(self.1.get() + 1);
+        self.0.line(index)
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn the_tree_finds_the_longest_prefix(rules in rules(), others in proptest::collection::vec(address(), 50)) {
-        let access = Access { all: rules, ..Access::default() };
-        let lines = book(&access, &BTreeMap::new(), 256_000_000, "");
-        for address in edges(&access.all).into_iter().chain(others) {
-            let end = found(&lines, address);
-            let expected = match access.all.longest(address) {
-                None => way::END,
-                Some((prefix, verdict)) => {
-                    let denied = if verdict == Verdict::Deny { way::DENIED } else { 0 };
-                    way::END | denied | (u32::from(prefix.length()) + 1)
-                }
-            };
-            prop_assert_eq!(end, expected, "{}", address);
-        }
+    fn the_longest_prefix_is_found(rules in rules(), others in proptest::collection::vec(address(), 50)) {
+        agree(rules, others)?;
     }
 
     #[test]

@@ -11,7 +11,7 @@ use core::cell::Cell;
 use core::mem::size_of;
 
 /// Version of this layout, part of the pins' path. A change of any type here changes it.
-pub const LAYOUT: u32 = 14;
+pub const LAYOUT: u32 = 15;
 
 /// Identifiers of services and destinations that can be in use at once.
 pub const IDS: u32 = 65_536;
@@ -886,8 +886,8 @@ pub struct Limit {
     pub reserved: Word,
 }
 
-/// One line of the book of access: rules of a service, or a node of a search tree, or text; see
-/// [`guard`](crate::guard).
+/// One line of the book of access: rules of a service, parts of a table, a node of a search tree, or text;
+/// see [`book`](crate::book).
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Line {

@@ -14,6 +14,7 @@ pub mod abi;
 pub mod adopt;
 pub mod apart;
 pub mod association;
+pub mod book;
 pub mod connection;
 pub mod cut;
 pub mod defence;

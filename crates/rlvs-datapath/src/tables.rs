@@ -222,7 +222,7 @@ pub fn of_destination(counts: &[Counts], id: u32) -> Option<&Counts> {
     counts.get((id & (IDS - 1)) as usize)
 }
 
-/// Who may open connections, in lines; see [`guard`](crate::guard).
+/// Who may open connections, in lines; see [`book`](crate::book).
 pub trait Book {
     /// Returns a line.
     fn line(&self, index: u32) -> Option<&Line>;

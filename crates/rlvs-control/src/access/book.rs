@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rlvs_datapath::abi::{LINE_WORDS, Line};
-use rlvs_datapath::guard::{self, BITS_LEAST, BITS_MOST, BOUNDS, NO_BOUND, WAYS, rules_flag, way};
+use rlvs_datapath::book::{
+    self as record, BOUNDS, Head, PART_WORDS, PARTS_A_LINE, part_to, rules_flag, way,
+};
 
 use super::{Access, Rules, Verdict};
 use crate::model::ServiceId;
@@ -29,7 +31,7 @@ pub fn book(
     let count = numbers.values().max().copied().unwrap_or(0) + 1;
     let mut lines = vec![Line::default(); count as usize];
     let all = rules(&access.all, unit_ns, &mut lines);
-    lines[0] = guard::Rules { lines: count, ..all }.line();
+    lines[0] = record::Rules { lines: count, ..all }.line();
     for (id, number) in numbers {
         if let Some(own) = access.services.get(id) {
             let own = rules(own, unit_ns, &mut lines);
@@ -50,9 +52,9 @@ pub fn book(
     lines
 }
 
-fn rules(rules: &Rules, unit_ns: u64, lines: &mut Vec<Line>) -> guard::Rules {
+fn rules(rules: &Rules, unit_ns: u64, lines: &mut Vec<Line>) -> record::Rules {
     const SECOND_NS: u128 = 1_000_000_000;
-    let mut record = guard::Rules::default();
+    let mut record = record::Rules::default();
     if rules.is_empty() {
         return record;
     }
@@ -78,15 +80,16 @@ fn rules(rules: &Rules, unit_ns: u64, lines: &mut Vec<Line>) -> guard::Rules {
         let mask6 = mask(128, limit.length6);
         record.mask6 = [(mask6 >> 64) as u64, mask6 as u64];
     }
-    let ranges = ranges(rules, true);
-    if ranges.len() > 1 || ranges.iter().any(|(_, end)| *end != way::END) {
-        let words: Vec<Range> = ranges.iter().map(|(first, end)| (*first as u64, *end)).collect();
-        (record.root4, record.bits4) = table(&words, lines);
+    let says = |ranges: &[(u128, u32)]| ranges.iter().any(|(_, end)| *end != way::END);
+    let ranges4 = ranges(rules, true);
+    if says(&ranges4) {
+        let words: Vec<Range> = ranges4.iter().map(|(first, end)| (*first as u64, *end)).collect();
+        record.table4 = table(&words, lines);
     }
-    let ranges = self::ranges(rules, false);
-    if ranges.len() > 1 || ranges.iter().any(|(_, end)| *end != way::END) {
-        let upper = upper(&ranges, lines);
-        record.root6 = tree(&upper, lines);
+    let ranges6 = ranges(rules, false);
+    if says(&ranges6) {
+        let upper = upper(&ranges6, lines);
+        record.table6 = table(&upper, lines);
     }
     record
 }
@@ -134,7 +137,7 @@ fn ranges(rules: &Rules, is_v4: bool) -> Vec<(u128, u32)> {
     ranges
 }
 
-/// Makes ranges of the upper halves of addresses; where longer prefixes divide one, a tree of its own
+/// Makes ranges of the upper halves of addresses; where longer prefixes divide one, a table of its own
 /// goes on.
 fn upper(ranges: &[(u128, u32)], lines: &mut Vec<Line>) -> Vec<Range> {
     let mut upper: Vec<Range> = Vec::new();
@@ -158,8 +161,8 @@ fn upper(ranges: &[(u128, u32)], lines: &mut Vec<Line>) -> Vec<Range> {
             lower.push((0, end));
         }
         lower.extend(group.iter().map(|(first, end)| (*first as u64, *end)));
-        let root = tree(&lower, lines);
-        begin(&mut upper, half, way::LOWER | root);
+        let lower_half = table(&lower, lines);
+        begin(&mut upper, half, way::LOWER | lower_half);
         end = lower.last().map_or(end, |last| last.1);
         if let Some(next) = half.checked_add(1) {
             begin(&mut upper, next, end);
@@ -168,66 +171,74 @@ fn upper(ranges: &[(u128, u32)], lines: &mut Vec<Line>) -> Vec<Range> {
     upper
 }
 
-/// Makes a table of ranges of IPv4 addresses, the first of which begins at 0, with about as many elements
-/// as ranges. Returns the number of its first line, and the bits of its index.
-fn table(ranges: &[Range], lines: &mut Vec<Line>) -> (u32, u32) {
-    let bits = ranges.len().ilog2().clamp(BITS_LEAST, BITS_MOST);
-    let (mut ways, mut at) = (Vec::new(), 0);
-    for index in 0..1_u64 << bits {
-        let (first, behind) = (index << (32 - bits), (index + 1) << (32 - bits));
-        let mut part = vec![(first, ranges[at].1)];
-        while let Some(&(bound, end)) = ranges.get(at + 1).filter(|next| next.0 < behind) {
-            if bound == first {
+/// Ranges in a part of a table, if they lie evenly, at least, and twice as many at most: most parts have no
+/// more than there is room for.
+const RANGES_A_PART: u64 = 2;
+/// Parts for which there is always room: those of short lists lie in the line of the table's head.
+const PARTS_LEAST: u64 = PARTS_A_LINE as u64 - 1;
+/// The width of a part, at most, as a power of two: words in a part are words of a tree.
+const SHIFT_MOST: u32 = 62;
+
+/// Makes a table of ranges, the first of which begins at 0. Returns the number of its first line.
+fn table(ranges: &[Range], lines: &mut Vec<Line>) -> u32 {
+    let end_of = |at: usize| ranges.get(at).map_or(way::END, |range| range.1);
+    let bounds = ranges.get(1..).unwrap_or_default();
+    let (first, last) = match bounds {
+        [] => (0, 0),
+        [first, .., last] => (first.0, last.0),
+        [only] => (only.0, only.0),
+    };
+    let most = (bounds.len() as u64 / RANGES_A_PART).max(PARTS_LEAST);
+    let span = last - first;
+    let shift = (0..SHIFT_MOST).find(|shift| span >> shift < most).unwrap_or(SHIFT_MOST);
+    let count = if bounds.is_empty() { 0 } else { (span >> shift) as u32 + 1 };
+    let head =
+        Head { first, count, shift, below: end_of(0), above: end_of(ranges.len().wrapping_sub(1)) };
+    let mut parts = vec![head.words()];
+    // The range that has been reached.
+    let mut at = 0;
+    for index in 0..u64::from(count) {
+        let mut part = vec![(0, end_of(at))];
+        while let Some(&(bound, end)) = ranges.get(at + 1)
+            && (bound - first) >> shift == index
+        {
+            let within = (bound - first) & !(u64::MAX << shift);
+            if within == 0 {
                 part.pop();
             }
-            part.push((bound, end));
+            part.push((within, end));
             at += 1;
         }
-        ways.push(match part[..] {
-            [(_, end)] => end,
-            _ => {
-                let root = root(&part, lines);
-                lines.push(root);
-                lines.len() as u32 - 1
-            }
+        parts.push(match (head.part(&part), &part[..]) {
+            (Some(whole), _) => whole,
+            (None, [(_, way)]) => part_to(*way),
+            (None, many) => part_to(tree(many, lines)),
         });
     }
     let number = lines.len() as u32;
-    lines.extend(ways.chunks(WAYS).map(guard::table_line));
-    (number, bits)
-}
-
-/// Makes a tree of ranges, the first of which begins at 0. Returns the number of its first root.
-fn tree(ranges: &[Range], lines: &mut Vec<Line>) -> u32 {
-    let split = ranges.partition_point(|(first, _)| *first <= NO_BOUND);
-    let (below, above) = ranges.split_at(split);
-    let between = below.last().map_or(way::END, |last| last.1);
-    let mut rest: Vec<Range> = above.iter().map(|(first, end)| (first & NO_BOUND, *end)).collect();
-    if rest.first().is_none_or(|first| first.0 != 0) {
-        rest.insert(0, (0, between));
-    }
-    let roots = [root(below, lines), root(&rest, lines)];
-    let number = lines.len() as u32;
-    lines.extend(roots);
+    lines.extend(parts.chunks(PARTS_A_LINE as usize).map(|parts| {
+        let mut line = Line::default();
+        for (words, part) in line.words.as_chunks_mut::<PART_WORDS>().0.iter_mut().zip(parts) {
+            *words = *part;
+        }
+        line
+    }));
     number
 }
 
-/// Makes the nodes below a root, and returns the root.
-fn root(ranges: &[Range], lines: &mut Vec<Line>) -> Line {
+/// Makes a tree of ranges, the first of which begins at 0, and returns the number of its root.
+fn tree(ranges: &[Range], lines: &mut Vec<Line>) -> u32 {
     let mut level = ranges.to_vec();
     while level.len() > BOUNDS + 1 {
-        let nodes = level.chunks(BOUNDS + 1).map(|chunk| {
-            let number = lines.len() as u32;
-            lines.push(node(chunk));
-            (chunk[0].0, number)
-        });
+        let nodes = level.chunks(BOUNDS + 1).map(|chunk| (chunk[0].0, node(chunk, lines)));
         level = nodes.collect();
     }
-    node(&level)
+    node(&level, lines)
 }
 
-fn node(ranges: &[Range]) -> Line {
+fn node(ranges: &[Range], lines: &mut Vec<Line>) -> u32 {
     let bounds: Vec<u64> = ranges.iter().skip(1).map(|range| range.0).collect();
     let ways: Vec<u32> = ranges.iter().map(|range| range.1).collect();
-    guard::node(&bounds, &ways)
+    lines.push(record::node(&bounds, &ways));
+    lines.len() as u32 - 1
 }

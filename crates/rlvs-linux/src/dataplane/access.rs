@@ -15,7 +15,7 @@ use aya::maps::MapData;
 use rlvs_control::access::{self, Access, BYTES_WORD, PREFIXES_MAX, TEXT_WORD};
 use rlvs_control::model::ServiceId;
 use rlvs_datapath::abi::{Line, Service, service_flag, settings_flag};
-use rlvs_datapath::guard::{Rules, rules_flag};
+use rlvs_datapath::book::{Rules, rules_flag};
 
 use super::error::Error;
 use super::load;
