@@ -339,7 +339,8 @@ fn uninstalling_leaves_nothing_in_any_namespace() {
                 test "$tries" -lt 5000
             done
         done
-        "$1" uninstall
+        "$1" ipvsadm -A -t 10.9.8.7:80
+        "$1" uninstall --json
         "#,
     );
     let text = said.clone().ok();
@@ -351,7 +352,9 @@ fn uninstalling_leaves_nothing_in_any_namespace() {
         "{said:?}"
     );
     assert_eq!(text.matches("not attached").count(), 2, "{said:?}");
-    assert!(text.ends_with("rlvs: removed 0 data plane(s) and /run/rlvs/bpf\n"), "{said:?}");
+    let line = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    e2e::schema::check("uninstall", &line);
+    assert_eq!(line["removed"], 1);
 }
 
 /// Returns the numbers of the maps that are the programs' own, and of the programs.

@@ -170,6 +170,9 @@ pub struct UpgradeArguments {
     /// The version before, as a program: what it made is taken over if this version's maps are others
     #[arg(long, value_name = "PROGRAM")]
     from: Option<PathBuf>,
+    /// Connections that the IPv4 table is made for, if other maps are made; as many as before if not given
+    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
+    connections: Option<u32>,
     #[command(flatten)]
     json: Json,
 }
@@ -182,7 +185,7 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
     let one = || match &arguments.from {
         Some(program) if succession::other_layout()?.is_some() => {
-            carry::take_over(program).map(|()| Some(Upgraded::Exchanged))
+            carry::take_over(program, arguments.connections).map(|()| Some(Upgraded::Exchanged))
         }
         _ => upgrade::upgrade(),
     };

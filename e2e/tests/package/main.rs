@@ -151,6 +151,7 @@ fn installed_upgraded_under_load_removed_and_purged() {
             debian.does("test ! -e /var/lib/rlvs");
         }
     }
+    the_version_that_made_the_maps_is_kept(&mut debian, &new);
     all_survives_a_reboot(&stage, &mut debian);
     the_table_is_saved(&mut debian);
     the_daemon_needs_no_more_than_its_unit_leaves(&stage, &mut debian);
@@ -361,6 +362,20 @@ fn upgraded_under_load(
     });
     assert!(debian.does("ipvsadm -L -n").contains(&vip.to_string()));
     assert!(debian.does("cat /etc/default/rlvs").contains("AUTO=true"));
+}
+
+/// An upgrade to other maps failed, and another package is installed before it could be finished.
+fn the_version_that_made_the_maps_is_kept(debian: &mut Debian, new: &str) {
+    let previous = "#!/bin/sh\necho cannot tell >&2\nexit 1";
+    debian.does(&format!("mkdir -p /var/lib/rlvs && printf '{previous}' >/var/lib/rlvs/previous"));
+    debian.does("chmod +x /var/lib/rlvs/previous");
+    let said = debian.does(&format!("RLVS_TEST_LAYOUT=99999 dpkg -i {new}"));
+    assert!(said.contains("cannot tell"), "{said}");
+    assert_eq!(debian.does("cat /var/lib/rlvs/previous"), previous.replace("\\n", "\n"));
+    // Nothing is left to be taken over: it is not kept, nor asked.
+    let said = debian.does(&format!("dpkg -i {new}"));
+    assert!(!said.contains("cannot tell"), "{said}");
+    debian.does("test ! -e /var/lib/rlvs");
 }
 
 fn the_table_is_saved(debian: &mut Debian) {

@@ -61,6 +61,15 @@ impl Sizes {
         let (connections6, wide) = ((connections4 / 2).max(2), (connections4 / 4).max(2));
         Self { connections4, connections6, wide }
     }
+
+    /// Returns for how many connections [`for_connections`](Self::for_connections) makes tables of which none
+    /// is smaller than these.
+    pub fn connections(&self) -> u32 {
+        let ratios = [(self.connections4, 1), (self.connections6, 2), (self.wide, 4)];
+        let pairs = ratios.map(|(buckets, ratio)| u64::from(buckets) * ratio);
+        let pairs = pairs.into_iter().fold(2, u64::max).next_power_of_two();
+        (pairs * SLOTS4 as u64 / 3).min(u64::from(u32::MAX)) as u32
+    }
 }
 
 impl Default for Sizes {
