@@ -135,7 +135,7 @@ fn detaching_leaves_no_map_no_program_no_link_no_pin_and_no_sysctl() {
     wait_until("maps and programs that are left", &Vec::new(), || left(&numbers));
     let again = host.rlvs(&["detach"]);
     assert_eq!(again.status, Some(1));
-    assert!(again.errors.contains("no interface of this network namespace is attached"));
+    assert!(again.errors.contains("nothing is attached here"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use rlvs_control::memory::MemoryTable;
 use rlvs_control::model::{
@@ -70,6 +70,7 @@ pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
     let said = mode.is_some() || *any || connections.is_some() || !interfaces.is_empty();
     let options = if said { options(arguments) } else { configuration::attachment()? };
     let attached = attach::attach(&options)?;
+    warn_of_sizes(&options)?;
     if *every_program && !attached.is_empty() {
         load::ensure_all()?;
     }
@@ -79,6 +80,24 @@ pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
         report(&attached, &mut io::stdout())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says so if there were tables of another size already than is asked for.
+///
+/// # Errors
+/// A missing capability.
+pub(crate) fn warn_of_sizes(options: &Options) -> Result<()> {
+    let (Some(asked), Some(made)) = (options.sizes, attach::sizes()?) else { return Ok(()) };
+    if asked != made {
+        let text = format!(
+            "the tables stay as they were made, for {} connections: `rlvs detach` first, which forgets services \
+             and connections",
+            made.connections()
+        );
+        // Nothing is lost with this line.
+        drop(writeln!(io::stderr(), "rlvs: {text}"));
+    }
+    Ok(())
 }
 
 /// Returns interfaces as JSON.
@@ -105,7 +124,7 @@ fn options(arguments: &AttachArguments) -> Options {
         }),
         interfaces: arguments.interfaces.clone(),
         any: arguments.any,
-        sizes: arguments.connections.map_or_else(Sizes::default, Sizes::for_connections),
+        sizes: arguments.connections.map(Sizes::for_connections),
         ..Options::default()
     }
 }
@@ -142,11 +161,16 @@ pub fn attach_if_detached() -> Result<Vec<String>> {
 /// # Errors
 /// Nothing is attached, or a missing capability.
 pub fn detach(json: Json) -> Result<ExitCode> {
-    attach::detach()?;
+    match attach::detach() {
+        // What would attach is no help here.
+        Err(rlvs_linux::dataplane::Error::NotAttached) => bail!("nothing is attached here"),
+        other => other?,
+    }
     if json.json {
         json::print(json!({ "detached": true }))?;
     } else {
-        println!("rlvs: detached; the virtual-server table of this network namespace is gone");
+        let what = "detached; the virtual-server table of this network namespace is gone";
+        writeln!(io::stdout(), "rlvs: {what}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -200,8 +224,10 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
         let failed = all.iter().any(|done| done.outcome.is_err());
         return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
+    let out = &mut io::stdout();
     if all.is_empty() {
-        println!("rlvs: nothing is attached{}", if arguments.all { "" } else { " here" });
+        let here = if arguments.all { "" } else { " here" };
+        writeln!(out, "rlvs: nothing is attached{here}")?;
     }
     for Done { whose, outcome } in all {
         let name = match whose {
@@ -210,9 +236,9 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
         };
         match outcome {
             Ok(Upgraded::Exchanged) => {
-                println!("rlvs: {name}: runs this version's programs from now on");
+                writeln!(out, "rlvs: {name}: runs this version's programs from now on")?;
             }
-            Ok(Upgraded::Unchanged) => println!("rlvs: {name}: runs this version's programs"),
+            Ok(Upgraded::Unchanged) => writeln!(out, "rlvs: {name}: runs this version's programs")?,
             Err(error) => {
                 eprintln!("rlvs: {name}: {:#}", anyhow::Error::new(error));
                 status = ExitCode::FAILURE;
@@ -241,7 +267,7 @@ fn done(Done { whose, outcome }: &Done) -> Value {
 /// # Errors
 /// A missing capability.
 pub fn uninstall(json: Json) -> Result<ExitCode> {
-    claim::forget()?;
+    claim::forget().context("removing labs")?;
     vrrp::forget_all()?;
     daemon::remove_stale_sockets();
     let removed = pins::remove_all()?;
@@ -249,7 +275,7 @@ pub fn uninstall(json: Json) -> Result<ExitCode> {
     if json.json {
         json::print(json!({ "removed": removed }))?;
     } else {
-        println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
+        writeln!(io::stdout(), "rlvs: removed {removed} data plane(s) and {}", pins::ROOT)?;
     }
     Ok(ExitCode::SUCCESS)
 }

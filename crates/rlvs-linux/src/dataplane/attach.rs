@@ -11,12 +11,12 @@ use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::{TcAttachOptions, TcAttachType};
 use aya::programs::{ProgramError, SchedClassifier, Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
-use rlvs_datapath::abi::{INTERFACE_BUCKETS, Interface, interface_flag, settings_flag};
+use rlvs_datapath::abi::{INTERFACE_BUCKETS, Interface, Settings, interface_flag, settings_flag};
 
 use super::error::{EDITING, Error};
 use super::load::{self, Sizes, TC, XDP};
 use super::local;
-use super::maps::{Maps, reason};
+use super::maps::{Mapped, Maps, reason};
 use super::pins::{self, Folder, LINK, Unfinished};
 use super::stages::Body;
 use super::sys;
@@ -65,8 +65,8 @@ pub struct Options {
     pub interfaces: Vec<String>,
     /// Serve virtual addresses that are not addresses of this host.
     pub any: bool,
-    /// Sizes of the connection tables, if they are made now.
-    pub sizes: Sizes,
+    /// Sizes of the connection tables, if they are made now; those of most hosts if `None`.
+    pub sizes: Option<Sizes>,
     /// What holds the TC program.
     pub tc_hook: TcHook,
 }
@@ -98,7 +98,7 @@ pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
         drop(unfinished);
         return attach_more(&folder, options);
     }
-    load::load(&unfinished, options.sizes, bodies(options)?)?;
+    load::load(&unfinished, options.sizes.unwrap_or_default(), bodies(options)?)?;
     let maps = Maps::open(unfinished.folder())?;
     // The folder is finished with its links: whoever finds it may rely on them. If this fails or
     // is killed, everything goes with the folder.
@@ -106,10 +106,24 @@ pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
         Ok(attached) => unfinished.finish().map(|_| attached),
         Err(error) => {
             // What failed first is what is told.
-            drop(restore_forwarding(&maps));
+            drop(restore_forwarding(&maps.settings()));
             Err(error)
         }
     }
+}
+
+/// Returns how large the connection tables of the calling thread's network namespace are; `None` if nothing is
+/// attached.
+///
+/// # Errors
+/// A missing capability.
+pub fn sizes() -> Result<Option<Sizes>, Error> {
+    let Some(folder) = pins::open()? else { return Ok(None) };
+    let settings = Maps::open(&folder)?.settings();
+    let [connections4, connections6, wide] =
+        [settings.connections4_mask, settings.connections6_mask, settings.wide_mask]
+            .map(|mask| mask.saturating_add(1));
+    Ok(Some(Sizes { connections4, connections6, wide }))
 }
 
 /// Returns the bodies that will be needed: XDP only where an interface may get it.
@@ -461,14 +475,19 @@ fn route_as_local(maps: &Maps) -> Result<(), Error> {
 pub fn detach() -> Result<(), Error> {
     let folder = pins::open()?.ok_or(Error::NotAttached)?;
     let _lock = folder.lock()?;
-    let maps = Maps::open(&folder)?;
+    // Nothing else of the maps: they go, even if pins of some were removed.
+    let settings = match Mapped::<Settings>::open(&folder, "settings") {
+        Ok(settings) => settings.read(0).unwrap_or_default(),
+        Err(Error::Unpinned(_)) => Settings::default(),
+        Err(error) => return Err(error),
+    };
     pins::remove_own()?;
-    local::restore(&maps)?;
-    restore_forwarding(&maps)
+    local::restore(&settings)?;
+    restore_forwarding(&settings)
 }
 
-fn restore_forwarding(maps: &Maps) -> Result<(), Error> {
-    let changed = maps.settings().flags;
+fn restore_forwarding(settings: &Settings) -> Result<(), Error> {
+    let changed = settings.flags;
     for (path, flag) in FORWARDING {
         if changed & flag != 0 {
             sysctl::write(path, "0")?;

@@ -42,7 +42,7 @@ const RLVS_ARM: &str = "rlvs_arm";
 const UNIT_NS_MIN: u64 = 256_000_000;
 
 /// How large the connection tables are to be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Pairs of IPv4 buckets, a power of two; each holds 8 halves of connections in 128 bytes.
     pub connections4: u32,

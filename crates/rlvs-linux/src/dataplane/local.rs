@@ -117,8 +117,8 @@ fn accept_own_addresses(maps: &Maps) -> Result<(), Error> {
 }
 
 /// Takes back what was set.
-pub(super) fn restore(maps: &Maps) -> Result<(), Error> {
-    if maps.settings().flags & settings_flag::CHANGED_ACCEPT_LOCAL != 0 {
+pub(super) fn restore(settings: &Settings) -> Result<(), Error> {
+    if settings.flags & settings_flag::CHANGED_ACCEPT_LOCAL != 0 {
         sysctl::write(ACCEPT_LOCAL, "0")?;
     }
     Ok(())

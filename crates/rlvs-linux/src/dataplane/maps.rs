@@ -45,7 +45,7 @@ impl<T: Element> Mapped<T> {
 
     fn open_by(folder: &Folder, name: &'static str, map_in: MapIn<T>) -> Result<Self, Error> {
         let failed = |reason: String| Error::Load { what: pins::shown(folder, name), reason };
-        let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
+        let map = pinned(folder, name)?;
         let info = map.info().map_err(|error| failed(reason(&error)))?;
         let (found, known) = (info.value_size() as usize, size_of::<T>());
         if found == 0 || !found.is_multiple_of(known) {
@@ -110,10 +110,15 @@ impl<T: Element> Mapped<T> {
     }
 }
 
-/// Opens a map that is no memory.
-fn unmapped(folder: &Folder, name: &str) -> Result<MapData, Error> {
-    MapData::from_pin(folder.path(name))
-        .map_err(|error| Error::Load { what: pins::shown(folder, name), reason: reason(&error) })
+/// Opens a map by its pin.
+pub(super) fn pinned(folder: &Folder, name: &str) -> Result<MapData, Error> {
+    MapData::from_pin(folder.path(name)).map_err(|error| {
+        let what = pins::shown(folder, name);
+        match folder.path(name).exists() {
+            true => Error::Load { what, reason: reason(&error) },
+            false => Error::Unpinned(what),
+        }
+    })
 }
 
 /// Puts an error and its causes on one line.
@@ -201,7 +206,7 @@ impl Maps {
             marks: Mapped::open(folder, "marks")?,
             pools: Mapped::open(folder, "pools")?,
             interfaces: Mapped::open(folder, "interfaces")?,
-            book: unmapped(folder, "book")?,
+            book: pinned(folder, "book")?,
             folder: folder.again()?,
             reasons: Mapped::open(folder, "reasons")?,
             sweep: open_sweep(folder)?,
@@ -259,7 +264,7 @@ pub(super) fn counted(reasons: &Mapped<Cell<u64>>, cpus: u32, reason: u32) -> u6
 
 /// Opens the map of the sweep.
 pub(super) fn open_sweep(folder: &Folder) -> Result<MapData, Error> {
-    unmapped(folder, "sweep")
+    pinned(folder, "sweep")
 }
 
 /// Returns the sweep's cursor.

@@ -19,6 +19,7 @@ use rlvs_linux::dataplane::pins;
 
 use crate::configuration::{DEFAULT_FILE, File};
 use crate::json::{self, Json};
+use crate::words;
 pub(crate) use show::counted;
 
 /// Reasons for which the guard refuses.
@@ -85,13 +86,13 @@ impl Command {
 #[derive(Args, Debug)]
 struct Of {
     /// The rules of this TCP service alone
-    #[arg(short = 't', long, value_name = "ADDRESS:PORT", group = "service")]
+    #[arg(short = 't', long, value_name = "ADDRESS:PORT", group = "service", value_parser = words::end)]
     tcp_service: Option<SocketAddr>,
     /// The rules of this UDP service alone
-    #[arg(short = 'u', long, value_name = "ADDRESS:PORT", group = "service")]
+    #[arg(short = 'u', long, value_name = "ADDRESS:PORT", group = "service", value_parser = words::end)]
     udp_service: Option<SocketAddr>,
     /// The rules of this SCTP service alone
-    #[arg(long, value_name = "ADDRESS:PORT", group = "service")]
+    #[arg(long, value_name = "ADDRESS:PORT", group = "service", value_parser = words::end)]
     sctp_service: Option<SocketAddr>,
     /// The rules of the service of this firewall mark alone
     #[arg(short = 'f', long, value_name = "MARK", group = "service",
@@ -238,7 +239,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             })
             .with_context(|| format!("loading {}", file.display()))?;
             if !json {
-                println!("rlvs: {counted}");
+                writeln!(io::stdout(), "rlvs: {counted}")?;
             }
         }
     }

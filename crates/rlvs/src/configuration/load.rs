@@ -109,6 +109,7 @@ fn carry_out(file: &File, say: &dyn Fn(Step) -> io::Result<()>) -> Result<()> {
     if attachment.is_some() || pins::open()?.is_none() {
         let options: Options = attachment.unwrap_or_default();
         say(Step::Attached(attach::attach(&options)?))?;
+        face::warn_of_sizes(&options)?;
     }
     for (parameter, value) in settings {
         let before = parameter.read()?;
