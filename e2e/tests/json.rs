@@ -91,7 +91,10 @@ fn commands_that_change_something_say_in_json_what_is_so_afterwards() {
     let drained = stage.rlvs(&["undrain", "10.0.1.77", "--json"]);
     assert_eq!((drained.status, drained.output.as_str()), (Some(1), ""), "{drained:?}");
     assert_eq!(line(&stage, &["detach"])["detached"], true);
-    assert_eq!(stage.rlvs(&["status", "--json"]).output, "{\"attached\":false,\"schema\":1}\n");
+    assert_eq!(
+        stage.rlvs(&["status", "--json"]).output,
+        "{\"attached\":false,\"daemon\":null,\"schema\":1}\n"
+    );
     assert_eq!(line(&stage, &["upgrade"])["namespaces"], json!([]));
     let refused = stage.rlvs(&["detach", "--json"]);
     assert_eq!((refused.status, refused.output.as_str()), (Some(1), ""), "{refused:?}");

@@ -131,14 +131,19 @@ fn options(arguments: &AttachArguments) -> Options {
 
 /// Says what is attached, a line for each interface.
 pub(crate) fn report(attached: &[Attached], to: &mut dyn Write) -> io::Result<()> {
+    lines(attached).iter().try_for_each(|line| writeln!(to, "{line}"))
+}
+
+fn lines(attached: &[Attached]) -> Vec<String> {
     if attached.is_empty() {
-        writeln!(to, "rlvs: no interface here is up and has an address; nothing is attached")?;
+        let none = "rlvs: no interface here is up and has an address; nothing is attached";
+        return vec![none.to_owned()];
     }
-    for Attached { name, mode, new } in attached {
+    let line = |Attached { name, mode, new }: &Attached| {
         let how = if *new { "attached" } else { "was attached" };
-        writeln!(to, "rlvs: {name} {how}: {}", mode.name())?;
-    }
-    Ok(())
+        format!("rlvs: {name} {how}: {}", mode.name())
+    };
+    attached.iter().map(line).collect()
 }
 
 /// Attaches as rlvs.toml says, else to all interfaces, if nothing is attached, and returns lines that say what is.
@@ -151,9 +156,7 @@ pub fn attach_if_detached() -> Result<Vec<String>> {
         Some(folder) => attach::attached(&folder)?,
         None => attach::attach(&configuration::attachment()?)?,
     };
-    let mut text = Vec::new();
-    report(&attached, &mut text)?;
-    Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
+    Ok(lines(&attached))
 }
 
 /// Runs `rlvs detach`.
@@ -285,12 +288,24 @@ pub fn uninstall(json: Json) -> Result<ExitCode> {
 /// # Errors
 /// A missing capability, pins of another layout, or a kernel without IPVS.
 pub fn open_table(backend: Backend) -> Result<Box<dyn Table>, Error> {
+    // Standard output belongs to ipvsadm. Nothing is lost with this line.
+    open_telling(backend, Box::new(|line| drop(writeln!(io::stderr(), "{line}"))))
+}
+
+/// Takes a line that says to what has been attached.
+pub type Tell = Box<dyn Fn(&str)>;
+
+/// As [`open_table`], for who has another place for what is to be said if the first service attaches.
+///
+/// # Errors
+/// As there.
+pub fn open_telling(backend: Backend, tell: Tell) -> Result<Box<dyn Table>, Error> {
     if backend == Backend::Kernel {
         return Ok(Box::new(KernelTable::open()?));
     }
     attach::collect()?;
     let table = BpfTable::open()?;
-    Ok(Box::new(LazyTable { table, empty: MemoryTable::default(), batched: false }))
+    Ok(Box::new(LazyTable { table, empty: MemoryTable::default(), batched: false, tell }))
 }
 
 /// A table that comes into being with its first service. Before that it is empty, and looking at
@@ -300,6 +315,7 @@ struct LazyTable {
     empty: MemoryTable,
     /// Whether edits may wait.
     batched: bool,
+    tell: Tell,
 }
 
 impl LazyTable {
@@ -315,8 +331,7 @@ impl LazyTable {
             let options = configuration::attachment();
             let options = options.map_err(|error| Error::System(format!("{error:#}")))?;
             let attached = attach::attach(&options)?;
-            // Standard output belongs to ipvsadm. Nothing is lost with this line.
-            drop(report(&attached, &mut io::stderr()));
+            lines(&attached).iter().for_each(|line| (self.tell)(line));
             self.table = BpfTable::open()?;
             if self.batched {
                 self.get().batch();

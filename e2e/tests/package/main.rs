@@ -382,4 +382,11 @@ fn the_table_is_saved(debian: &mut Debian) {
     debian.does("rm /etc/ipvsadm.rules && /usr/lib/rlvs/ipvsadm-service stop");
     let kept = debian.does("grep -v '^#' /etc/ipvsadm.rules");
     assert_eq!(kept, debian.does("ipvsadm -S -n --full"));
+    // Where there is no room the file stays as it was, and nothing else is left.
+    debian.does("mount -t tmpfs -o size=8k none /mnt && cp /etc/ipvsadm.rules /mnt/rules");
+    debian.does("head -c 8k /dev/zero >/mnt/full 2>/dev/null || true");
+    let (status, said) = debian.tries("RLVS_RULES=/mnt/rules /usr/lib/rlvs/ipvsadm-service save");
+    assert!(status != 0 && said.contains("/mnt/rules is as it was"), "{status} {said}");
+    assert_eq!(debian.does("cmp /etc/ipvsadm.rules /mnt/rules && ls /mnt"), "full\nrules");
+    debian.does("umount /mnt");
 }
