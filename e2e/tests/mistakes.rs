@@ -72,6 +72,25 @@ fn wrong_names_are_answered_with_what_would_be_right() {
     assert_eq!((said.status, said.errors.as_str()), (Some(0), ""));
     stage.rlvs(&["detach"]).ok();
     assert_refused(&stage, "detach", 1, "rlvs: nothing is attached here\n");
+    // Nobody has typed that interface.
+    fs::write(&file, "[attach]\ninterfaces = ['eth7']\n[acl]\ndeny = ['192.0.2.1']\n").unwrap();
+    let by_file = |words: &str| {
+        let mut command = Command::new(PROGRAM);
+        command.args(words.split_ascii_whitespace()).stdin(Stdio::null());
+        inside(stage.lab.director(), command.env("RLVS_CONFIG", &file));
+        Said::from(command.output().unwrap())
+    };
+    let says = format!(
+        "eth7: there is no such interface in this network namespace, and {} asks for it",
+        file.display()
+    );
+    for words in ["ipvsadm -A -t 192.168.1.201:80", "attach", "load"] {
+        let said = by_file(words);
+        assert!(said.status != Some(0) && said.errors.contains(&says), "{words}: {said:?}");
+    }
+    // Every command that loads the file finds it in the same place.
+    stage.rlvs(&["attach"]).ok();
+    assert!(by_file("acl load").ok().contains("1 network"));
 }
 
 #[test]

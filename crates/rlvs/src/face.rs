@@ -22,7 +22,7 @@ use rlvs_linux::vrrp;
 use serde_json::{Value, json};
 
 use crate::carry;
-use crate::configuration::{self, CONNECTIONS_MAX};
+use crate::configuration::{self, Attachment, CONNECTIONS_MAX};
 use crate::ipvsadm::Backend;
 use crate::json::{self, Json};
 use crate::keepalived::daemon;
@@ -68,9 +68,12 @@ pub struct AttachArguments {
 pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
     let AttachArguments { mode, any, connections, every_program, interfaces, json } = arguments;
     let said = mode.is_some() || *any || connections.is_some() || !interfaces.is_empty();
-    let options = if said { options(arguments) } else { configuration::attachment()? };
-    let attached = attach::attach(&options)?;
-    warn_of_sizes(&options)?;
+    let attachment = match said {
+        true => Attachment { options: options(arguments), file: None },
+        false => configuration::attachment()?,
+    };
+    let attached = attachment.attach()?;
+    warn_of_sizes(&attachment.options)?;
     if *every_program && !attached.is_empty() {
         load::ensure_all()?;
     }
@@ -154,7 +157,7 @@ pub fn attach_if_detached() -> Result<Vec<String>> {
     attach::collect()?;
     let attached = match pins::open()? {
         Some(folder) => attach::attached(&folder)?,
-        None => attach::attach(&configuration::attachment()?)?,
+        None => configuration::attachment()?.attach()?,
     };
     Ok(lines(&attached))
 }
@@ -328,9 +331,9 @@ impl LazyTable {
 
     fn make(&mut self) -> Result<&mut BpfTable, Error> {
         if self.table.is_none() {
-            let options = configuration::attachment();
-            let options = options.map_err(|error| Error::System(format!("{error:#}")))?;
-            let attached = attach::attach(&options)?;
+            let attachment = configuration::attachment();
+            let attachment = attachment.map_err(|error| Error::System(format!("{error:#}")))?;
+            let attached = attachment.attach()?;
             lines(&attached).iter().for_each(|line| (self.tell)(line));
             self.table = BpfTable::open()?;
             if self.batched {

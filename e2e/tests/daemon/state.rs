@@ -112,6 +112,26 @@ fn virtual_routers_are_shown_where_nothing_is_balanced() {
 }
 
 #[test]
+fn a_server_that_nobody_asks_is_not_shown_as_up() {
+    let site = Site::new();
+    let text = format!(
+        "virtual_server {VIP} 80 {{\n lb_kind NAT\n protocol TCP\n real_server 192.168.1.102 80 {{\n }}\n}}\n"
+    );
+    let daemon = Daemon::start(&site, First, &text);
+    daemon.wait_said("starts with its quorum", 1);
+    let server = wait_for("the server", || {
+        let said = run(site.host(First), Path::new(PROGRAM), &["status", "--json"]);
+        let value: serde_json::Value = serde_json::from_str(&said.output).unwrap();
+        let server = &value["services"][0]["destinations"][0];
+        if server.is_null() { Err(said.output) } else { Ok(server.clone()) }
+    });
+    assert_eq!(server["health"], "unchecked", "{server}");
+    let said = run(site.host(First), Path::new(PROGRAM), &["status"]).ok();
+    let line = said.lines().find(|line| line.contains("192.168.1.102:80")).unwrap();
+    assert!(!line.ends_with(", up"), "{said}");
+}
+
+#[test]
 fn who_does_not_read_holds_nobody_up() {
     let site = Site::new();
     let mut daemon = Daemon::start(&site, First, &quick());

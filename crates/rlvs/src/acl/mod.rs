@@ -17,7 +17,7 @@ use rlvs_linux::dataplane::access;
 use rlvs_linux::dataplane::maps::Maps;
 use rlvs_linux::dataplane::pins;
 
-use crate::configuration::{DEFAULT_FILE, File};
+use crate::configuration::{self, File};
 use crate::json::{self, Json};
 use crate::words;
 pub(crate) use show::counted;
@@ -53,9 +53,8 @@ enum Command {
     List(Of),
     /// Replaces all rules by those of a file, at once
     Load {
-        /// The file
-        #[arg(default_value = DEFAULT_FILE)]
-        file: PathBuf,
+        /// The file; /etc/rlvs/rlvs.toml, or that of RLVS_CONFIG, if none is named
+        file: Option<PathBuf>,
     },
 }
 
@@ -231,7 +230,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         Command::List(of) => return list(of, json),
         Command::Load { file } => {
-            let new = File::read(file)?.access()?.unwrap_or_default();
+            let file = file.clone().unwrap_or_else(configuration::default_path);
+            let new = File::read(&file)?.access()?.unwrap_or_default();
             let counted = show::counted(&new);
             access::edit(|access| {
                 *access = new;
