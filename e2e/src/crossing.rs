@@ -106,7 +106,7 @@ pub fn run(test: &str, balancer: Balancer, work: impl FnOnce(Crossing<'_>) + Sen
         }
         if balancer == Balancer::Ours {
             let interfaces = vec!["in0".to_owned(), "out0".to_owned()];
-            let (mode, sizes) = (Some(Mode::Tc), Sizes::for_connections(CONNECTIONS));
+            let (mode, sizes) = (Some(Mode::Tc), Some(Sizes::for_connections(CONNECTIONS)));
             attach::attach(&Options { mode, interfaces, sizes, ..Options::default() }).unwrap();
         }
         work(Crossing {

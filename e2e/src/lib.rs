@@ -7,7 +7,7 @@
 //! the namespace whose routing table the programs ask, [`scene`] what most tests begin with,
 //! [`director`] edits a service as the control plane does, [`unusual`] adds options and cuts frames
 //! into fragments, [`world`] runs a frame through all bodies, holds them against each other and tells
-//! what changed. [`bare`] is a director without a network. [`flood`] is many packets at once. [`crossing`] is a director on real wires, ours or the kernel's IPVS, [`pinger`] a client that sees fail-overs, [`versions`] two programs with maps of their own, [`fuzz`], [`fuzz_vrrp`] and [`restore`] are one run of a fuzzer each.
+//! what changed. [`bare`] is a director without a network. [`flood`] is many packets at once. [`crossing`] is a director on real wires, ours or the kernel's IPVS, [`pinger`] a client that sees fail-overs, [`schema`] docs/json.md as a test, [`versions`] two programs with maps of their own, [`fuzz`], [`fuzz_vrrp`] and [`restore`] are one run of a fuzzer each.
 
 #[expect(unsafe_code, reason = "the standard library opens no raw socket")]
 pub mod association;
@@ -34,6 +34,7 @@ pub mod pinger;
 pub mod replies;
 pub mod restore;
 pub mod scene;
+pub mod schema;
 pub mod snapshot;
 pub mod table;
 pub mod unusual;

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use e2e::lab::{Method, Stage, connect, inside, tcp_server, tool, wait_until};
+use e2e::schema;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rlvs::lab::topology::{CLIENT, REAL_SERVERS, VIPS, Wiring};
@@ -56,7 +57,10 @@ impl Running {
         let mut told = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
         assert!(self.child.wait().unwrap().success());
-        told.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        let told: Vec<Value> =
+            told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        told.iter().for_each(|line| schema::check("capture", line));
+        told
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::maps::{Array, Map, MapData};
 use e2e::lab::{Method, OtherObjects, Said, Stage, inside, run, tool};
+use e2e::schema;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use rlvs::lab::topology::{HTTP_PORT, VIPS, Wiring};
 use rlvs_datapath::abi::AllCounts;
@@ -38,7 +39,7 @@ fn doctor(stage: &Stage) -> (Found, String) {
 
 fn found_in(said: &Said) -> (Found, String) {
     let value: Value = serde_json::from_str(&said.output).unwrap_or_else(|_| panic!("{said:?}"));
-    assert_eq!(value["schema"], 1);
+    schema::check("doctor", &value);
     let findings = value["findings"].as_array().unwrap();
     let status = if findings.is_empty() { 0 } else { 1 };
     assert_eq!(said.status, Some(status), "{said:?}");

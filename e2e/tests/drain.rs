@@ -9,9 +9,11 @@ use std::process::{Command, Stdio};
 use e2e::lab::{
     self, Greeted, Method, Stage, connect, inside, tcp_server, udp_client, udp_server, wait_until,
 };
+use e2e::schema;
 use nix::sys::signal::Signal;
 use rlvs::lab::topology::{HTTP_PORT, REAL_SERVERS, VIP, VIPS, Wiring};
 use rlvs_linux::process::{Guard, Handle};
+use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rlvs-e2e");
 const PORT: u16 = 7000;
@@ -90,7 +92,7 @@ fn a_drained_server_runs_empty_and_comes_back() {
     assert_eq!(answers(&stage, service), both);
     let said = stage.rlvs(&["undrain", &name]);
     assert_eq!(said.status, Some(1));
-    assert!(said.errors.contains("is not drained; drained: none is"), "{said:?}");
+    assert!(said.errors.contains("is not drained; no server is"), "{said:?}");
     let said = stage.rlvs(&["drain", "192.0.2.7"]);
     assert_eq!(said.status, Some(1));
     assert!(said.errors.contains(&name), "{said:?}");
@@ -142,7 +144,15 @@ fn what_is_left_at_the_deadline_is_reset() {
                 "--json",
             ];
             let said = stage.rlvs(&words).ok();
-            assert!(said.contains("\"outcome\":\"reset\""), "{said}");
+            let lines: Vec<Value> =
+                said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            lines.iter().for_each(|line| schema::check("drain", line));
+            assert_eq!(lines[0]["drained"][0]["weight"], 1, "{said}");
+            assert_eq!(lines.last().unwrap()["outcome"], "reset", "{said}");
+            let said = stage.rlvs(&["undrain", &one, "--service", &name, "--json"]).ok();
+            let line: Value = serde_json::from_str(&said).unwrap();
+            schema::check("undrain", &line);
+            stage.rlvs(&["drain", &one, "--service", &name, "--deadline", "0s"]).ok();
             let left = stage.counts("-t", service);
             assert!(left.contains(&(one.clone(), 0, 0)), "{left:?}");
             let error = echoes(&mut first.stream).unwrap_err();

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use e2e::lab::{TIME_MAX, run, tool, wait_for};
+use e2e::schema;
 use nix::sys::signal::Signal;
 use rlvs::lab::site::Host::{First, Web1, Web2};
 use rlvs::lab::site::{HOW_TO, Site};
@@ -91,7 +92,8 @@ fn status_says_all_of_it() {
 
     let said = run(host, Path::new(PROGRAM), &["status", "--json"]).ok();
     let value: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!((&value["schema"], &value["attached"]), (&1.into(), &true.into()));
+    schema::check("status", &value);
+    assert_eq!(value["attached"], true);
     assert_eq!(value["interfaces"][0]["mode"], "tc");
     let service = &value["services"][0];
     assert_eq!((&service["protocol"], &service["port"]), (&"tcp".into(), &80.into()));

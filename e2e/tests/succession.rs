@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -256,6 +256,43 @@ fn keep_opening(target: SocketAddr, stop: &AtomicBool) -> u64 {
     }
     held.iter_mut().for_each(ping);
     opened
+}
+
+#[test]
+fn a_table_without_room_names_the_size_that_has_it() {
+    // Half of what a table for 64 has places for, by its design.
+    const OPENED: u32 = 128;
+    let versions = Versions::of_size("larger", Wiring::Plain, "64");
+    let stage = &versions.stage;
+    let service = SocketAddr::new(VIPS[1].of(Family::V4), 9);
+    let server = SocketAddr::new(REAL_SERVERS[0].outside.v4.into(), 9);
+    stage.ipvsadm(&format!("-A -u {service}")).ok();
+    stage.ipvsadm(&format!("-a -u {service} -r {server} -g")).ok();
+    // Held, as each needs a port of its own.
+    let opened = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(b"one more", service).unwrap();
+        socket
+    };
+    let _held: Vec<_> = stage.as_client(|| (0..OPENED).map(|_| opened()).collect());
+    let there = || stage.counts("-u", service)[0].2;
+    wait_until("connections", &OPENED, there);
+    let before = versions.connections(0);
+    let from = versions.program(0).display().to_string();
+    let made_for =
+        |words: &[&str]| versions.run(1, &[&["upgrade", "--from", &from], words].concat());
+    // They would fit as before. Less is asked for, so that some surely find no room.
+    let refused = made_for(&["--connections", "16"]);
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    assert!(refused.errors.contains(&format!("of {OPENED} halves")), "{refused:?}");
+    let remedy =
+        refused.errors.split_once("`--connections ").and_then(|(_, rest)| rest.split_once('`'));
+    let (remedy, _) = remedy.unwrap_or_else(|| panic!("{refused:?}"));
+    assert_eq!((there(), versions.connections(0)), (OPENED, before.clone()));
+    let said = made_for(&["--connections", remedy]).ok();
+    assert!(said.contains("runs this version's programs from now on"), "{said}");
+    assert_eq!(versions.connections(1), before);
+    versions.run(1, &["detach"]).ok();
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use e2e::bpf::map_bytes;
 use e2e::lab::{Greeted, Method, Stage, connect, tcp_server};
+use e2e::schema;
 use rlvs::lab::topology::{CLIENT, REAL_SERVERS, VIPS, Wiring};
 use rlvs_control::model::Family;
 use rlvs_datapath::abi::{REASONS, SOURCE_BUCKETS, Sources};
@@ -34,6 +35,7 @@ fn ask(stage: &Stage, port: u16, target: SocketAddr, words: &[&str]) -> (Option<
     let words = [&["trace", "--json", &client, &target], words].concat();
     let said = stage.rlvs(&words);
     let value = serde_json::from_str(&said.output).unwrap_or_else(|_| panic!("{said:?}"));
+    schema::check("trace", &value);
     (said.status, value)
 }
 

@@ -25,6 +25,7 @@ use rlvs_linux::dataplane::table::BpfTable;
 use rlvs_linux::dataplane::{access, succession};
 use serde::{Deserialize, Serialize};
 
+use crate::configuration::CONNECTIONS_MAX;
 use crate::ipvsadm::{self, Environment, Names};
 use crate::json;
 
@@ -233,11 +234,15 @@ impl Drop for Asked {
 /// How often it is begun anew if somebody edits the table meanwhile.
 const TRIES: u32 = 3;
 
-/// Takes over what another program made in the calling thread's network namespace.
+/// Takes over what another program made in the calling thread's network namespace, into tables for so many
+/// connections, or as large as they were.
 ///
 /// # Errors
 /// That program or the kernel refused; then all is as it was.
-pub fn take_over(program: &Path) -> Result<(), rlvs_linux::dataplane::Error> {
+pub fn take_over(
+    program: &Path,
+    connections: Option<u32>,
+) -> Result<(), rlvs_linux::dataplane::Error> {
     if succession::resume()? {
         return Ok(());
     }
@@ -246,7 +251,10 @@ pub fn take_over(program: &Path) -> Result<(), rlvs_linux::dataplane::Error> {
         found,
         reason: format!("{error:#}"),
     };
-    let first = Told::ask(program).map_err(refused)?;
+    let mut first = Told::ask(program).map_err(refused)?;
+    if let Some(connections) = connections {
+        first.head.made.make_for(connections);
+    }
     let fill = || fill(program, &first).map_err(|error| format!("{error:#}"));
     succession::succeed(&first.head.made, fill)
 }
@@ -256,7 +264,8 @@ pub fn take_over(program: &Path) -> Result<(), rlvs_linux::dataplane::Error> {
 fn fill(program: &Path, first: &Told) -> Result<Asked> {
     put_settings(&first.head)?;
     put_services(&first.head)?;
-    put_connections(first)?;
+    let made = &first.head.made;
+    put_connections(first, made)?;
     let mut services = first.head.services.clone();
     for _ in 0..TRIES {
         // What takes long is done before connections are held.
@@ -265,11 +274,11 @@ fn fill(program: &Path, first: &Told) -> Result<Asked> {
             put_services(&last.head)?;
             services.clone_from(&last.head.services);
         }
-        put_connections(&last)?;
+        put_connections(&last, made)?;
         let mut asked = Asked::begin(program, first.head.holds)?;
         let last = asked.read().with_context(|| format!("asking {}", program.display()))?;
         if last.head.services == services {
-            put_connections(&last)?;
+            put_connections(&last, made)?;
             retire(&last.head)?;
             return Ok(asked);
         }
@@ -352,7 +361,8 @@ fn put_services(head: &Head) -> Result<()> {
     Ok(())
 }
 
-fn put_connections(told: &Told) -> Result<()> {
+/// Puts connections into the tables, which were made so.
+fn put_connections(told: &Told, made: &Made) -> Result<()> {
     let mut table = BpfTable::open()?.context("the new maps are gone")?;
     let mut named = BTreeMap::new();
     for entry in table.services()? {
@@ -367,13 +377,18 @@ fn put_connections(told: &Told) -> Result<()> {
         ends.push(*known);
     }
     let put = carry::put(&ends, &told.halves)?;
-    ensure!(
-        put.left == 0,
-        "no room for {} of {} halves of connections",
-        put.left,
-        told.head.halves
-    );
-    Ok(())
+    if put.left == 0 {
+        return Ok(());
+    }
+    let larger = made.larger(&told.halves);
+    let remedy = match larger <= CONNECTIONS_MAX {
+        true => format!("once more with `--connections {larger}`"),
+        false => {
+            "there are no larger tables; `rlvs drain` or wait until some have ended".to_owned()
+        }
+    };
+    let (left, all) = (put.left, told.head.halves);
+    bail!("the new tables have no room for {left} of {all} halves of connections: {remedy}")
 }
 
 /// Takes those out of their services' lists again that were there for their connections.

@@ -136,9 +136,13 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 impl Which {
     fn is(&self, service: ServiceId, id: DestinationId) -> bool {
-        let server = self.server.address == id.address
-            && self.server.port.is_none_or(|port| port == id.port);
-        let named = match (self.service, service) {
+        self.server.address == id.address
+            && self.server.port.is_none_or(|port| port == id.port)
+            && self.names(service)
+    }
+
+    fn names(&self, service: ServiceId) -> bool {
+        match (self.service, service) {
             (None, _) => true,
             (Some(ServiceName::Mark(wanted)), ServiceId::Mark { mark, .. }) => wanted == mark,
             (
@@ -149,8 +153,7 @@ impl Which {
                     && (end.ip(), end.port()) == (address, port)
             }
             _ => false,
-        };
-        server && named
+        }
     }
 
     fn shown(&self) -> String {
@@ -241,7 +244,15 @@ fn begin(which: &Which) -> Result<()> {
         chosen.extend(ids.filter(|&id| which.is(service, id)).map(|id| (service, id)));
     }
     if chosen.is_empty() && which.drained(&mut *table)?.is_empty() {
-        bail!("no service has a real server {}: {}", which.shown(), known(&entries));
+        let named: Vec<&ServiceEntry> =
+            entries.iter().filter(|entry| which.names(entry.service.id)).collect();
+        match which.service {
+            Some(_) if named.is_empty() => {
+                bail!("there is no such service; `ipvsadm -L -n` lists them")
+            }
+            Some(_) => bail!("the service has no real server {}: {}", which.shown(), known(&named)),
+            None => bail!("no service has a real server {}: {}", which.shown(), known(&named)),
+        }
     }
     for &(service, id) in &chosen {
         let what = || format!("draining {} of {}", destination_name(id), service_name(service));
@@ -261,7 +272,7 @@ fn begin(which: &Which) -> Result<()> {
 }
 
 /// Names the real servers that there are, as many as fit.
-fn known(entries: &[ServiceEntry]) -> String {
+fn known(entries: &[&ServiceEntry]) -> String {
     const SHOWN: usize = 8;
     let all = entries.iter().flat_map(|entry| &entry.destinations);
     let names: std::collections::BTreeSet<_> =
@@ -374,19 +385,24 @@ pub fn undrain(arguments: &UndrainArguments) -> Result<ExitCode> {
     if drained.is_empty() {
         let others: Vec<String> =
             table.drained()?.iter().map(|one| destination_name(one.id)).collect();
-        let others = if others.is_empty() { "none is".to_owned() } else { others.join(", ") };
-        bail!("{} is not drained; drained: {others}", which.shown());
+        let others = if others.is_empty() {
+            "no server is".to_owned()
+        } else {
+            format!("drained: {}", others.join(", "))
+        };
+        bail!("{} is not drained; {others}", which.shown());
     }
+    let out = &mut io::stdout();
     for one in drained {
         let (name, service) = (destination_name(one.id), service_name(one.service));
         table.undrain(one.service, one.id).with_context(|| format!("{name} of {service}"))?;
         let weight = one.weight;
         if which.json {
-            println!("{}", json!({ "schema": SCHEMA, "undrained": drained_json(&one) }));
+            writeln!(out, "{}", json!({ "schema": SCHEMA, "undrained": drained_json(&one) }))?;
         } else if one.listed {
-            println!("{name} of {service}: weight {weight} again");
+            writeln!(out, "{name} of {service}: weight {weight} again")?;
         } else {
-            println!("{name} of {service}: not drained when it is added again");
+            writeln!(out, "{name} of {service}: not drained when it is added again")?;
         }
     }
     Ok(ExitCode::SUCCESS)

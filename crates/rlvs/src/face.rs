@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use rlvs_control::memory::MemoryTable;
 use rlvs_control::model::{
@@ -22,7 +22,7 @@ use rlvs_linux::vrrp;
 use serde_json::{Value, json};
 
 use crate::carry;
-use crate::configuration::{self, CONNECTIONS_MAX};
+use crate::configuration::{self, Attachment, CONNECTIONS_MAX};
 use crate::ipvsadm::Backend;
 use crate::json::{self, Json};
 use crate::keepalived::daemon;
@@ -68,8 +68,12 @@ pub struct AttachArguments {
 pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
     let AttachArguments { mode, any, connections, every_program, interfaces, json } = arguments;
     let said = mode.is_some() || *any || connections.is_some() || !interfaces.is_empty();
-    let options = if said { options(arguments) } else { configuration::attachment()? };
-    let attached = attach::attach(&options)?;
+    let attachment = match said {
+        true => Attachment { options: options(arguments), file: None },
+        false => configuration::attachment()?,
+    };
+    let attached = attachment.attach()?;
+    warn_of_sizes(&attachment.options)?;
     if *every_program && !attached.is_empty() {
         load::ensure_all()?;
     }
@@ -79,6 +83,24 @@ pub fn attach(arguments: &AttachArguments) -> Result<ExitCode> {
         report(&attached, &mut io::stdout())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says so if there were tables of another size already than is asked for.
+///
+/// # Errors
+/// A missing capability.
+pub(crate) fn warn_of_sizes(options: &Options) -> Result<()> {
+    let (Some(asked), Some(made)) = (options.sizes, attach::sizes()?) else { return Ok(()) };
+    if asked != made {
+        let text = format!(
+            "the tables stay as they were made, for {} connections: `rlvs detach` first, which forgets services \
+             and connections",
+            made.connections()
+        );
+        // Nothing is lost with this line.
+        drop(writeln!(io::stderr(), "rlvs: {text}"));
+    }
+    Ok(())
 }
 
 /// Returns interfaces as JSON.
@@ -105,21 +127,26 @@ fn options(arguments: &AttachArguments) -> Options {
         }),
         interfaces: arguments.interfaces.clone(),
         any: arguments.any,
-        sizes: arguments.connections.map_or_else(Sizes::default, Sizes::for_connections),
+        sizes: arguments.connections.map(Sizes::for_connections),
         ..Options::default()
     }
 }
 
 /// Says what is attached, a line for each interface.
 pub(crate) fn report(attached: &[Attached], to: &mut dyn Write) -> io::Result<()> {
+    lines(attached).iter().try_for_each(|line| writeln!(to, "{line}"))
+}
+
+fn lines(attached: &[Attached]) -> Vec<String> {
     if attached.is_empty() {
-        writeln!(to, "rlvs: no interface here is up and has an address; nothing is attached")?;
+        let none = "rlvs: no interface here is up and has an address; nothing is attached";
+        return vec![none.to_owned()];
     }
-    for Attached { name, mode, new } in attached {
+    let line = |Attached { name, mode, new }: &Attached| {
         let how = if *new { "attached" } else { "was attached" };
-        writeln!(to, "rlvs: {name} {how}: {}", mode.name())?;
-    }
-    Ok(())
+        format!("rlvs: {name} {how}: {}", mode.name())
+    };
+    attached.iter().map(line).collect()
 }
 
 /// Attaches as rlvs.toml says, else to all interfaces, if nothing is attached, and returns lines that say what is.
@@ -130,11 +157,9 @@ pub fn attach_if_detached() -> Result<Vec<String>> {
     attach::collect()?;
     let attached = match pins::open()? {
         Some(folder) => attach::attached(&folder)?,
-        None => attach::attach(&configuration::attachment()?)?,
+        None => configuration::attachment()?.attach()?,
     };
-    let mut text = Vec::new();
-    report(&attached, &mut text)?;
-    Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
+    Ok(lines(&attached))
 }
 
 /// Runs `rlvs detach`.
@@ -142,11 +167,16 @@ pub fn attach_if_detached() -> Result<Vec<String>> {
 /// # Errors
 /// Nothing is attached, or a missing capability.
 pub fn detach(json: Json) -> Result<ExitCode> {
-    attach::detach()?;
+    match attach::detach() {
+        // What would attach is no help here.
+        Err(rlvs_linux::dataplane::Error::NotAttached) => bail!("nothing is attached here"),
+        other => other?,
+    }
     if json.json {
         json::print(json!({ "detached": true }))?;
     } else {
-        println!("rlvs: detached; the virtual-server table of this network namespace is gone");
+        let what = "detached; the virtual-server table of this network namespace is gone";
+        writeln!(io::stdout(), "rlvs: {what}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -170,6 +200,9 @@ pub struct UpgradeArguments {
     /// The version before, as a program: what it made is taken over if this version's maps are others
     #[arg(long, value_name = "PROGRAM")]
     from: Option<PathBuf>,
+    /// Connections that the IPv4 table is made for, if other maps are made; as many as before if not given
+    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
+    connections: Option<u32>,
     #[command(flatten)]
     json: Json,
 }
@@ -182,7 +215,7 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
     let one = || match &arguments.from {
         Some(program) if succession::other_layout()?.is_some() => {
-            carry::take_over(program).map(|()| Some(Upgraded::Exchanged))
+            carry::take_over(program, arguments.connections).map(|()| Some(Upgraded::Exchanged))
         }
         _ => upgrade::upgrade(),
     };
@@ -197,8 +230,10 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
         let failed = all.iter().any(|done| done.outcome.is_err());
         return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
+    let out = &mut io::stdout();
     if all.is_empty() {
-        println!("rlvs: nothing is attached{}", if arguments.all { "" } else { " here" });
+        let here = if arguments.all { "" } else { " here" };
+        writeln!(out, "rlvs: nothing is attached{here}")?;
     }
     for Done { whose, outcome } in all {
         let name = match whose {
@@ -207,9 +242,9 @@ pub fn upgrade(arguments: &UpgradeArguments) -> Result<ExitCode> {
         };
         match outcome {
             Ok(Upgraded::Exchanged) => {
-                println!("rlvs: {name}: runs this version's programs from now on");
+                writeln!(out, "rlvs: {name}: runs this version's programs from now on")?;
             }
-            Ok(Upgraded::Unchanged) => println!("rlvs: {name}: runs this version's programs"),
+            Ok(Upgraded::Unchanged) => writeln!(out, "rlvs: {name}: runs this version's programs")?,
             Err(error) => {
                 eprintln!("rlvs: {name}: {:#}", anyhow::Error::new(error));
                 status = ExitCode::FAILURE;
@@ -238,7 +273,7 @@ fn done(Done { whose, outcome }: &Done) -> Value {
 /// # Errors
 /// A missing capability.
 pub fn uninstall(json: Json) -> Result<ExitCode> {
-    claim::forget()?;
+    claim::forget().context("removing labs")?;
     vrrp::forget_all()?;
     daemon::remove_stale_sockets();
     let removed = pins::remove_all()?;
@@ -246,7 +281,7 @@ pub fn uninstall(json: Json) -> Result<ExitCode> {
     if json.json {
         json::print(json!({ "removed": removed }))?;
     } else {
-        println!("rlvs: removed {removed} data plane(s) and {}", pins::ROOT);
+        writeln!(io::stdout(), "rlvs: removed {removed} data plane(s) and {}", pins::ROOT)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -256,12 +291,24 @@ pub fn uninstall(json: Json) -> Result<ExitCode> {
 /// # Errors
 /// A missing capability, pins of another layout, or a kernel without IPVS.
 pub fn open_table(backend: Backend) -> Result<Box<dyn Table>, Error> {
+    // Standard output belongs to ipvsadm. Nothing is lost with this line.
+    open_telling(backend, Box::new(|line| drop(writeln!(io::stderr(), "{line}"))))
+}
+
+/// Takes a line that says to what has been attached.
+pub type Tell = Box<dyn Fn(&str)>;
+
+/// As [`open_table`], for who has another place for what is to be said if the first service attaches.
+///
+/// # Errors
+/// As there.
+pub fn open_telling(backend: Backend, tell: Tell) -> Result<Box<dyn Table>, Error> {
     if backend == Backend::Kernel {
         return Ok(Box::new(KernelTable::open()?));
     }
     attach::collect()?;
     let table = BpfTable::open()?;
-    Ok(Box::new(LazyTable { table, empty: MemoryTable::default(), batched: false }))
+    Ok(Box::new(LazyTable { table, empty: MemoryTable::default(), batched: false, tell }))
 }
 
 /// A table that comes into being with its first service. Before that it is empty, and looking at
@@ -271,6 +318,7 @@ struct LazyTable {
     empty: MemoryTable,
     /// Whether edits may wait.
     batched: bool,
+    tell: Tell,
 }
 
 impl LazyTable {
@@ -283,11 +331,10 @@ impl LazyTable {
 
     fn make(&mut self) -> Result<&mut BpfTable, Error> {
         if self.table.is_none() {
-            let options = configuration::attachment();
-            let options = options.map_err(|error| Error::System(format!("{error:#}")))?;
-            let attached = attach::attach(&options)?;
-            // Standard output belongs to ipvsadm. Nothing is lost with this line.
-            drop(report(&attached, &mut io::stderr()));
+            let attachment = configuration::attachment();
+            let attachment = attachment.map_err(|error| Error::System(format!("{error:#}")))?;
+            let attached = attachment.attach()?;
+            lines(&attached).iter().for_each(|line| (self.tell)(line));
             self.table = BpfTable::open()?;
             if self.batched {
                 self.get().batch();

@@ -1,5 +1,6 @@
 //! The faces of the rlvs binary, each drivable from a test without the binary.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, reason = "it panics if nobody reads")]
 
 pub mod acl;
 pub mod capture;
@@ -23,3 +24,4 @@ pub mod snat;
 pub mod status;
 pub mod top;
 pub mod trace;
+mod words;

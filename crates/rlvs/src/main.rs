@@ -1,8 +1,9 @@
 //! The rlvs binary: one program with a face for each name that it is called by.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, reason = "it panics if nobody reads")]
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -130,10 +131,24 @@ fn main() -> ExitCode {
         Command::LabServer(arguments) => lab::server::run(&arguments),
         Command::SyncDaemon { words } => face::sync_daemon(&words),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("rlvs: {error:#}");
-        ExitCode::FAILURE
-    })
+    result.unwrap_or_else(|error| failed(&error))
+}
+
+/// Says why a command failed. Whoever does not read all of its output has got what was wanted.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    let of_system = || error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+    if of_system().is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    // Whatever else is written to says what it is.
+    let is_output = error.chain().next().and_then(|first| first.downcast_ref::<io::Error>());
+    let what = match is_output.is_some_and(|cause| cause.kind() == io::ErrorKind::StorageFull) {
+        true => "writing to standard output: ",
+        false => "",
+    };
+    // Where nobody hears it the exit status tells.
+    drop(writeln!(io::stderr(), "rlvs: {what}{error:#}"));
+    ExitCode::FAILURE
 }
 
 /// Returns the words for the `keepalived` face, if it is asked for by name or first word.

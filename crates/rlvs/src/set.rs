@@ -8,6 +8,7 @@ use rlvs_linux::dataplane::parameters::{ALL, Parameter};
 use serde_json::{Value, json};
 
 use crate::json::{self, Json};
+use std::io::{self, Write};
 
 /// Arguments of `rlvs set`.
 #[derive(Args, Debug)]
@@ -44,6 +45,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         json::print(json!({ "settings": settings? }))?;
         return Ok(ExitCode::SUCCESS);
     }
+    let out = &mut io::stdout().lock();
     match &arguments.name {
         None => {
             for parameter in &ALL {
@@ -51,12 +53,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                     parameter.unheeded().map_or(String::new(), |why| format!(" ({why})"));
                 let (name, about) = (parameter.name, parameter.about);
                 let value = parameter.shown(parameter.read()?);
-                println!("{name} = {value}  # {about}{unheeded}");
+                writeln!(out, "{name} = {value}  # {about}{unheeded}")?;
             }
         }
         Some(name) => {
             let parameter = named(name)?;
-            println!("{name} = {}", parameter.shown(parameter.read()?));
+            writeln!(out, "{name} = {}", parameter.shown(parameter.read()?))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -4,15 +4,19 @@
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
 
 use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use e2e::flood;
-use e2e::lab::Stage;
+use e2e::lab::{self, Stage, Stop};
 use e2e::packet::Kind;
-use rlvs::lab::topology::{VIPS, Wiring};
+use e2e::versions::Versions;
+use rlvs::lab::topology::{REAL_SERVERS, VIPS, Wiring};
 
 /// Measures what commands take, as root.
 #[derive(Parser)]
@@ -34,6 +38,13 @@ struct Arguments {
 
 /// Port of the service that connections are opened to.
 const PORT: u16 = 5300;
+/// Port of the service that answers.
+const ECHO_PORT: u16 = 7;
+/// The ports from which the client asks there, and how long it waits for the next.
+const FLOW_PORTS: RangeInclusive<u16> = 10_000..=65_000;
+const FLOW_EVERY: Duration = Duration::from_millis(2);
+/// How long an answer may take before it is taken for lost.
+const ANSWER_MAX: Duration = Duration::from_millis(50);
 /// How long the last connections may take to be there.
 const TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -52,6 +63,7 @@ fn main() -> ExitCode {
     let there = open(&stage, arguments.connections.min(1_000_000));
     let what = format!("`-L -n -c` of {there} connections");
     table.measure(&what, "-L -n -c", "", 2.0);
+    measure_hold(&stage, program.to_str().unwrap(), there);
     if arguments.check && table.missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -95,6 +107,56 @@ impl Table<'_> {
         self.missed += u32::from(median > bound_s);
         println!("| {what} | {median:.3} | {low:.3}–{high:.3} | {bound_s}{verdict} |");
     }
+}
+
+/// Upgrades to maps of another layout, and tells how long it takes and for how long new flows got no answer
+/// meanwhile: each is of one datagram to a server that sends it back.
+fn measure_hold(stage: &Stage, program: &str, connections: u32) {
+    let versions = Versions::new("administration", program, stage.lab.directory());
+    let [old, new] = versions.of.each_ref().map(|version| version.program.to_str().unwrap());
+    let service = SocketAddr::new(VIPS[1].v4.into(), ECHO_PORT);
+    let server = SocketAddr::new(REAL_SERVERS[0].inside.v4.into(), ECHO_PORT);
+    lab::udp_server(&stage.lab.real_servers()[0], server, "");
+    stage.ipvsadm(&format!("-A -u {service} -s rr")).ok();
+    stage.ipvsadm(&format!("-a -u {service} -r {server} -m")).ok();
+    let over = AtomicBool::new(false);
+    let (took, longest) = std::thread::scope(|scope| {
+        let stop = Stop(&over);
+        let client = scope.spawn(|| stage.as_client(|| longest_silence(service, &over)));
+        let start = Instant::now();
+        let director = stage.lab.director();
+        lab::run(director, Path::new(new), &["upgrade", "--from", old]).ok();
+        let took = start.elapsed();
+        drop(stop);
+        (took, client.join().unwrap())
+    });
+    lab::run(stage.lab.director(), Path::new(new), &["detach"]).ok();
+    println!(
+        "\n`upgrade --from` with {connections} connections: {:.1} s, of which no connection is opened for {:.1} s",
+        took.as_secs_f64(),
+        longest.as_secs_f64()
+    );
+}
+
+/// Opens flows one after the other until it is over, and returns the longest time without an answer.
+fn longest_silence(service: SocketAddr, over: &AtomicBool) -> Duration {
+    let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+    // A port that was had before would be a flow that is there.
+    for port in FLOW_PORTS {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)) else { continue };
+        socket.connect(service).unwrap();
+        socket.set_read_timeout(Some(ANSWER_MAX)).unwrap();
+        socket.send(b"is there anybody?").unwrap();
+        if socket.recv(&mut [0; 32]).is_ok() {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+        std::thread::park_timeout(FLOW_EVERY);
+    }
+    longest.max(last.elapsed())
 }
 
 /// Returns a file without a name.

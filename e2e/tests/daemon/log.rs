@@ -26,7 +26,11 @@ fn programs_read_what_happened_to_what_and_why() {
     let daemon = Daemon::start_more(&site, First, &text, &["--log-format", "json"]);
     daemon.wait_said("\"server_down\"", 1);
     daemon.wait_said("to MASTER", 1);
+    // What the table's thread says of attaching anew is a line as all others.
+    site.output(First, &["detach"]).unwrap();
+    daemon.wait_said("the table was changed by somebody else", 1);
     let said = daemon.said();
+    assert_eq!(said.matches("\"rlvs: eth0 attached: TC\"").count(), 2, "{said}");
     let lines: Vec<Value> =
         said.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     assert!(

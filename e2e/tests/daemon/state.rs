@@ -2,16 +2,17 @@
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{fs, io::Read};
 
-use e2e::lab::{wait_for, wait_until};
+use e2e::lab::{run, wait_for, wait_until};
+use e2e::schema;
 use nix::sys::signal::Signal;
 use rlvs::keepalived::daemon::state::{self, AttemptResult, RouterState, Server, State, Target};
 use rlvs::lab::site::Host::{First, Second, Web1};
 use rlvs::lab::site::{HOW_TO, VIP};
 
-use crate::site::{Daemon, Site};
+use crate::site::{Daemon, PROGRAM, Site};
 
 /// The how-to's file with quick rounds, and a script.
 fn quick() -> String {
@@ -83,6 +84,51 @@ fn whoever_asks_learns_how_it_is() {
     // The end of one that was good moves nothing else.
     assert_eq!(daemon.end(Signal::SIGTERM), Some(0));
     assert!(!socket(&site).exists() && ask(&site).is_none());
+}
+
+#[test]
+fn virtual_routers_are_shown_where_nothing_is_balanced() {
+    let site = Site::new();
+    let (router, _) = HOW_TO.split_once("virtual_server").unwrap();
+    let _daemon = Daemon::start(&site, First, router);
+    wait_state(&site, "a master", |state| state.instances[0].state == RouterState::Master);
+    let rlvs = |words: &[&str]| run(site.host(First), Path::new(PROGRAM), words);
+    let said = rlvs(&["status"]);
+    assert_eq!(said.status, Some(1), "{said:?}");
+    for text in [
+        "not attached: ",
+        "keepalived    process ",
+        "vrrp          VI_1 on eth0: MASTER, priority 100",
+    ] {
+        assert!(said.output.contains(text), "{said:?}");
+    }
+    let said = rlvs(&["status", "--json"]);
+    let value: serde_json::Value = serde_json::from_str(&said.output).unwrap();
+    schema::check("status", &value);
+    assert_eq!(value["daemon"]["instances"][0]["state"], "master", "{value}");
+    // Nothing is missing: no virtual server is asked for.
+    let said = rlvs(&["doctor"]);
+    assert!(!said.output.contains("no interface balances"), "{said:?}");
+}
+
+#[test]
+fn a_server_that_nobody_asks_is_not_shown_as_up() {
+    let site = Site::new();
+    let text = format!(
+        "virtual_server {VIP} 80 {{\n lb_kind NAT\n protocol TCP\n real_server 192.168.1.102 80 {{\n }}\n}}\n"
+    );
+    let daemon = Daemon::start(&site, First, &text);
+    daemon.wait_said("starts with its quorum", 1);
+    let server = wait_for("the server", || {
+        let said = run(site.host(First), Path::new(PROGRAM), &["status", "--json"]);
+        let value: serde_json::Value = serde_json::from_str(&said.output).unwrap();
+        let server = &value["services"][0]["destinations"][0];
+        if server.is_null() { Err(said.output) } else { Ok(server.clone()) }
+    });
+    assert_eq!(server["health"], "unchecked", "{server}");
+    let said = run(site.host(First), Path::new(PROGRAM), &["status"]).ok();
+    let line = said.lines().find(|line| line.contains("192.168.1.102:80")).unwrap();
+    assert!(!line.ends_with(", up"), "{said}");
 }
 
 #[test]

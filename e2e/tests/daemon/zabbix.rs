@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use e2e::lab::{run, tool, wait_for};
+use e2e::schema;
 use regex::Regex;
 use rlvs::lab::site::HOW_TO;
 use rlvs::lab::site::Host::{First, Web1};
@@ -72,6 +73,7 @@ fn zabbix_finds_all_that_its_template_names() {
         let text = text.trim().strip_prefix("[s|").and_then(|text| text.strip_suffix(']'));
         text.and_then(|text| serde_json::from_str(text).ok()).ok_or_else(|| format!("{said:?}"))
     });
+    schema::check("metrics", &document);
     let down = follow(&document, "$.servers[?(@.up=='x')].id");
     assert!(down.is_empty(), "a filter that nothing fits");
 

@@ -151,6 +151,7 @@ fn installed_upgraded_under_load_removed_and_purged() {
             debian.does("test ! -e /var/lib/rlvs");
         }
     }
+    the_version_that_made_the_maps_is_kept(&mut debian, &new);
     all_survives_a_reboot(&stage, &mut debian);
     the_table_is_saved(&mut debian);
     the_daemon_needs_no_more_than_its_unit_leaves(&stage, &mut debian);
@@ -363,8 +364,29 @@ fn upgraded_under_load(
     assert!(debian.does("cat /etc/default/rlvs").contains("AUTO=true"));
 }
 
+/// An upgrade to other maps failed, and another package is installed before it could be finished.
+fn the_version_that_made_the_maps_is_kept(debian: &mut Debian, new: &str) {
+    let previous = "#!/bin/sh\necho cannot tell >&2\nexit 1";
+    debian.does(&format!("mkdir -p /var/lib/rlvs && printf '{previous}' >/var/lib/rlvs/previous"));
+    debian.does("chmod +x /var/lib/rlvs/previous");
+    let said = debian.does(&format!("RLVS_TEST_LAYOUT=99999 dpkg -i {new}"));
+    assert!(said.contains("cannot tell"), "{said}");
+    assert_eq!(debian.does("cat /var/lib/rlvs/previous"), previous.replace("\\n", "\n"));
+    // Nothing is left to be taken over: it is not kept, nor asked.
+    let said = debian.does(&format!("dpkg -i {new}"));
+    assert!(!said.contains("cannot tell"), "{said}");
+    debian.does("test ! -e /var/lib/rlvs");
+}
+
 fn the_table_is_saved(debian: &mut Debian) {
     debian.does("rm /etc/ipvsadm.rules && /usr/lib/rlvs/ipvsadm-service stop");
     let kept = debian.does("grep -v '^#' /etc/ipvsadm.rules");
     assert_eq!(kept, debian.does("ipvsadm -S -n --full"));
+    // Where there is no room the file stays as it was, and nothing else is left.
+    debian.does("mount -t tmpfs -o size=8k none /mnt && cp /etc/ipvsadm.rules /mnt/rules");
+    debian.does("head -c 8k /dev/zero >/mnt/full 2>/dev/null || true");
+    let (status, said) = debian.tries("RLVS_RULES=/mnt/rules /usr/lib/rlvs/ipvsadm-service save");
+    assert!(status != 0 && said.contains("/mnt/rules is as it was"), "{status} {said}");
+    assert_eq!(debian.does("cmp /etc/ipvsadm.rules /mnt/rules && ls /mnt"), "full\nrules");
+    debian.does("umount /mnt");
 }

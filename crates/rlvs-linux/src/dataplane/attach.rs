@@ -64,8 +64,8 @@ pub struct Options {
     pub interfaces: Vec<String>,
     /// Serve virtual addresses that are not addresses of this host.
     pub any: bool,
-    /// Sizes of the connection tables, if they are made now.
-    pub sizes: Sizes,
+    /// Sizes of the connection tables, if they are made now; those of most hosts if `None`.
+    pub sizes: Option<Sizes>,
     /// What holds the TC program.
     pub tc_hook: TcHook,
 }
@@ -101,12 +101,26 @@ pub fn attach(options: &Options) -> Result<Vec<Attached>, Error> {
         drop(unfinished);
         return attach_more(&folder, options);
     }
-    load::load(&unfinished, options.sizes, bodies(options)?)?;
+    load::load(&unfinished, options.sizes.unwrap_or_default(), bodies(options)?)?;
     let maps = Maps::open(unfinished.folder())?;
     // The folder is finished with its links: whoever finds it may rely on them. If this fails or
     // is killed, everything goes with the folder.
     let attached = attach_all(unfinished.folder(), &maps, options)?;
     unfinished.finish().map(|_| attached)
+}
+
+/// Returns how large the connection tables of the calling thread's network namespace are; `None` if nothing is
+/// attached.
+///
+/// # Errors
+/// A missing capability.
+pub fn sizes() -> Result<Option<Sizes>, Error> {
+    let Some(folder) = pins::open()? else { return Ok(None) };
+    let settings = Maps::open(&folder)?.settings();
+    let [connections4, connections6, wide] =
+        [settings.connections4_mask, settings.connections6_mask, settings.wide_mask]
+            .map(|mask| mask.saturating_add(1));
+    Ok(Some(Sizes { connections4, connections6, wide }))
 }
 
 /// Returns the bodies that will be needed: XDP only where an interface may get it.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use rlvs_control::model::{Destination, DestinationId, ServiceId};
-use rlvs_datapath::abi::{self, settings_flag};
+use rlvs_datapath::abi::{self, SLOTS4, SLOTS6, WIDE_SLOTS, settings_flag};
 use rlvs_datapath::connection::Value;
 use rlvs_datapath::ip::Slot;
 use rlvs_datapath::tables::{TIME_MASK, Time};
@@ -115,6 +115,32 @@ impl Made {
     pub(super) fn sizes(&self) -> Sizes {
         let [connections4, connections6, wide] = self.sizes;
         Sizes { connections4, connections6, wide }
+    }
+
+    /// Asks for tables for this many connections.
+    pub fn make_for(&mut self, connections: u32) {
+        let Sizes { connections4, connections6, wide } = Sizes::for_connections(connections);
+        self.sizes = [connections4, connections6, wide];
+    }
+
+    /// Returns for how many connections tables have to be made that these did not fit into: each is at least
+    /// twice as large as it would have been, and at most half full.
+    pub fn larger(&self, halves: &[Half]) -> u32 {
+        let table = |half: &Half| match (&half.wide, half.client) {
+            (Some(_), _) => 2,
+            (None, SocketAddr::V4(_)) => 0,
+            (None, SocketAddr::V6(_)) => 1,
+        };
+        let mut counts = [0_u64; 3];
+        for half in halves {
+            counts[table(half)] += 1;
+        }
+        let slots = [SLOTS4, SLOTS6, WIDE_SLOTS];
+        let [connections4, connections6, wide] = [0, 1, 2].map(|at| {
+            let half_full = (2 * counts[at]).div_ceil(slots[at] as u64);
+            half_full.max(2 * u64::from(self.sizes[at])).min(1 << 31) as u32
+        });
+        Sizes { connections4, connections6, wide }.connections()
     }
 
     /// Writes what the settings have of it.

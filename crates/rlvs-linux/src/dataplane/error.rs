@@ -84,6 +84,12 @@ pub enum Error {
         /// What the loader or the verifier said.
         reason: String,
     },
+    /// Somebody has removed a pin.
+    #[error(
+        "{0} is gone, which somebody must have removed: packets are balanced as before, but the table cannot be \
+         read or changed any more; `rlvs detach` takes all off, to be made anew"
+    )]
+    Unpinned(String),
     /// An interface did not take a program.
     #[error("interface {interface}: {reason}")]
     Attach {

@@ -42,7 +42,7 @@ const RLVS_ARM: &str = "rlvs_arm";
 const UNIT_NS_MIN: u64 = 256_000_000;
 
 /// How large the connection tables are to be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Pairs of IPv4 buckets, a power of two; each holds 8 halves of connections in 128 bytes.
     pub connections4: u32,
@@ -60,6 +60,15 @@ impl Sizes {
         let connections4 = connections4.next_power_of_two().clamp(2, 1 << 26) as u32;
         let (connections6, wide) = ((connections4 / 2).max(2), (connections4 / 4).max(2));
         Self { connections4, connections6, wide }
+    }
+
+    /// Returns for how many connections [`for_connections`](Self::for_connections) makes tables of which none
+    /// is smaller than these.
+    pub fn connections(&self) -> u32 {
+        let ratios = [(self.connections4, 1), (self.connections6, 2), (self.wide, 4)];
+        let pairs = ratios.map(|(buckets, ratio)| u64::from(buckets) * ratio);
+        let pairs = pairs.into_iter().fold(2, u64::max).next_power_of_two();
+        (pairs * SLOTS4 as u64 / 3).min(u64::from(u32::MAX)) as u32
     }
 }
 

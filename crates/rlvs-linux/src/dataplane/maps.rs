@@ -44,14 +44,11 @@ impl<T: Element> Mapped<T> {
     }
 
     fn open_by(folder: &Folder, name: &'static str, map_in: MapIn<T>) -> Result<Self, Error> {
-        let failed = |reason: String| match folder.is_removed() {
-            true => Error::NotAttached,
-            false => Error::Load {
-                what: pins::shown(folder, name),
-                reason: format!("{reason}; `rlvs detach` and `rlvs attach` make all of it anew"),
-            },
+        let failed = |reason: String| Error::Load {
+            what: pins::shown(folder, name),
+            reason: format!("{reason}; `rlvs detach` and `rlvs attach` make all of it anew"),
         };
-        let map = MapData::from_pin(folder.path(name)).map_err(|error| failed(reason(&error)))?;
+        let map = pinned(folder, name)?;
         let info = map.info().map_err(|error| failed(reason(&error)))?;
         if !info.map_type().is_ok_and(|kind| kind == MapType::Array) {
             return Err(failed("it is a map of another kind, not one of ours".to_owned()));
@@ -119,10 +116,16 @@ impl<T: Element> Mapped<T> {
     }
 }
 
-/// Opens a map that is no memory.
-fn unmapped(folder: &Folder, name: &str) -> Result<MapData, Error> {
-    MapData::from_pin(folder.path(name))
-        .map_err(|error| Error::Load { what: pins::shown(folder, name), reason: reason(&error) })
+/// Opens a map by its pin.
+pub(super) fn pinned(folder: &Folder, name: &str) -> Result<MapData, Error> {
+    MapData::from_pin(folder.path(name)).map_err(|error| {
+        let what = pins::shown(folder, name);
+        match (folder.is_removed(), folder.path(name).exists()) {
+            (true, _) => Error::NotAttached,
+            (false, true) => Error::Load { what, reason: reason(&error) },
+            (false, false) => Error::Unpinned(what),
+        }
+    })
 }
 
 /// Puts an error and its causes on one line.
@@ -210,7 +213,7 @@ impl Maps {
             marks: Mapped::open(folder, "marks")?,
             pools: Mapped::open(folder, "pools")?,
             interfaces: Mapped::open(folder, "interfaces")?,
-            book: unmapped(folder, "book")?,
+            book: pinned(folder, "book")?,
             folder: folder.again()?,
             reasons: Mapped::open(folder, "reasons")?,
             sweep: open_sweep(folder)?,
@@ -268,7 +271,7 @@ pub(super) fn counted(reasons: &Mapped<Cell<u64>>, cpus: u32, reason: u32) -> u6
 
 /// Opens the map of the sweep.
 pub(super) fn open_sweep(folder: &Folder) -> Result<MapData, Error> {
-    unmapped(folder, "sweep")
+    pinned(folder, "sweep")
 }
 
 /// Returns the sweep's cursor.

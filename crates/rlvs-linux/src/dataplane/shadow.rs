@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-use aya::maps::{Map, MapData};
+use aya::maps::Map;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use rlvs_control::model::{Connection, DestinationId, ForwardingMethod, ServiceId};
@@ -27,7 +27,7 @@ use rlvs_datapath::schedulers::is_overloaded_after;
 use super::connections;
 use super::error::Error;
 use super::load;
-use super::maps::{Maps, reason};
+use super::maps::{self, Maps, reason};
 use super::marks;
 use super::pins::{self, Folder};
 use super::records::{address, is_listed, method_of, scheduler_name, service_id};
@@ -333,8 +333,7 @@ fn loader(folder: &Folder, settings: &Settings) -> EbpfLoader<'static> {
 
 /// Copies what is in a live map.
 fn copy(folder: &Folder, bpf: &Ebpf, name: &str) -> Result<(), Error> {
-    let map = MapData::from_pin(folder.path(name))
-        .map_err(|error| failed(&pins::shown(folder, name), reason(&error)))?;
+    let map = maps::pinned(folder, name)?;
     let info = map.info().map_err(|error| failed(&pins::shown(folder, name), reason(&error)))?;
     let words = info.max_entries() as usize * (info.value_size() as usize).div_ceil(8);
     let from = Memory::<u64>::look(map.fd().as_fd(), words)

@@ -10,14 +10,14 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use aya::Ebpf;
-use aya::maps::{MapData, ProgramArray};
+use aya::maps::ProgramArray;
 use aya::programs::{Program, ProgramError, loaded_programs};
 pub use rlvs_datapath::stage::Group;
 use rlvs_datapath::stage::Stage;
 
 use super::error::Error;
 use super::load::{self, load_error, program_error};
-use super::maps::reason;
+use super::maps::{self, reason};
 use super::pins::{self, Folder};
 use super::sys;
 
@@ -175,8 +175,7 @@ pub(super) fn present(folder: &Folder) -> Result<Vec<Stage>, Error> {
 
 fn has(folder: &Folder, body: Body, stage: Stage) -> Result<bool, Error> {
     let name = body.stages();
-    let map = MapData::from_pin(folder.path(name))
-        .map_err(|error| Error::Load { what: pins::shown(folder, name), reason: reason(&error) })?;
+    let map = maps::pinned(folder, name)?;
     match sys::lookup::<1>(map.fd().as_fd(), stage as u32) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -192,8 +191,7 @@ pub(super) fn named(folder: &Folder) -> Result<Vec<Stage>, Error> {
     let mut ids = BTreeSet::new();
     for body in Body::ALL {
         let failed = |reason: String| Error::Load { what: body.stages().to_owned(), reason };
-        let map = MapData::from_pin(folder.path(body.stages()))
-            .map_err(|error| failed(reason(&error)))?;
+        let map = maps::pinned(folder, body.stages())?;
         let places = map.info().map_err(|error| failed(reason(&error)))?.max_entries();
         ids.extend((0..places).filter_map(|at| sys::lookup_id(map.fd().as_fd(), at).ok()));
     }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::configuration::Text;
+use crate::words;
 
 /// The table `[acl]`.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -18,8 +19,8 @@ use crate::configuration::Text;
 pub(crate) struct Acl {
     allow: Vec<Spanned<String>>,
     deny: Vec<Spanned<String>>,
-    allow_files: Vec<PathBuf>,
-    deny_files: Vec<PathBuf>,
+    allow_files: Vec<Spanned<PathBuf>>,
+    deny_files: Vec<Spanned<PathBuf>>,
     limit: Option<Spanned<Limits>>,
     refuse: Refusal,
     service: Vec<Spanned<Own>>,
@@ -29,15 +30,18 @@ pub(crate) struct Acl {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Own {
+    #[serde(deserialize_with = "words::end_in_file")]
     tcp: Option<SocketAddr>,
+    #[serde(deserialize_with = "words::end_in_file")]
     udp: Option<SocketAddr>,
+    #[serde(deserialize_with = "words::end_in_file")]
     sctp: Option<SocketAddr>,
     mark: Option<u32>,
     family: Option<MarkFamily>,
     allow: Vec<Spanned<String>>,
     deny: Vec<Spanned<String>>,
-    allow_files: Vec<PathBuf>,
-    deny_files: Vec<PathBuf>,
+    allow_files: Vec<Spanned<PathBuf>>,
+    deny_files: Vec<Spanned<PathBuf>>,
     limit: Option<Spanned<Limits>>,
     refuse: Refusal,
 }
@@ -118,8 +122,8 @@ fn service_id(own: &Own) -> Result<ServiceId> {
 struct Lists {
     allow: Vec<Spanned<String>>,
     deny: Vec<Spanned<String>>,
-    allow_files: Vec<PathBuf>,
-    deny_files: Vec<PathBuf>,
+    allow_files: Vec<Spanned<PathBuf>>,
+    deny_files: Vec<Spanned<PathBuf>>,
 }
 
 fn rules(
@@ -139,8 +143,13 @@ fn rules(
     let allow = lists.allow_files.iter().map(|file| (file, Verdict::Allow));
     let deny = lists.deny_files.iter().map(|file| (file, Verdict::Deny));
     for (file, verdict) in allow.chain(deny) {
-        let path = from.path.parent().map_or_else(|| file.clone(), |folder| folder.join(file));
-        enter_all(&mut rules, &path, verdict)?;
+        let folder = from.path.parent().unwrap_or(Path::new(""));
+        let place = || from.place(file.span().start);
+        let path = folder.join(file.get_ref());
+        let text = fs::read_to_string(&path);
+        let text =
+            text.with_context(|| format!("reading {}", path.display())).with_context(place)?;
+        enter_all(&mut rules, &path, &text, verdict)?;
     }
     if let Some(limit) = limit {
         let place = from.place(limit.span().start);
@@ -157,9 +166,8 @@ fn enter(rules: &mut Rules, prefix: Prefix, verdict: Verdict) -> Result<()> {
     }
 }
 
-/// Reads a file with a network in each line; `#` begins a comment.
-fn enter_all(rules: &mut Rules, path: &Path, verdict: Verdict) -> Result<()> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+/// Reads the text of a file with a network in each line; `#` begins a comment.
+fn enter_all(rules: &mut Rules, path: &Path, text: &str, verdict: Verdict) -> Result<()> {
     for (number, line) in (1..).zip(text.lines()) {
         let word = line.split('#').next().unwrap_or_default().trim();
         if word.is_empty() {
@@ -257,12 +265,12 @@ FWM 7 IPv6
                 "[[acl.service]]\nmark = 1\nudp = \"1.2.3.4:5\"",
                 "rlvs.toml:1:1: a service is named by one",
             ),
-            ("[[acl.service]]\ntcp = \"1.2.3.4\"", "rlvs.toml:2:7: invalid socket address"),
+            ("[[acl.service]]\ntcp = \"1.2.3.4\"", "rlvs.toml:2:7: it is no ADDRESS:PORT"),
             (
                 "[[acl.service]]\nmark = 1\n[[acl.service]]\nmark = 1",
                 "rlvs.toml:3:1: the rules of FWM 1 stand here a second time",
             ),
-            ("[acl]\ndeny_files = [\"/nowhere\"]", "reading /nowhere"),
+            ("[acl]\ndeny_files = [\"/nowhere\"]", "rlvs.toml:2:15: reading /nowhere"),
             ("[acl", "rlvs.toml:1:5:"),
             ("[other]", "rlvs.toml:1:2: unknown field `other`"),
         ] {

@@ -17,8 +17,9 @@ use rlvs_linux::dataplane::access;
 use rlvs_linux::dataplane::maps::Maps;
 use rlvs_linux::dataplane::pins;
 
-use crate::configuration::{DEFAULT_FILE, File};
+use crate::configuration::{self, File};
 use crate::json::{self, Json};
+use crate::words;
 pub(crate) use show::counted;
 
 /// Reasons for which the guard refuses.
@@ -52,9 +53,8 @@ enum Command {
     List(Of),
     /// Replaces all rules by those of a file, at once
     Load {
-        /// The file
-        #[arg(default_value = DEFAULT_FILE)]
-        file: PathBuf,
+        /// The file; /etc/rlvs/rlvs.toml, or that of RLVS_CONFIG, if none is named
+        file: Option<PathBuf>,
     },
 }
 
@@ -85,13 +85,13 @@ impl Command {
 #[derive(Args, Debug)]
 struct Of {
     /// The rules of this TCP service alone
-    #[arg(short = 't', long, value_name = "ADDRESS:PORT", group = "service")]
+    #[arg(short = 't', long, value_name = "ADDRESS:PORT", group = "service", value_parser = words::end)]
     tcp_service: Option<SocketAddr>,
     /// The rules of this UDP service alone
-    #[arg(short = 'u', long, value_name = "ADDRESS:PORT", group = "service")]
+    #[arg(short = 'u', long, value_name = "ADDRESS:PORT", group = "service", value_parser = words::end)]
     udp_service: Option<SocketAddr>,
     /// The rules of this SCTP service alone
-    #[arg(long, value_name = "ADDRESS:PORT", group = "service")]
+    #[arg(long, value_name = "ADDRESS:PORT", group = "service", value_parser = words::end)]
     sctp_service: Option<SocketAddr>,
     /// The rules of the service of this firewall mark alone
     #[arg(short = 'f', long, value_name = "MARK", group = "service",
@@ -230,7 +230,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         Command::List(of) => return list(of, json),
         Command::Load { file } => {
-            let new = File::read(file)?.access()?.unwrap_or_default();
+            let file = file.clone().unwrap_or_else(configuration::default_path);
+            let new = File::read(&file)?.access()?.unwrap_or_default();
             let counted = show::counted(&new);
             access::edit(|access| {
                 *access = new;
@@ -238,7 +239,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             })
             .with_context(|| format!("loading {}", file.display()))?;
             if !json {
-                println!("rlvs: {counted}");
+                writeln!(io::stdout(), "rlvs: {counted}")?;
             }
         }
     }

@@ -2,16 +2,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pcap_file::DataLink;
 use pcap_file::pcapng::PcapNgWriter;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption,
 };
+use pcap_file::{DataLink, PcapError};
 use rlvs_linux::dataplane::capture::{Kept, Taken};
 
 use super::show::{self, Names};
@@ -22,8 +22,18 @@ const OUTBOUND: u32 = 2;
 /// `if_tsresol`: nanoseconds.
 const NANOSECONDS: u8 = 9;
 
+/// Returns what was wrong with a file in the system's words.
+fn cause(error: PcapError) -> io::Error {
+    match error {
+        PcapError::IoError(cause) => cause,
+        other => io::Error::other(other),
+    }
+}
+
 /// A file that packets are written to.
 pub(super) struct CaptureFile {
+    /// Its name in messages.
+    name: String,
     writer: PcapNgWriter<Box<dyn Write>>,
     names: Names,
     /// Number in the file of an interface of this host.
@@ -32,8 +42,14 @@ pub(super) struct CaptureFile {
 
 impl CaptureFile {
     /// Begins one, with all interfaces of the host.
-    pub(super) fn begin(out: Box<dyn Write>, names: Names, snaplen: u32) -> Result<Self> {
-        let mut writer = PcapNgWriter::new(out).context("beginning the file")?;
+    pub(super) fn begin(
+        name: String,
+        out: Box<dyn Write>,
+        names: Names,
+        snaplen: u32,
+    ) -> Result<Self> {
+        let writing = || format!("writing {name}");
+        let mut writer = PcapNgWriter::new(out).map_err(cause).with_context(writing)?;
         let mut numbers = BTreeMap::new();
         for (number, (index, name)) in (0..).zip(names.all()) {
             let interface = InterfaceDescriptionBlock {
@@ -44,10 +60,10 @@ impl CaptureFile {
                     InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
                 ],
             };
-            writer.write_pcapng_block(interface).context("writing an interface")?;
+            writer.write_pcapng_block(interface).map_err(cause).with_context(writing)?;
             numbers.insert(index, number);
         }
-        Ok(Self { writer, names, numbers })
+        Ok(Self { name, writer, names, numbers })
     }
 
     /// Writes what came, and what went if that is another.
@@ -81,12 +97,12 @@ impl CaptureFile {
                 EnhancedPacketOption::Comment(Cow::Owned(comment)),
             ],
         };
-        self.writer.write_pcapng_block(block).context("writing a packet")?;
-        Ok(())
+        let written = self.writer.write_pcapng_block(block).map_err(cause);
+        written.map(drop).with_context(|| format!("writing {}", self.name))
     }
 
     /// Ends the file.
     pub(super) fn end(self) -> Result<()> {
-        self.writer.into_inner().flush().context("ending the file")
+        self.writer.into_inner().flush().with_context(|| format!("writing {}", self.name))
     }
 }

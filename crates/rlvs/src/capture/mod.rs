@@ -256,7 +256,8 @@ fn sink(arguments: &Arguments, links: Vec<Link>) -> Result<Sink> {
     } else {
         Box::new(File::create(path).with_context(|| format!("writing {}", path.display()))?)
     };
-    Ok(Sink::File(CaptureFile::begin(Box::new(BufWriter::new(out)), names, arguments.snaplen)?))
+    let (name, out) = (path.display().to_string(), Box::new(BufWriter::new(out)));
+    Ok(Sink::File(CaptureFile::begin(name, out, names, arguments.snaplen)?))
 }
 
 fn lost_text(lost: u64) -> String {

@@ -1,17 +1,17 @@
 //! `rlvs load`: what the file asks for and is not so yet is done; what stands as asked for is not touched.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rlvs_linux::dataplane::attach::{self, Attached, Options};
+use rlvs_linux::dataplane::attach::Attached;
 use rlvs_linux::dataplane::pool::{self, ADDRESSES_MAX, Member};
 use rlvs_linux::dataplane::{access, pins};
 use serde_json::{Value, json};
 
-use super::{DEFAULT_FILE, File, VARIABLE};
+use super::{Attachment, DEFAULT_FILE, File};
 use crate::ipvsadm::Backend;
 use crate::json::{self, Json};
 use crate::{acl, face, snat};
@@ -74,14 +74,12 @@ impl Step {
 /// The file is wrong; then nothing is changed. A missing capability, or an interface that does not take
 /// the program; then what came before it is done.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let named = || std::env::var_os(VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
-    let path = arguments.file.clone().or_else(named);
-    if path.is_none() && !PathBuf::from(DEFAULT_FILE).exists() {
+    let path = arguments.file.clone().unwrap_or_else(super::default_path);
+    if arguments.file.is_none() && path == Path::new(DEFAULT_FILE) && !path.exists() {
         Step::Nothing(format!("there is no {DEFAULT_FILE}, so nothing to do"))
             .say(arguments.json)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let path = path.unwrap_or_else(|| DEFAULT_FILE.into());
     let carried =
         File::read(&path).and_then(|file| carry_out(&file, &|step| step.say(arguments.json)));
     match carried {
@@ -107,8 +105,10 @@ fn carry_out(file: &File, say: &dyn Fn(Step) -> io::Result<()>) -> Result<()> {
         return Ok(());
     }
     if attachment.is_some() || pins::open()?.is_none() {
-        let options: Options = attachment.unwrap_or_default();
-        say(Step::Attached(attach::attach(&options)?))?;
+        let file = attachment.is_some().then(|| file.path().to_owned());
+        let attachment = Attachment { options: attachment.unwrap_or_default(), file };
+        say(Step::Attached(attachment.attach()?))?;
+        face::warn_of_sizes(&attachment.options)?;
     }
     for (parameter, value) in settings {
         let before = parameter.read()?;

@@ -10,8 +10,8 @@ mod read;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use rlvs_linux::dataplane::attach::Options;
-use rlvs_linux::dataplane::pins;
+use rlvs_linux::dataplane::attach::{self, Attached, Options};
+use rlvs_linux::dataplane::{Error, pins};
 use rlvs_linux::netns::Namespace;
 
 use crate::ipvsadm::Backend;
@@ -44,14 +44,46 @@ fn machine_path() -> Option<PathBuf> {
     (path.exists() && machine().unwrap_or(false)).then_some(path)
 }
 
+/// What to attach to, and who says so.
+#[derive(Clone, Debug, Default)]
+pub struct Attachment {
+    /// What to attach to.
+    pub options: Options,
+    /// The file that says so; `None` if it is typed, or nobody does.
+    pub file: Option<PathBuf>,
+}
+
+impl Attachment {
+    /// Attaches so. What an interface does not take is told with the file that names it.
+    ///
+    /// # Errors
+    /// A missing capability, or what an interface did not take.
+    pub fn attach(&self) -> Result<Vec<Attached>, Error> {
+        attach::attach(&self.options).map_err(|error| match (error, &self.file) {
+            (Error::Attach { interface, reason }, Some(file)) => {
+                let reason = format!("{reason}, and {} asks for it", file.display());
+                Error::Attach { interface, reason }
+            }
+            (error, _) => error,
+        })
+    }
+}
+
 /// Returns what to attach to, as the machine's file says.
 ///
 /// # Errors
 /// As [`machine`].
-pub fn attachment() -> Result<Options> {
-    let file = machine()?;
-    let options = file.as_ref().map(File::attachment).transpose()?.flatten();
-    Ok(options.unwrap_or_default())
+pub fn attachment() -> Result<Attachment> {
+    let Some(file) = machine()? else { return Ok(Attachment::default()) };
+    let options = file.attachment()?;
+    let said_by = options.is_some().then(|| file.path().to_owned());
+    Ok(Attachment { options: options.unwrap_or_default(), file: said_by })
+}
+
+/// Returns the file that a command loads if none is named.
+pub(crate) fn default_path() -> PathBuf {
+    let named = std::env::var_os(VARIABLE).filter(|name| !name.is_empty());
+    named.map_or_else(|| DEFAULT_FILE.into(), PathBuf::from)
 }
 
 /// Returns whose table it is: as named, else as the environment says, else the machine's file, else ours.

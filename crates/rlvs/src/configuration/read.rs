@@ -173,9 +173,7 @@ impl File {
             }),
             interfaces: interfaces.clone(),
             any: *any,
-            sizes: connections
-                .as_ref()
-                .map_or_else(Sizes::default, |number| Sizes::for_connections(*number.get_ref())),
+            sizes: connections.as_ref().map(|number| Sizes::for_connections(*number.get_ref())),
             ..Options::default()
         }))
     }

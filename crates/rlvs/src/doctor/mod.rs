@@ -19,6 +19,7 @@ pub use gather::{Depth, gather};
 use judge::{CHECKS, Finding, Severity};
 
 use crate::json::SCHEMA;
+use crate::keepalived::daemon::state;
 
 /// Arguments of `rlvs doctor`.
 #[derive(Args, Debug)]
@@ -37,7 +38,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(facts) => judge::judge(&facts),
         None => {
             let mut findings = judge::judge(&of_kernel(Depth::Whole));
-            findings.push(detached());
+            // A host that has virtual routers alone needs nothing attached.
+            let routers_alone = state::ask().is_some_and(|daemon| daemon.services.is_empty());
+            findings.extend((!routers_alone).then(detached));
             findings
         }
     };

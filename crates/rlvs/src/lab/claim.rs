@@ -172,11 +172,11 @@ pub fn forget() -> anyhow::Result<()> {
 /// Takes the lock under which labs are claimed and swept.
 fn lock_all() -> anyhow::Result<File> {
     std::fs::create_dir_all(DIRECTORY)
-        .with_context(|| format!("a lab needs root (sudo rlvs lab): creating {DIRECTORY}"))?;
+        .with_context(|| format!("labs are root's (sudo): creating {DIRECTORY}"))?;
     let path = Path::new(DIRECTORY).join(LOCK);
     File::create(&path)
         .and_then(|file| file.lock().map(|()| file))
-        .with_context(|| format!("a lab needs root (sudo rlvs lab): locking {}", path.display()))
+        .with_context(|| format!("labs are root's (sudo): locking {}", path.display()))
 }
 
 /// Lists the ids of all labs of which there is a directory or a namespace.

@@ -21,6 +21,7 @@ use clap::Args;
 
 use crate::configuration;
 use crate::keepalived::daemon::state;
+use crate::words;
 pub use document::document;
 use reading::Reading;
 use server::Source;
@@ -43,7 +44,7 @@ pub struct Arguments {
 #[derive(Args, Debug)]
 pub struct ExporterArguments {
     /// Where to serve /metrics
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = LISTEN)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = LISTEN, value_parser = words::end)]
     listen: SocketAddr,
     /// Whose table: `rlvs`, or `kernel` for that of the kernel's IPVS
     #[arg(long, value_name = "NAME")]
@@ -81,7 +82,8 @@ pub fn export(arguments: &ExporterArguments) -> Result<ExitCode> {
     let listener = TcpListener::bind(arguments.listen)
         .with_context(|| format!("listening on {}", arguments.listen))?;
     let address = listener.local_addr().context("asking where it listens")?;
-    println!("rlvs: metrics at http://{address}/metrics");
+    // It serves whether or not anybody reads this.
+    drop(writeln!(io::stdout(), "rlvs: metrics at http://{address}/metrics"));
     let source =
         Source { backend, daemon: Box::new(|| Box::pin(async { state::ask().map(Arc::new) })) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -9,10 +9,15 @@ use crate::drain::drained_json;
 use crate::face;
 use crate::ipvsadm::sync_daemon_json;
 use crate::json::{self, SCHEMA, traffic};
+use crate::keepalived::daemon::state::State;
 
-/// Returns the document; nothing attached is a document too.
-pub(super) fn status(snapshot: Option<&Snapshot>) -> Value {
-    let Some(snapshot) = snapshot else { return json!({ "schema": SCHEMA, "attached": false }) };
+/// Returns the document where nothing is attached.
+pub(super) fn detached(daemon: Option<&State>) -> Value {
+    json!({ "schema": SCHEMA, "attached": false, "daemon": daemon })
+}
+
+/// Returns the document.
+pub(super) fn status(snapshot: &Snapshot) -> Value {
     let (active, inactive, persistent) = snapshot.connections();
     let mut interfaces: Vec<Value> = snapshot
         .interfaces

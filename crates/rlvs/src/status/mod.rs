@@ -14,7 +14,7 @@ use rlvs_linux::dataplane::note::Running;
 use crate::doctor::write_findings;
 use crate::drain::{destination_name, service_name};
 use crate::ipvsadm::forward;
-use crate::keepalived::daemon::state::{Instance, State};
+use crate::keepalived::daemon::state::{self, Instance, State};
 use snapshot::{Defence, Health, Server, Service, Snapshot};
 
 /// Lines about services and servers; more do not fit on a screen.
@@ -36,10 +36,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let snapshot = Snapshot::take(true)?;
     let out = &mut io::stdout().lock();
     match (&snapshot, arguments.json) {
-        (snapshot, true) => writeln!(out, "{}", json::status(snapshot.as_ref()))?,
+        (Some(snapshot), true) => writeln!(out, "{}", json::status(snapshot))?,
+        (None, true) => writeln!(out, "{}", json::detached(state::ask().as_ref()))?,
         (Some(snapshot), false) => write(out, snapshot)?,
         (None, false) => {
             writeln!(out, "not attached: no interface of this network namespace balances")?;
+            // Virtual routers need no table.
+            for line in state::ask().iter().flat_map(of_daemon) {
+                writeln!(out, "{line}")?;
+            }
         }
     }
     Ok(if snapshot.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

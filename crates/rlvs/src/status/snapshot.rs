@@ -219,6 +219,8 @@ fn service(
         let found = checked.iter().find(|one| (one.address, one.port) == (to.address, to.port));
         match found {
             None => Health::Unchecked,
+            // Good, as nobody asks.
+            Some(one) if one.up && one.checks.is_empty() => Health::Unchecked,
             Some(one) if one.up => Health::Up,
             Some(one) => Health::Down(one.why.clone().unwrap_or_else(|| "not up yet".to_owned())),
         }

@@ -19,6 +19,7 @@ use rlvs_linux::dataplane::look::Look;
 use rlvs_linux::dataplane::shadow::{self, Question};
 use rlvs_linux::route::{Link, Rtnetlink};
 
+use crate::words;
 use explain::Scene;
 use packet::{Asked, Becomes};
 
@@ -32,8 +33,10 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "tcp", alias = "protocol")]
     proto: Proto,
     /// Where it comes from: ADDRESS:PORT
+    #[arg(value_parser = words::end)]
     client: SocketAddr,
     /// Where it goes: ADDRESS:PORT of a service
+    #[arg(value_parser = words::end)]
     virtual_address: SocketAddr,
     /// Ask about a packet in the middle of a connection, not about one that begins one
     #[arg(long)]

@@ -422,9 +422,11 @@ impl Daemon {
         if backend == Backend::Rlvs {
             self.attach();
         }
-        let mut opened = false;
+        let (mut opened, log) = (false, self.log.clone());
         let open: Open = Box::new(move || {
-            let table = face::open_table(backend);
+            let log = log.clone();
+            let table =
+                face::open_telling(backend, Box::new(move |line| log.say(Level::Info, line)));
             if table.is_err() && opened && matches!(succession::other_layout(), Ok(Some(_))) {
                 return Err(Error::System(
                     "another version of rlvs has taken it over, with maps that this process does not \

@@ -280,7 +280,7 @@ impl World {
             mode: Some(Mode::Native),
             interfaces: Vec::new(),
             any: false,
-            sizes: Sizes::default(),
+            sizes: Some(Sizes::default()),
             ..Options::default()
         };
         let attached = attach::attach(&options)?;
