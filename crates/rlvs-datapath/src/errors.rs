@@ -8,6 +8,8 @@
 //! It is counted as a packet of its connection, as the kernel's IPVS does, and changes neither state nor
 //! time-out. What quotes anything else passes as it came.
 
+pub(crate) mod odd;
+
 use rlvs_wire::{
     DESTINATION_PORT, SOURCE_PORT, bytes_at, checksum, gre, icmp, ipip, ipv4, ipv6, put_at, sctp,
     tcp, u8_at, u16_at, u32_at, u64_at, udp,
@@ -24,6 +26,7 @@ use crate::local;
 use crate::process::Half;
 use crate::reason::Reason;
 use crate::stage::Stage;
+use crate::strange::Place;
 use crate::tables::Tables;
 
 /// An ICMP message to or from anybody.
@@ -156,6 +159,12 @@ pub trait Quote: Ip {
     /// Returns what an ICMP error quotes, as the packet against it: what was its source is the target.
     /// Length and time to live are the error's own.
     fn quoted<F: Frame>(frame: &mut F) -> Result<Packet<Self>, Reason>;
+    /// As [`quoted`](Self::quoted) where the error or what it quotes has IPv4 options, or what it quotes IPv6
+    /// extension headers; also returns where its parts stand.
+    fn quoted_odd<F: Frame, T: Tables>(
+        frame: &mut F,
+        tables: &T,
+    ) -> Result<(Packet<Self>, Place), Reason>;
     /// Returns whether a message is an error about a packet in a tunnel without ports.
     fn quotes_tunnel<F: Frame>(frame: &mut F) -> bool;
     /// Replaces one end of an error and the opposite end of what it quotes, lowers the time to live if
@@ -216,6 +225,14 @@ impl Quote for V4 {
             ttl,
             length: u32::from(total),
         })
+    }
+
+    #[inline(always)]
+    fn quoted_odd<F: Frame, T: Tables>(
+        frame: &mut F,
+        tables: &T,
+    ) -> Result<(Packet<Self>, Place), Reason> {
+        odd::v4(frame, tables)
     }
 
     #[inline(always)]
@@ -298,6 +315,14 @@ impl Quote for V6 {
             ttl,
             length: length as u32,
         })
+    }
+
+    #[inline(always)]
+    fn quoted_odd<F: Frame, T: Tables>(
+        frame: &mut F,
+        tables: &T,
+    ) -> Result<(Packet<Self>, Place), Reason> {
+        odd::v6(frame, tables)
     }
 
     #[inline(always)]

@@ -234,7 +234,7 @@ pub fn v6<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Layout<V6>, 
     if version != 6 || !frame.holds(HEADERS_V6 + behind as usize) {
         return Err(Reason::Malformed);
     }
-    let read = Chain(read_extensions(frame, tables, next));
+    let read = Chain(read_extensions(frame, tables, HEADERS_V6 as u32, next));
     let transport = read.transport();
     let length = behind + ipv6::LENGTH as u32;
     let payload = (IP as u32 + length).wrapping_sub(transport);
@@ -254,7 +254,7 @@ pub fn v6<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Layout<V6>, 
 /// 0 if it is left to the stack), what the packet holds of its datagram (8), protocol or else
 /// reason (8).
 #[derive(Clone, Copy)]
-struct Chain(u64);
+pub(crate) struct Chain(u64);
 
 impl Chain {
     #[inline(always)]
@@ -269,11 +269,11 @@ impl Chain {
         (self.0 >> 32) as u32
     }
     #[inline(always)]
-    fn transport(self) -> u32 {
+    pub(crate) fn transport(self) -> u32 {
         (self.0 >> 16) as u32 & 0xffff
     }
     #[inline(always)]
-    fn piece(self) -> Piece {
+    pub(crate) fn piece(self) -> Piece {
         match self.0 >> 8 & 0xff {
             0 => Piece::Whole,
             1 => Piece::First,
@@ -281,20 +281,32 @@ impl Chain {
         }
     }
     #[inline(always)]
-    fn protocol(self) -> u8 {
+    pub(crate) fn protocol(self) -> u8 {
         self.0 as u8
     }
     #[inline(always)]
-    fn reason(self) -> Reason {
+    pub(crate) fn reason(self) -> Reason {
         Reason::from_number(self.0 as u32 & 0xff)
     }
 }
 
-/// Follows the extension headers of an IPv6 packet: one of hop-by-hop options at the begin,
+/// Returns where the transport header of an IPv6 packet stands that an ICMP error quotes, given the offset
+/// behind its IPv6 header and what that names.
+#[inline(always)]
+pub(crate) fn behind_extensions<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    begin: u32,
+    first: u8,
+) -> Chain {
+    Chain(read_extensions(frame, tables, begin, first))
+}
+
+/// Follows the extension headers of an IPv6 packet, which begin at an offset: one of hop-by-hop options there,
 /// destination options, routing headers that have been followed to their end, one of a fragment.
 #[inline(never)]
-fn read_extensions<F: Frame, T: Tables>(frame: &mut F, tables: &T, first: u8) -> u64 {
-    let (mut next, mut at) = (first, HEADERS_V6 as u32);
+fn read_extensions<F: Frame, T: Tables>(frame: &mut F, tables: &T, begin: u32, first: u8) -> u64 {
+    let (mut next, mut at) = (first, begin);
     let (mut piece, mut identification, mut fragmented) = (Piece::Whole, 0, false);
     for _ in 0..EXTENSIONS_MAX + 1 {
         at = tables.forget(at.into()) as u32;
@@ -302,7 +314,7 @@ fn read_extensions<F: Frame, T: Tables>(frame: &mut F, tables: &T, first: u8) ->
             break;
         }
         match next {
-            ipv6::HOP_BY_HOP if at != HEADERS_V6 as u32 => break,
+            ipv6::HOP_BY_HOP if at != begin => break,
             ipv6::FRAGMENT if fragmented => break,
             ipv6::HOP_BY_HOP | ipv6::DESTINATION_OPTIONS | ipv6::ROUTING => {
                 let Some(&mut [following, length, _, left]) = frame.at::<4>(at as usize) else {

@@ -25,7 +25,7 @@ use crate::abi::{
 use crate::apart::{count_answer, count_request, deltas};
 use crate::connection::{Context, Found, Key};
 use crate::endpoint;
-use crate::errors::Quote;
+use crate::errors::{Quote, odd};
 use crate::frame::{Frame, Verdict};
 use crate::hop::Way;
 use crate::ip::{End, Ip, Packet, Substitute, V4, V6};
@@ -94,7 +94,7 @@ pub fn here<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut
     if seen != FINE {
         return Verdict::Pass(Reason::from_number(seen));
     }
-    if put_in_place::<A, F, T>(context, frame, scratch) == 0 {
+    if put_in_place::<A, F, T, false>(context, frame, scratch) == 0 {
         return Verdict::Drop(Reason::Malformed);
     }
     // By the loopback device a reply knows its way already.
@@ -180,22 +180,27 @@ pub fn leaving<F: Frame, T: Tables>(
 pub fn said<A: Quote, F: Frame, T: Tables>(context: &Context<'_, T>, frame: &mut F) -> Verdict {
     let Some(scratch) = context.tables.scratch(context.tables.cpu()) else { return STRANGER };
     let seen = match A::protocol(frame) {
-        Some(protocol) if protocol == A::ICMP => context.lay_out_quoted::<A, F>(frame, scratch),
+        Some(protocol) if protocol == A::ICMP => {
+            match context.lay_out_quoted::<A, F>(frame, scratch) {
+                FINE => FINE,
+                _ => context.lay_out_quoted_odd::<A, F>(frame, scratch),
+            }
+        }
         _ => context.lay_out::<A, F>(frame, scratch),
     };
     if seen != FINE
         || context.let_speak::<A>(scratch) == 0
-        || put_in_place::<A, F, T>(context, frame, scratch) == 0
+        || put_in_place::<A, F, T, true>(context, frame, scratch) == 0
     {
         return STRANGER;
     }
     Verdict::Pass(Reason::Local)
 }
 
-/// Puts what `scratch` says in the place of one end of the packet there, or of an ICMP error and what it quotes.
-/// Returns 0 if that cannot be done.
+/// Puts what `scratch` says in the place of one end of the packet there, or of an ICMP error and what it quotes,
+/// with unusual headers if `ODD`. Returns 0 if that cannot be done.
 #[inline(never)]
-fn put_in_place<A: Quote, F: Frame, T: Tables>(
+fn put_in_place<A: Quote, F: Frame, T: Tables, const ODD: bool>(
     context: &Context<'_, T>,
     frame: &mut F,
     scratch: &Scratch,
@@ -211,10 +216,13 @@ fn put_in_place<A: Quote, F: Frame, T: Tables>(
     };
     let deltas = deltas(old, old_port, &address, port);
     let by = Substitute { end, address: &address, port: port.to_be_bytes(), deltas };
+    let place = Place::of(context, scratch);
+    if ODD && brief & ERROR != 0 && !place.is_bare() {
+        return odd::translate::<A, F>(frame, &packet, &by, place).is_some().into();
+    }
     if brief & ERROR != 0 {
         return A::translate_error(frame, &packet, &by, false).is_some().into();
     }
-    let place = Place::of(context, scratch);
     let frame = &mut Moved::<F, false>::new(frame, place.transport());
     A::readdress(frame, packet.protocol, &by).is_some().into()
 }
@@ -253,6 +261,19 @@ impl<'a, T: Tables> Context<'a, T> {
             Ok(packet) => {
                 self.leave_as_it_is(&packet, 0, 0);
                 self.tables.write(&scratch.place, Place::QUOTED.0);
+                FINE
+            }
+            Err(reason) => reason as u32,
+        }
+    }
+
+    /// As [`lay_out_quoted`](Self::lay_out_quoted), a packet with IPv4 options or IPv6 extension headers.
+    #[inline(never)]
+    fn lay_out_quoted_odd<A: Quote, F: Frame>(&self, frame: &mut F, scratch: &Scratch) -> u32 {
+        match A::quoted_odd(frame, self.tables) {
+            Ok((packet, place)) => {
+                self.leave_as_it_is(&packet, 0, 0);
+                self.tables.write(&scratch.place, place.0);
                 FINE
             }
             Err(reason) => reason as u32,

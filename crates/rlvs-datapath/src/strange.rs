@@ -188,13 +188,25 @@ fn port<T: Tables>(context: &Context<'_, T>, slot: &WideSlot) -> u16 {
 /// Where the transport header stands (16 bits; 0 if there is none), and whether the packet is part of a
 /// datagram.
 #[derive(Clone, Copy)]
-pub(crate) struct Place(pub(crate) u64);
+pub struct Place(pub(crate) u64);
 
 impl Place {
     const FIRST: u64 = 1 << 16;
     const LATER: u64 = 1 << 17;
     /// That of a packet which an ICMP error quotes: it has no part in its connection's state.
     pub(crate) const QUOTED: Self = Self(1 << 18);
+
+    /// Returns that of one with unusual headers that an ICMP error quotes: the offsets of its IP header and of
+    /// its transport header.
+    #[inline(always)]
+    pub(crate) fn quoted_at(header: u32, transport: u32) -> Self {
+        Self(Self::QUOTED.0 | u64::from(header) << 32 | u64::from(transport & 0xffff))
+    }
+    /// Returns the offset of a quoted IP header that [`quoted_at`](Self::quoted_at) was told.
+    #[inline(always)]
+    pub(crate) fn quoted_header(self) -> usize {
+        (self.0 >> 32) as usize
+    }
 
     #[inline(always)]
     fn new<A: Ip>(layout: &Layout<A>, origin: Origin) -> Self {

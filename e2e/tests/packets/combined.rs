@@ -8,6 +8,7 @@ use e2e::network::{self, GATEWAY_MAC, Network, client, server, server_mac, vip};
 use e2e::packet::{Kind, Message, Packet};
 use e2e::scene::{PORT, REAL_PORT, SCTP, TCP, UDP, description, destination, request, service};
 use e2e::table::{Description, Server};
+use e2e::unusual::{atomic, extended, optioned};
 use e2e::world::{Outcome, World};
 use rlvs_datapath::abi::method;
 use rlvs_datapath::frame::Verdict;
@@ -114,6 +115,88 @@ fn errors_about_a_nat_server_here_are_translated_both_ways() {
                     let astray = Message { payload: about(other), ..left };
                     let outcome = world.step_out(&astray.bytes());
                     assert_eq!((outcome.bytes, outcome.changes), (astray.bytes(), Vec::new()));
+                }
+            }
+        }
+    });
+}
+
+/// What the stack quotes has the headers of the packet that it got; to one with IPv4 options it gives some of them.
+#[test]
+fn errors_of_a_nat_server_here_about_unusual_packets_come_from_the_service() {
+    type Headers = fn(&[u8]) -> Vec<u8>;
+    const V4: [Headers; 3] = [
+        |frame| optioned(frame, &[1, 1, 1, 1]),
+        |frame| optioned(frame, &[7, 39, 4, 0, 0, 0, 0, 0].repeat(5)),
+        |frame| optioned(frame, &[148, 4, 0, 0]),
+    ];
+    const V6: [Headers; 3] = [
+        |frame| extended(frame, &[(60, &[1, 4, 0, 0, 0, 0])]),
+        |frame| extended(frame, &[(0, &[1, 4, 0, 0, 0, 0]), (60, &[0; 14])]),
+        |frame| atomic(frame, 77),
+    ];
+    network::run("odd-errors-here", |network| {
+        let mut world = World::new(network, &on_director(network, 4, method::MASQUERADE));
+        for family in [4, 6] {
+            for (kind, bytes) in [(Kind::Tcp(SYN), 8), (Kind::Tcp(SYN), 20), (Kind::Udp, 20)] {
+                world.reset(&on_director(network, family, method::MASQUERADE));
+                let opening = request(network, family, kind);
+                let opened = world.step_tc(&Input::new(&opening.bytes(), network.inside.index));
+                assert_eq!(opened.verdict, Verdict::Pass(Reason::Local));
+                world.leave_to_tc();
+                let virtual_end = opening.target;
+                let own_end = SocketAddr::from((vip(family, 101), REAL_PORT));
+                let all = if family == 4 { V4 } else { V6 };
+                for (number, headers) in all.into_iter().enumerate() {
+                    let about = |target| {
+                        let frame = headers(&said(opening.source, target, kind).bytes());
+                        let end = frame.len() - said(opening.source, target, kind).payload.len();
+                        let header = if let Kind::Tcp(_) = kind { 20 } else { 8 };
+                        frame[14..(end - header + bytes).min(frame.len())].to_vec()
+                    };
+                    for (error, rest) in errors(family) {
+                        let of = |own: SocketAddr, quoted: Vec<u8>| {
+                            let (from, to) = (network.inside.mac, GATEWAY_MAC);
+                            let [source, target] = [own.ip(), opening.source.ip()];
+                            let ttl = 64;
+                            let payload = quoted;
+                            let message = Message {
+                                from,
+                                to,
+                                source,
+                                target,
+                                ttl,
+                                kind: error,
+                                rest,
+                                payload,
+                            };
+                            // A route that is recorded stands before the message too.
+                            match number {
+                                1 if family == 4 => headers(&message.bytes()),
+                                _ => message.bytes(),
+                            }
+                        };
+                        let outcome = world.step_out(&of(own_end, about(own_end)));
+                        assert_eq!(
+                            outcome.verdict,
+                            Verdict::Pass(Reason::Local),
+                            "{family} {number}"
+                        );
+                        assert_eq!(outcome.bytes, of(virtual_end, about(virtual_end)));
+                        let counted = |line: &&String| line.contains(" packets out = ");
+                        assert_eq!(outcome.changes.iter().filter(counted).count(), 1);
+                        let other = SocketAddr::from((own_end.ip(), REAL_PORT + 1));
+                        let cut = {
+                            let mut quoted = about(own_end);
+                            let behind = if let Kind::Tcp(_) = kind { bytes } else { 20 };
+                            quoted.truncate(quoted.len() - behind + 7);
+                            quoted
+                        };
+                        for astray in [of(own_end, about(other)), of(own_end, cut)] {
+                            let outcome = world.step_out(&astray);
+                            assert_eq!((outcome.bytes, outcome.changes), (astray, Vec::new()));
+                        }
+                    }
                 }
             }
         }
