@@ -185,8 +185,8 @@ fn port<T: Tables>(context: &Context<'_, T>, slot: &WideSlot) -> u16 {
     ports_of(context.tables.read(&slot.key)).2
 }
 
-/// Where the transport header stands (16 bits; 0 if there is none), and whether the packet is part of a
-/// datagram.
+/// Where the transport header stands (16 bits; 0 if there is none), whether the packet is part of a datagram, and
+/// where the IP header stands that an ICMP error quotes (upper 32 bits), if its headers are unusual.
 #[derive(Clone, Copy)]
 pub struct Place(pub(crate) u64);
 

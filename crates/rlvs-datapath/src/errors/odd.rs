@@ -121,7 +121,8 @@ pub(crate) fn translate<A: Quote, F: Frame>(
         End::Source => DESTINATION_PORT,
         End::Target => SOURCE_PORT,
     };
-    put_at(frame.at::<LEAST>(transport)?, port_at, by.port);
+    // Added before the offset is checked: Linux 6.1 forgets the check at an addition behind it.
+    *frame.at::<2>(transport + port_at)? = by.port;
     let is_there = packet.length as usize + IP >= transport + TCP;
     let quoted = if is_there && packet.protocol == tcp::PROTOCOL {
         follow_tcp(frame.at::<TCP>(transport)?, 0, by.deltas)
