@@ -44,10 +44,7 @@ pub fn wire_of_client(stage: &Stage) -> UdpSocket {
 }
 
 /// Sends a frame, when there is room for it.
-///
-/// # Panics
-/// It cannot be sent at all.
-pub fn send(socket: &UdpSocket, frame: &[u8]) {
+fn send(socket: &UdpSocket, frame: &[u8]) {
     while let Err(error) = socket.send(frame) {
         let is_full =
             error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS);
@@ -134,15 +131,15 @@ impl Flood {
     }
 }
 
-/// Sends frames again and again until `stop`, and returns how many.
-pub fn spray(socket: &UdpSocket, frames: &[Vec<u8>], stop: &AtomicBool) -> u64 {
-    let mut sent = 0;
+/// Sends frames again and again until `stop`.
+///
+/// # Panics
+/// They cannot be sent.
+pub fn spray(socket: &UdpSocket, frames: &[Vec<u8>], stop: &AtomicBool) {
     for frame in frames.iter().cycle() {
         if stop.load(Ordering::Relaxed) {
             break;
         }
         send(socket, frame);
-        sent += 1;
     }
-    sent
 }

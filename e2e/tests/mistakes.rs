@@ -123,25 +123,33 @@ fn who_does_not_read_all_of_it_hears_no_complaint() {
 }
 
 #[test]
-fn a_capture_names_the_file_that_has_no_room() {
+fn a_capture_names_the_file_that_has_no_room_and_ends_when_nobody_reads_it() {
     let stage = Stage::attached(Wiring::Plain, PROGRAM);
     for namespace in stage.lab.real_servers() {
         tcp_server(namespace, PORT, None);
     }
     let service = stage.serve("-t", (VIPS[1].v4, PORT).into(), Method::Nat, PORT);
-    let mut command = Command::new(PROGRAM);
-    command.args(["capture", "-w", "/dev/full", "--seconds", "60"]).stdin(Stdio::null());
-    command.stderr(Stdio::piped());
-    inside(stage.lab.director(), &mut command);
-    let mut capture = command.spawn().unwrap();
     let visit = || drop(stage.as_client(|| connect(service)).unwrap());
-    wait_for("its end", || {
-        visit();
-        capture.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())
-    });
-    let said: Said = capture.wait_with_output().unwrap().into();
+    let capture = |file: &str| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(PROGRAM);
+        command.args(["capture", "-w", file, "--seconds", "60"]).stdin(Stdio::null());
+        command.stdout(writer).stderr(Stdio::piped());
+        inside(stage.lab.director(), &mut command);
+        let mut capture = command.spawn().unwrap();
+        wait_for("its end", || {
+            visit();
+            capture.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())
+        });
+        Said::from(capture.wait_with_output().unwrap())
+    };
+    let said = capture("/dev/full");
     assert_eq!(said.status, Some(1), "{said:?}");
     assert!(said.errors.contains("rlvs: writing /dev/full: No space left"), "{said:?}");
+    let said = capture("-");
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert!(!said.errors.contains("pipe"), "{said:?}");
     // It has let go of the interfaces.
     visit();
     stage.rlvs(&["upgrade"]).ok();
@@ -151,7 +159,7 @@ fn a_capture_names_the_file_that_has_no_room() {
 fn a_pin_that_is_gone_is_named_and_detaching_helps() {
     let stage = Stage::attached(Wiring::Plain, PROGRAM);
     stage.ipvsadm(&format!("-A -t {VIP}:80")).ok();
-    for pin in ["services", "settings", "stages_tc"] {
+    for pin in ["settings", "stages_tc"] {
         let remove = || fs::remove_file(pins::open().unwrap().unwrap().path(pin)).unwrap();
         stage.lab.director().run(remove).unwrap();
         let says =

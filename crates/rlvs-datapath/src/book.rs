@@ -151,11 +151,10 @@ impl Head {
         [self.first, parts, self.below as u64 | (self.above as u64) << 32, 0]
     }
 
-    /// Returns where in a part of this width a word lies, as far as 32 bits tell.
+    /// Returns the upper 32 bits of where in a part a word lies.
     #[inline(always)]
     const fn cut(&self, within: u64) -> u64 {
-        // More than 31 bits are shifted in two steps: BPF knows no saturating shift.
-        within >> (self.shift.saturating_sub(32) & 63) & 0xffff_ffff
+        within >> (self.shift.saturating_sub(32) & 63)
     }
 
     /// Returns a part in which these ranges lie, the first from its first word on; `None` if it has not the

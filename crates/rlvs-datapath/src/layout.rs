@@ -234,7 +234,7 @@ pub fn v6<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Result<Layout<V6>, 
     if version != 6 || !frame.holds(HEADERS_V6 + behind as usize) {
         return Err(Reason::Malformed);
     }
-    let read = Chain(read_extensions(frame, tables, HEADERS_V6 as u32, next));
+    let read = behind_extensions(frame, tables, HEADERS_V6 as u32, next);
     let transport = read.transport();
     let length = behind + ipv6::LENGTH as u32;
     let payload = (IP as u32 + length).wrapping_sub(transport);
@@ -290,8 +290,8 @@ impl Chain {
     }
 }
 
-/// Returns where the transport header of an IPv6 packet stands that an ICMP error quotes, given the offset
-/// behind its IPv6 header and what that names.
+/// Returns where the transport header of an IPv6 packet stands, given the offset behind its IPv6 header and what
+/// that names.
 #[inline(always)]
 pub(crate) fn behind_extensions<F: Frame, T: Tables>(
     frame: &mut F,

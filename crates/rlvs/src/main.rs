@@ -136,15 +136,12 @@ fn main() -> ExitCode {
 
 /// Says why a command failed. Whoever does not read all of its output has got what was wanted.
 fn failed(error: &anyhow::Error) -> ExitCode {
-    let of_system = || error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
-    if of_system().is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe) {
-        return ExitCode::SUCCESS;
-    }
     // Whatever else is written to says what it is.
-    let is_output = error.chain().next().and_then(|first| first.downcast_ref::<io::Error>());
-    let what = match is_output.is_some_and(|cause| cause.kind() == io::ErrorKind::StorageFull) {
-        true => "writing to standard output: ",
-        false => "",
+    let of_output = error.chain().next().and_then(|first| first.downcast_ref::<io::Error>());
+    let what = match of_output.map(io::Error::kind) {
+        Some(io::ErrorKind::BrokenPipe) => return ExitCode::SUCCESS,
+        Some(io::ErrorKind::StorageFull) => "writing to standard output: ",
+        _ => "",
     };
     // Where nobody hears it the exit status tells.
     drop(writeln!(io::stderr(), "rlvs: {what}{error:#}"));

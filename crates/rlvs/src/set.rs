@@ -1,5 +1,6 @@
 //! `rlvs set`: settings of the data plane by the names of `net.ipv4.vs`.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,6 @@ use rlvs_linux::dataplane::parameters::{ALL, Parameter};
 use serde_json::{Value, json};
 
 use crate::json::{self, Json};
-use std::io::{self, Write};
 
 /// Arguments of `rlvs set`.
 #[derive(Args, Debug)]

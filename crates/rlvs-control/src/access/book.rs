@@ -183,11 +183,8 @@ const SHIFT_MOST: u32 = 62;
 fn table(ranges: &[Range], lines: &mut Vec<Line>) -> u32 {
     let end_of = |at: usize| ranges.get(at).map_or(way::END, |range| range.1);
     let bounds = ranges.get(1..).unwrap_or_default();
-    let (first, last) = match bounds {
-        [] => (0, 0),
-        [first, .., last] => (first.0, last.0),
-        [only] => (only.0, only.0),
-    };
+    let [first, last] =
+        [bounds.first(), bounds.last()].map(|bound| bound.map_or(0, |range| range.0));
     let most = (bounds.len() as u64 / RANGES_A_PART).max(PARTS_LEAST);
     let span = last - first;
     let shift = (0..SHIFT_MOST).find(|shift| span >> shift < most).unwrap_or(SHIFT_MOST);

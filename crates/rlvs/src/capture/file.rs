@@ -22,18 +22,22 @@ const OUTBOUND: u32 = 2;
 /// `if_tsresol`: nanoseconds.
 const NANOSECONDS: u8 = 9;
 
-/// Returns what was wrong with a file in the system's words.
-fn cause(error: PcapError) -> io::Error {
-    match error {
+/// Says in the system's words what was wrong with a file of this name, if it is one.
+fn told<T>(name: Option<&str>, written: Result<T, PcapError>) -> Result<T> {
+    let written = written.map_err(|error| match error {
         PcapError::IoError(cause) => cause,
         other => io::Error::other(other),
+    });
+    match name {
+        Some(name) => written.with_context(|| format!("writing {name}")),
+        None => Ok(written?),
     }
 }
 
 /// A file that packets are written to.
 pub(super) struct CaptureFile {
-    /// Its name in messages.
-    name: String,
+    /// Its name in messages; `None` for standard output.
+    name: Option<String>,
     writer: PcapNgWriter<Box<dyn Write>>,
     names: Names,
     /// Number in the file of an interface of this host.
@@ -43,24 +47,23 @@ pub(super) struct CaptureFile {
 impl CaptureFile {
     /// Begins one, with all interfaces of the host.
     pub(super) fn begin(
-        name: String,
+        name: Option<String>,
         out: Box<dyn Write>,
         names: Names,
         snaplen: u32,
     ) -> Result<Self> {
-        let writing = || format!("writing {name}");
-        let mut writer = PcapNgWriter::new(out).map_err(cause).with_context(writing)?;
+        let mut writer = told(name.as_deref(), PcapNgWriter::new(out))?;
         let mut numbers = BTreeMap::new();
-        for (number, (index, name)) in (0..).zip(names.all()) {
+        for (number, (index, link)) in (0..).zip(names.all()) {
             let interface = InterfaceDescriptionBlock {
                 linktype: DataLink::ETHERNET,
                 snaplen,
                 options: vec![
-                    InterfaceDescriptionOption::IfName(Cow::Borrowed(name)),
+                    InterfaceDescriptionOption::IfName(Cow::Borrowed(link)),
                     InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
                 ],
             };
-            writer.write_pcapng_block(interface).map_err(cause).with_context(writing)?;
+            told(name.as_deref(), writer.write_pcapng_block(interface))?;
             numbers.insert(index, number);
         }
         Ok(Self { name, writer, names, numbers })
@@ -97,12 +100,11 @@ impl CaptureFile {
                 EnhancedPacketOption::Comment(Cow::Owned(comment)),
             ],
         };
-        let written = self.writer.write_pcapng_block(block).map_err(cause);
-        written.map(drop).with_context(|| format!("writing {}", self.name))
+        told(self.name.as_deref(), self.writer.write_pcapng_block(block)).map(drop)
     }
 
     /// Ends the file.
     pub(super) fn end(self) -> Result<()> {
-        self.writer.into_inner().flush().with_context(|| format!("writing {}", self.name))
+        told(self.name.as_deref(), self.writer.into_inner().flush().map_err(PcapError::IoError))
     }
 }

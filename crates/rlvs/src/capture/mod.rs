@@ -248,7 +248,8 @@ fn sink(arguments: &Arguments, links: Vec<Link>) -> Result<Sink> {
     let Some(path) = &arguments.write else {
         return Ok(if arguments.json { Sink::Json(names) } else { Sink::Lines(names) });
     };
-    let out: Box<dyn Write> = if path.as_os_str() == "-" {
+    let is_output = path.as_os_str() == "-";
+    let out: Box<dyn Write> = if is_output {
         if io::stdout().is_terminal() {
             bail!("packets are no text for a terminal: name a file, or a program behind |");
         }
@@ -256,7 +257,8 @@ fn sink(arguments: &Arguments, links: Vec<Link>) -> Result<Sink> {
     } else {
         Box::new(File::create(path).with_context(|| format!("writing {}", path.display()))?)
     };
-    let (name, out) = (path.display().to_string(), Box::new(BufWriter::new(out)));
+    let name = (!is_output).then(|| path.display().to_string());
+    let out = Box::new(BufWriter::new(out));
     Ok(Sink::File(CaptureFile::begin(name, out, names, arguments.snaplen)?))
 }
 

@@ -67,11 +67,7 @@ struct Outcome {
 /// # Errors
 /// The lab cannot be built; what fails in a standing lab is reported and makes the status 1.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let mut screen = std::io::stdout();
-    match run_on(arguments, &mut screen) {
-        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
-        result => result,
-    }
+    run_on(arguments, &mut std::io::stdout())
 }
 
 fn run_on(arguments: &Arguments, screen: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -211,10 +207,4 @@ fn summarize(screen: &mut dyn Write, outcomes: &[Outcome]) -> anyhow::Result<Exi
     let wrong = outcomes.iter().filter(|outcome| outcome.problems > 0).count();
     writeln!(screen, "{} checked, {wrong} wrong", outcomes.len())?;
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
